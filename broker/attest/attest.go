@@ -1,0 +1,118 @@
+// Package attest holds what guest and broker must agree on: evidence, the
+// binding of evidence to a key and a request, and the claims that appraisal
+// yields (terms of RFC 9334). It verifies nothing itself, and imports only the
+// standard library so that the guest stays small.
+package attest
+
+import (
+	"context"
+	"time"
+)
+
+// Type names a kind of evidence, as in DESIGN §4 ("sev-snp", "tdx", …).
+type Type string
+
+// The evidence types that this build knows.
+const (
+	TypeSNP Type = "sev-snp"
+	TypeTDX Type = "tdx"
+)
+
+// Limits on what a guest may send. They are checked before anything is parsed.
+const (
+	MaxReportSize       = 64 << 10
+	MaxEndorsementsSize = 64 << 10
+	MaxEventLogSize     = 512 << 10
+)
+
+// Evidence is one signed statement by hardware, as received: nothing in it is trusted.
+type Evidence struct {
+	Type Type
+	// Report is the signed part in the vendor's own encoding: an SNP
+	// ATTESTATION_REPORT (1184 bytes), a TDX quote.
+	Report []byte
+	// Endorsements is what the platform handed over beside the report, or
+	// empty: for SNP the GUID certificate table (configfs-tsm "auxblob").
+	Endorsements []byte
+	// EventLog is the log whose replay explains the measurement registers, or
+	// empty: for TDX the CCEL data.
+	EventLog []byte
+}
+
+// Verifier appraises one type of evidence. Verify is a pure function of its
+// arguments apart from memoised intermediate results; it is safe for
+// concurrent use and never panics, whatever the bytes.
+//
+// On success every claim has been verified up to the vendor's root. On failure
+// the error is an *Error; the claims then hold only Type and Checks, for display.
+type Verifier interface {
+	Type() Type
+	Verify(ctx context.Context, ev Evidence, b Binding, c Collateral, now time.Time) (Claims, error)
+}
+
+// TCB statuses, normalised. The vendor's own word stands in the vendor section.
+const (
+	TCBUpToDate               = "UpToDate"
+	TCBSWHardeningNeeded      = "SWHardeningNeeded"
+	TCBConfigurationNeeded    = "ConfigurationNeeded"
+	TCBConfigAndSWHardening   = "ConfigurationAndSWHardeningNeeded"
+	TCBOutOfDate              = "OutOfDate"
+	TCBOutOfDateConfiguration = "OutOfDateConfigurationNeeded"
+	TCBRevoked                = "Revoked"
+	TCBUnknown                = "Unknown" // the vendor publishes no status (SNP): compare the version with a reference value
+)
+
+// TCB is the state of the platform's trusted computing base.
+type TCB struct {
+	Status     string     `json:"status"`
+	Advisories []string   `json:"advisories"`
+	Date       *time.Time `json:"date,omitempty"`
+}
+
+// Claims is the normalised document that a policy sees as input.attestation.
+// Digests are lower-case hex. Integers that can pass 2^53 are decimal strings.
+type Claims struct {
+	Type          Type   `json:"type"`
+	HardwareModel string `json:"hardware_model"` // for example "Milan", "Genoa", "TDX"
+	// Bound says that report_data was compared with the transcript of this
+	// very request. Claims of unbound evidence (appraised from a file) never release anything.
+	Bound         bool `json:"bound"`
+	Debuggable    bool `json:"debuggable"`
+	BoundToCPUTEE bool `json:"bound_to_cpu_tee"`
+	// Simulated is true if the chain ends at a test root.
+	Simulated bool `json:"simulated"`
+	// ChipID identifies the hardware: CHIP_ID for SNP, PIID or PPID for TDX; empty where hidden.
+	ChipID string `json:"chip_id"`
+	TCB    TCB    `json:"tcb"`
+	// Measurements by the vendor's name in lower case: "measurement" for SNP,
+	// "mrtd", "rtmr0"… for TDX.
+	Measurements map[string]string `json:"measurements"`
+	// HostData is SNP HOST_DATA or TDX MRCONFIGID.
+	HostData   string          `json:"host_data"`
+	ReportData string          `json:"report_data"`
+	Collateral CollateralState `json:"collateral"`
+
+	// SNP and TDX hold the claims under the vendor's names; nil where absent.
+	SNP any `json:"sev_snp,omitempty"`
+	TDX any `json:"tdx,omitempty"`
+
+	// Checks lists what was checked, in order. Not part of the policy input.
+	Checks []Check `json:"-"`
+}
+
+// Check is one step of an appraisal.
+type Check struct {
+	Name    string  `json:"name"` // stable, for example "snp.chip_id"
+	Outcome Outcome `json:"outcome"`
+	Detail  string  `json:"detail,omitempty"`
+}
+
+// Outcome of a check.
+type Outcome string
+
+// Outcomes. Skipped is for what does not apply, and says why in Detail.
+const (
+	Passed  Outcome = "passed"
+	Failed  Outcome = "failed"
+	Skipped Outcome = "skipped"
+)

@@ -1,0 +1,138 @@
+package attest
+
+import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/subtle"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"slices"
+)
+
+// bindingLabel starts every transcript, so that a digest made for another
+// purpose can never serve as one of ours.
+const bindingLabel = "claviger/v1/binding"
+
+const requestLabel = "claviger/v1/request"
+
+// Transcript is what a release request says, apart from the evidence. Its
+// digest goes into the hardware-signed report_data (DESIGN §2), which ties the
+// evidence to this nonce, broker, key and list of resources.
+type Transcript struct {
+	Nonce         []byte
+	BrokerID      [32]byte // SHA-256 of the broker identity's public key (SubjectPublicKeyInfo, DER)
+	KeyAlgorithm  string
+	PublicKey     []byte // encoding as KeyAlgorithm says, see package seal
+	OfferedSuites []string
+	Resources     []string
+}
+
+// Digest64 is the SHA-512 digest, for 64-byte report_data (SNP, TDX, SGX, CCA).
+func (t Transcript) Digest64() [64]byte {
+	var d [64]byte
+	copy(d[:], t.sum(sha512.New()))
+	return d
+}
+
+// Digest48 is the SHA-384 digest.
+func (t Transcript) Digest48() [48]byte {
+	var d [48]byte
+	copy(d[:], t.sum(sha512.New384()))
+	return d
+}
+
+// Digest32 is the SHA-256 digest, for 32-byte fields (TPM qualifying data, PSA, NVIDIA).
+func (t Transcript) Digest32() [32]byte {
+	var d [32]byte
+	copy(d[:], t.sum(sha256.New()))
+	return d
+}
+
+func (t Transcript) sum(h hash.Hash) []byte {
+	rd := RequestDigest(t.Resources)
+	h.Write([]byte(bindingLabel))
+	writeLP(h, t.Nonce)
+	writeLP(h, t.BrokerID[:])
+	writeLP(h, []byte(t.KeyAlgorithm))
+	writeLP(h, t.PublicKey)
+	writeLP(h, encodeList(t.OfferedSuites))
+	writeLP(h, rd[:])
+	return h.Sum(nil)
+}
+
+// RequestDigest is the SHA-256 over the resources asked for, in order.
+func RequestDigest(resources []string) [32]byte {
+	h := sha256.New()
+	h.Write([]byte(requestLabel))
+	writeLP(h, encodeList(resources))
+	return [32]byte(h.Sum(nil))
+}
+
+// encodeList is the concatenation of the length-prefixed items.
+func encodeList(items []string) []byte {
+	var b []byte
+	for _, s := range items {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+		b = append(b, s...)
+	}
+	return b
+}
+
+func writeLP(h hash.Hash, x []byte) {
+	var n [4]byte
+	binary.BigEndian.PutUint32(n[:], uint32(len(x)))
+	h.Write(n[:])
+	h.Write(x)
+}
+
+// Binding is what a verifier compares report_data with. The zero value matches
+// nothing: appraisal without a binding has to be asked for by name.
+type Binding struct {
+	transcript *Transcript
+	exact      []byte
+	unbound    bool
+}
+
+// BindTo binds to a transcript; the verifier takes the digest of its field's size.
+func BindTo(t Transcript) Binding { return Binding{transcript: &t} }
+
+// BindExact binds to given bytes, for evidence that another protocol made. The
+// whole field must equal them.
+func BindExact(reportData []byte) Binding { return Binding{exact: slices.Clone(reportData)} }
+
+// Unbound accepts any report_data; the claims then say bound = false, and no
+// broker releases anything on them.
+func Unbound() Binding { return Binding{unbound: true} }
+
+// Check compares field with the binding in constant time. It reports whether
+// the evidence is bound; the error names what went wrong.
+func (b Binding) Check(field []byte) (bound bool, err error) {
+	var want []byte
+	switch {
+	case b.unbound:
+		return false, nil
+	case b.transcript != nil:
+		switch len(field) {
+		case 64:
+			d := b.transcript.Digest64()
+			want = d[:]
+		case 48:
+			d := b.transcript.Digest48()
+			want = d[:]
+		case 32:
+			d := b.transcript.Digest32()
+			want = d[:]
+		default:
+			return false, fmt.Errorf("no binding digest of %d bytes", len(field))
+		}
+	case b.exact != nil:
+		want = b.exact
+	default:
+		return false, fmt.Errorf("no binding given")
+	}
+	if subtle.ConstantTimeCompare(field, want) != 1 {
+		return false, fmt.Errorf("report data is not the digest of this request")
+	}
+	return true, nil
+}

@@ -1,0 +1,98 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"github.com/claviger/claviger/broker/attest"
+)
+
+// Policy decides. Decide returns an error only if no decision could be made
+// (time-out, evaluation error, no such policy); callers treat that as deny.
+// It is safe for concurrent use and never touches the network.
+type Policy interface {
+	Decide(ctx context.Context, in PolicyInput) (Decision, error)
+}
+
+// PolicyInput is the document a policy sees as input (DESIGN §5).
+type PolicyInput struct {
+	Attestation attest.Claims  `json:"attestation"`
+	Resource    PolicyResource `json:"resource"`
+	Request     PolicyRequest  `json:"request"`
+	Time        time.Time      `json:"time"` // RFC 3339, UTC
+}
+
+// PolicyResource says what is asked for, as the catalog has it.
+type PolicyResource struct {
+	Path string `json:"path"` // as requested, for example "disks/vm-17"
+	// Policy is the last element of the policy's package: "disks" means package claviger.release.disks.
+	Policy string `json:"policy"`
+	// Params are the values of the catalog pattern's variables: {"vm": "vm-17"} for "disks/{vm}".
+	Params map[string]string `json:"params"`
+	Labels map[string]string `json:"labels"` // from the catalog entry
+}
+
+// PolicyRequest says how it is asked for.
+type PolicyRequest struct {
+	Resources    []string `json:"resources"` // all of this request
+	KeyAlgorithm string   `json:"key_algorithm"`
+	PostQuantum  bool     `json:"post_quantum"`
+}
+
+// Decision is a policy's answer. The zero value denies.
+type Decision struct {
+	Allow        bool             `json:"allow"`
+	Reasons      []DecisionReason `json:"reasons,omitempty"` // why not; for operators only
+	Package      string           `json:"package"`           // "claviger.release.disks"
+	PolicyDigest string           `json:"policy_digest"`     // "sha256:<hex>" of the bundle in force
+	Obligations  Obligations      `json:"obligations"`
+}
+
+// DecisionReason explains a denial to an operator.
+type DecisionReason struct {
+	Rule    string `json:"rule"`              // a stable word, for example "measurement_unknown"
+	Message string `json:"message"`           // a sentence
+	Claim   string `json:"claim,omitempty"`   // path in input, for example "attestation.measurements.measurement"
+	Got     string `json:"got,omitempty"`     // the claim's value
+	Nearest string `json:"nearest,omitempty"` // the closest reference value, and its set and state
+}
+
+// Obligations are conditions on a release.
+type Obligations struct {
+	TTL        time.Duration `json:"ttl"`         // how long the guest may use the secret; 0: the catalog's default
+	MaxHolders int           `json:"max_holders"` // 0: no limit
+	RequirePQ  bool          `json:"require_pq"`  // the hybrid post-quantum wrap is required
+	Approvals  int           `json:"approvals"`   // operators who must agree; more than is supported denies
+}
+
+// ReferenceState is the stage of a reference-value set's life.
+type ReferenceState string
+
+// States. A policy usually accepts canary, active and retiring.
+const (
+	ReferenceCanary   ReferenceState = "canary"
+	ReferenceActive   ReferenceState = "active"
+	ReferenceRetiring ReferenceState = "retiring"
+	ReferenceRetired  ReferenceState = "retired"
+)
+
+// ReferenceSet is a named set of reference values (RFC 9334). Policies see it
+// as data.reference[name].
+type ReferenceSet struct {
+	Name      string         `json:"name"` // [a-z0-9][a-z0-9._-]*
+	Type      attest.Type    `json:"type"`
+	State     ReferenceState `json:"state"`
+	NotBefore time.Time      `json:"not_before,omitzero"`
+	NotAfter  time.Time      `json:"not_after,omitzero"`
+	// Values are the accepted values per claim name: {"measurement": ["ab…"], "host_data": ["…"]}.
+	Values     map[string][]string `json:"values"`
+	Provenance Provenance          `json:"provenance"`
+}
+
+// Provenance says where a set came from.
+type Provenance struct {
+	Source  string    `json:"source"` // what produced it: a build, a file
+	AddedBy string    `json:"added_by"`
+	AddedAt time.Time `json:"added_at"`
+	Comment string    `json:"comment,omitempty"`
+}

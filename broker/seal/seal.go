@@ -1,0 +1,279 @@
+package seal
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/hpke"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lestrrat-go/jwx/v3/jwa"
+	"github.com/lestrrat-go/jwx/v3/jwe"
+	"github.com/lestrrat-go/jwx/v3/jws"
+)
+
+// JWS types (the "typ" header), so that one kind of signed statement can never stand in for another.
+const (
+	typeSecret  = "claviger-secret+jwt"
+	TypeReceipt = "claviger-receipt+jwt"
+)
+
+// MaxJWE bounds what a guest reads: a 64 KiB secret, twice in base64, with headers.
+const MaxJWE = 192 << 10
+
+// recipientInfo is the Recipient_structure of draft-ietf-jose-hpke-encrypt-20 §6.1 for A256GCM, the HPKE info.
+const recipientInfo = "JOSE-HPKE rcpt\xffA256GCM\xff"
+
+// Identity is the broker's signing key. Guests pin its public half.
+type Identity struct {
+	key ed25519.PrivateKey
+	der []byte
+	id  [32]byte
+}
+
+// NewIdentity makes a fresh identity.
+func NewIdentity() (*Identity, error) {
+	_, k, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("generate identity: %w", err)
+	}
+	return IdentityFromSeed(k.Seed())
+}
+
+// IdentityFromSeed restores an identity from its 32-byte seed (RFC 8032).
+func IdentityFromSeed(seed []byte) (*Identity, error) {
+	if len(seed) != ed25519.SeedSize {
+		return nil, fmt.Errorf("identity seed has %d bytes, want %d", len(seed), ed25519.SeedSize)
+	}
+	k := ed25519.NewKeyFromSeed(seed)
+	der, err := x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		return nil, fmt.Errorf("encode identity: %w", err)
+	}
+	return &Identity{key: k, der: der, id: sha256.Sum256(der)}, nil
+}
+
+// Seed is the secret half, to be sealed at rest.
+func (i *Identity) Seed() []byte { return i.key.Seed() }
+
+// PublicKey is the public half (SubjectPublicKeyInfo, DER).
+func (i *Identity) PublicKey() []byte { return bytes.Clone(i.der) }
+
+// ID is SHA-256(PublicKey).
+func (i *Identity) ID() [32]byte { return i.id }
+
+// Sign returns a compact JWS over payload with the given typ header.
+func (i *Identity) Sign(typ string, payload []byte) (string, error) {
+	h := jws.NewHeaders()
+	if err := errors.Join(h.Set(jws.TypeKey, typ), h.Set(jws.KeyIDKey, encode(i.id[:]))); err != nil {
+		return "", fmt.Errorf("set headers: %w", err)
+	}
+	out, err := jws.Sign(payload, jws.WithKey(jwa.EdDSA(), i.key, jws.WithProtectedHeaders(h)))
+	if err != nil {
+		return "", fmt.Errorf("sign: %w", err)
+	}
+	return string(out), nil
+}
+
+// Verify checks a compact JWS against a pinned identity (SubjectPublicKeyInfo,
+// DER) and returns its payload.
+func Verify(identity []byte, typ, token string) ([]byte, error) {
+	pub, err := x509.ParsePKIXPublicKey(identity)
+	if err != nil {
+		return nil, fmt.Errorf("parse broker identity: %w", err)
+	}
+	key, ok := pub.(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("broker identity is not an Ed25519 key")
+	}
+	payload, err := jws.Verify([]byte(token), jws.WithKey(jwa.EdDSA(), key))
+	if err != nil {
+		return nil, fmt.Errorf("verify broker signature: %w", err)
+	}
+	msg, err := jws.Parse([]byte(token))
+	if err != nil || len(msg.Signatures()) != 1 {
+		return nil, errors.New("not a single signature")
+	}
+	if got, _ := msg.Signatures()[0].ProtectedHeaders().Type(); got != typ {
+		return nil, fmt.Errorf("signed statement is a %q, want %q", got, typ)
+	}
+	return payload, nil
+}
+
+// Statement is what the broker signs about one secret. JSON names are the
+// claims of the inner JWT.
+type Statement struct {
+	Issuer     string `json:"iss"` // broker id, base64url
+	Resource   string `json:"sub"`
+	Decision   string `json:"jti"`
+	IssuedAt   int64  `json:"iat"`
+	Expires    int64  `json:"exp"`
+	Nonce      string `json:"nonce"` // base64url
+	Version    string `json:"version"`
+	Lease      string `json:"lease,omitempty"`
+	Policy     string `json:"policy"`    // digest of the bundle
+	Thumbprint string `json:"recipient"` // base64url
+	Secret     []byte `json:"-"`
+}
+
+// wire is Statement with its secret, base64url.
+type wire struct {
+	Statement
+	Secret secretText `json:"secret"`
+}
+
+// secretText marshals straight to base64url without an intermediate string that could not be wiped.
+type secretText []byte
+
+func (s secretText) MarshalText() ([]byte, error) {
+	return base64.RawURLEncoding.AppendEncode(nil, s), nil
+}
+
+func (s *secretText) UnmarshalText(b []byte) error {
+	out, err := base64.RawURLEncoding.Strict().AppendDecode(nil, b)
+	*s = out
+	return err
+}
+
+// Seal signs st (with its secret) and encrypts the result to the recipient.
+// Issuer and Thumbprint are filled in. The working copies of the secret that
+// this package makes are wiped; st.Secret stays the caller's.
+func Seal(id *Identity, to *Recipient, st Statement) (string, error) {
+	alg, err := to.suite.algorithm()
+	if err != nil {
+		return "", err
+	}
+	st.Issuer, st.Thumbprint = encode(id.id[:]), encode(to.thumbprint[:])
+	payload, err := json.Marshal(wire{st, st.Secret})
+	if err != nil {
+		return "", fmt.Errorf("encode statement: %w", err)
+	}
+	defer clear(payload)
+	signed, err := id.Sign(typeSecret, payload)
+	if err != nil {
+		return "", err
+	}
+	inner := []byte(signed)
+	defer clear(inner)
+
+	protected := jwe.NewHeaders()
+	if err := errors.Join(protected.Set(jwe.TypeKey, typeSecret), protected.Set(jwe.ContentTypeKey, "JWT")); err != nil {
+		return "", fmt.Errorf("set headers: %w", err)
+	}
+	key := to.key
+	if to.suite == Hybrid {
+		enc, sender, err := hpke.NewSender(to.key.(hpke.PublicKey), hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(recipientInfo))
+		if err != nil {
+			return "", fmt.Errorf("encapsulate: %w", err)
+		}
+		if err := protected.Set("ek", encode(enc)); err != nil {
+			return "", fmt.Errorf("set headers: %w", err)
+		}
+		key = hybridEncrypter{sender}
+	}
+	out, err := jwe.Encrypt(inner, jwe.WithKey(alg, key), jwe.WithContentEncryption(jwa.A256GCM()),
+		jwe.WithProtectedHeaders(protected), jwe.WithCompact())
+	if err != nil {
+		return "", fmt.Errorf("encrypt: %w", err)
+	}
+	return string(out), nil
+}
+
+type hybridEncrypter struct{ sender *hpke.Sender }
+
+func (e hybridEncrypter) Algorithm() jwa.KeyEncryptionAlgorithm { return hybridAlgorithm() }
+func (e hybridEncrypter) EncryptKey(cek []byte) ([]byte, error) { return e.sender.Seal(nil, cek) }
+
+type hybridDecrypter struct{ key hpke.PrivateKey }
+
+func (d hybridDecrypter) DecryptKey(_ jwa.KeyEncryptionAlgorithm, encrypted []byte, _ jwe.Recipient, m *jwe.Message) ([]byte, error) {
+	var ek string
+	if err := m.ProtectedHeaders().Get("ek", &ek); err != nil {
+		return nil, errors.New(`no "ek" in the protected header`)
+	}
+	enc, err := decode(ek)
+	if err != nil {
+		return nil, fmt.Errorf(`decode "ek": %w`, err)
+	}
+	r, err := hpke.NewRecipient(enc, d.key, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(recipientInfo))
+	if err != nil {
+		return nil, fmt.Errorf("decapsulate: %w", err)
+	}
+	return r.Open(nil, encrypted)
+}
+
+// Expect is what the guest asked with; Open accepts nothing else (guarantee G3).
+type Expect struct {
+	Identity []byte // pinned, SubjectPublicKeyInfo DER
+	Resource string
+	Nonce    []byte
+	Now      time.Time
+	// Skew is how far the clocks may be apart. A guest at boot that knows its clock is wrong sets a large one: the
+	// nonce already proves freshness.
+	Skew time.Duration
+}
+
+// Open decrypts and verifies a wrapped secret. The caller wipes Statement.Secret after use.
+func Open(k *PrivateKey, token string, want Expect) (Statement, error) {
+	if len(token) > MaxJWE {
+		return Statement{}, fmt.Errorf("wrapped secret has %d bytes, at most %d are accepted", len(token), MaxJWE)
+	}
+	alg, err := k.suite.algorithm()
+	if err != nil {
+		return Statement{}, err
+	}
+	key := k.key
+	if k.suite == Hybrid {
+		key = hybridDecrypter{k.key.(hpke.PrivateKey)}
+	}
+	inner, err := jwe.Decrypt([]byte(token), jwe.WithKey(alg, key))
+	if err != nil {
+		return Statement{}, fmt.Errorf("decrypt: %w", err)
+	}
+	defer clear(inner)
+	payload, err := Verify(want.Identity, typeSecret, string(inner))
+	if err != nil {
+		return Statement{}, err
+	}
+	defer clear(payload)
+	var w wire
+	if err := json.Unmarshal(payload, &w); err != nil {
+		return Statement{}, fmt.Errorf("decode statement: %w", err)
+	}
+	st := w.Statement
+	st.Secret = w.Secret
+	if err := check(st, k, want); err != nil {
+		clear(st.Secret)
+		return Statement{}, err
+	}
+	return st, nil
+}
+
+func check(st Statement, k *PrivateKey, want Expect) error {
+	id, thumb := sha256.Sum256(want.Identity), Thumbprint(k.suite, k.public)
+	switch {
+	case st.Issuer != encode(id[:]):
+		return errors.New("issuer is not the pinned broker")
+	case st.Resource != want.Resource:
+		return fmt.Errorf("secret is for %q, asked for %q", st.Resource, want.Resource)
+	case st.Nonce != encode(want.Nonce):
+		return errors.New("secret answers another challenge")
+	case st.Thumbprint != encode(thumb[:]):
+		return errors.New("secret was sealed to another key")
+	case want.Now.Add(want.Skew).Before(time.Unix(st.IssuedAt, 0)):
+		return fmt.Errorf("issued at %s, which is in the future: is this machine's clock wrong?", time.Unix(st.IssuedAt, 0).UTC().Format(time.RFC3339))
+	case !want.Now.Add(-want.Skew).Before(time.Unix(st.Expires, 0)):
+		return fmt.Errorf("expired at %s: is this machine's clock wrong?", time.Unix(st.Expires, 0).UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+
+func decode(s string) ([]byte, error) { return base64.RawURLEncoding.Strict().DecodeString(s) }
