@@ -1,0 +1,24 @@
+package broker
+
+import "errors"
+
+// What Release returns to the edge wraps exactly one of these. Everything else
+// about a failure is for operators: it is in the audit log and in Event.
+var (
+	// ErrInvalid: the request breaks the protocol. Text after it may be shown to the guest.
+	ErrInvalid = errors.New("invalid request")
+	// ErrChallenge: the nonce is not ours, has expired or was used. A new challenge may help.
+	ErrChallenge = errors.New("challenge not valid: request a new one")
+	// ErrDenied: evidence not believed, policy says no, or no such resource. The three are indistinguishable to a guest (G7).
+	ErrDenied = errors.New("denied")
+	// ErrUnavailable: our fault; the same request with a new challenge may succeed later.
+	ErrUnavailable = errors.New("temporarily unavailable")
+)
+
+// Errors of the interfaces below.
+var (
+	// ErrSpent is Store's: the nonce was redeemed before.
+	ErrSpent = errors.New("nonce already spent")
+	// ErrNoSecret is Source's: there is no such secret (and none may be created).
+	ErrNoSecret = errors.New("no such secret")
+)

@@ -1,0 +1,177 @@
+// Package local is the embedded secret store, for a machine that has no Vault:
+// versioned secrets, encrypted at rest, in the brokers' shared state.
+package local
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/state"
+)
+
+// MaxValue is the largest secret, in bytes.
+const MaxValue = 64 << 10
+
+const prefix = "secrets/"
+
+// KV is the part of state.KV that is needed.
+type KV interface {
+	Get(ctx context.Context, key string) (value []byte, revision int64, err error)
+	List(ctx context.Context, prefix string) ([]state.Pair, error)
+	PutIf(ctx context.Context, key string, value []byte, revision int64) (bool, error)
+	Delete(ctx context.Context, key string) (bool, error)
+}
+
+// Sealer encrypts at rest, bound to a place.
+type Sealer interface {
+	Seal(where string, plain []byte) []byte
+	Open(where string, box []byte) ([]byte, error)
+}
+
+// Store is a broker.Source.
+type Store struct {
+	kv   KV
+	seal Sealer
+	now  func() time.Time
+}
+
+// New makes a store.
+func New(kv KV, seal Sealer, now func() time.Time) *Store {
+	if now == nil {
+		now = time.Now
+	}
+	return &Store{kv: kv, seal: seal, now: now}
+}
+
+// record is what is sealed. Only the newest version is kept.
+type record struct {
+	Version uint64    `json:"version"`
+	Updated time.Time `json:"updated"`
+	Value   []byte    `json:"value"`
+}
+
+// Info describes a secret without its value.
+type Info struct {
+	Key     string
+	Version uint64
+	Updated time.Time
+}
+
+// Fetch implements broker.Source.
+func (s *Store) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, error) {
+	e, err := g.Redeem()
+	if err != nil {
+		return broker.Secret{}, err
+	}
+	for range 3 {
+		r, _, err := s.read(ctx, e.Key)
+		if err != nil {
+			return broker.Secret{}, err
+		}
+		if r.Version > 0 {
+			return broker.Secret{Value: r.Value, Version: strconv.FormatUint(r.Version, 10)}, nil
+		}
+		if e.CreateBytes == 0 {
+			return broker.Secret{}, fmt.Errorf("local %s: %w", e.Key, broker.ErrNoSecret)
+		}
+		value := make([]byte, e.CreateBytes)
+		if _, err := rand.Read(value); err != nil {
+			return broker.Secret{}, fmt.Errorf("read random: %w", err)
+		}
+		// Check-and-set: of two machines at their first boot one writes, and both get what it wrote.
+		won, err := s.write(ctx, e.Key, record{Version: 1, Updated: s.now().UTC(), Value: value}, 0)
+		if err != nil {
+			return broker.Secret{}, err
+		}
+		if won {
+			return broker.Secret{Value: value, Version: "1"}, nil
+		}
+	}
+	return broker.Secret{}, fmt.Errorf("local %s: %w", e.Key, state.ErrConflict)
+}
+
+// Put writes a new version. expected, if not nil, is the version that must be current (0: none).
+func (s *Store) Put(ctx context.Context, key string, value []byte, expected *uint64) (uint64, error) {
+	if len(value) == 0 || len(value) > MaxValue {
+		return 0, fmt.Errorf("value has %d bytes, want 1 to %d", len(value), MaxValue)
+	}
+	for range 3 {
+		r, rev, err := s.read(ctx, key)
+		if err != nil {
+			return 0, err
+		}
+		clear(r.Value)
+		if expected != nil && r.Version != *expected {
+			return 0, fmt.Errorf("%s is at version %d, expected %d: %w", key, r.Version, *expected, state.ErrConflict)
+		}
+		won, err := s.write(ctx, key, record{Version: r.Version + 1, Updated: s.now().UTC(), Value: value}, rev)
+		if err != nil {
+			return 0, err
+		}
+		if won {
+			return r.Version + 1, nil
+		}
+	}
+	return 0, fmt.Errorf("write %s: %w", key, state.ErrConflict)
+}
+
+// List describes all secrets whose key starts with p.
+func (s *Store) List(ctx context.Context, p string) ([]Info, error) {
+	pairs, err := s.kv.List(ctx, prefix+p)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]Info, 0, len(pairs))
+	for _, pair := range pairs {
+		r, err := s.open(pair.Key, pair.Value)
+		if err != nil {
+			return nil, err
+		}
+		clear(r.Value)
+		infos = append(infos, Info{Key: strings.TrimPrefix(pair.Key, prefix), Version: r.Version, Updated: r.Updated})
+	}
+	return infos, nil
+}
+
+// Delete removes a secret; a later Put starts at version 1. It says whether there was one.
+func (s *Store) Delete(ctx context.Context, key string) (bool, error) {
+	return s.kv.Delete(ctx, prefix+key)
+}
+
+func (s *Store) read(ctx context.Context, key string) (record, int64, error) {
+	box, rev, err := s.kv.Get(ctx, prefix+key)
+	if err != nil || rev == 0 {
+		return record{}, 0, err
+	}
+	r, err := s.open(prefix+key, box)
+	return r, rev, err
+}
+
+func (s *Store) open(where string, box []byte) (record, error) {
+	plain, err := s.seal.Open(where, box)
+	if err != nil {
+		return record{}, err
+	}
+	defer clear(plain)
+	var r record
+	if err := json.Unmarshal(plain, &r); err != nil {
+		return record{}, errors.New("decode sealed secret: not a record")
+	}
+	return r, nil
+}
+
+func (s *Store) write(ctx context.Context, key string, r record, rev int64) (bool, error) {
+	plain, err := json.Marshal(r)
+	if err != nil {
+		return false, errors.New("encode secret")
+	}
+	defer clear(plain)
+	return s.kv.PutIf(ctx, prefix+key, s.seal.Seal(prefix+key, plain), rev)
+}
