@@ -40,6 +40,9 @@ type Store struct {
 	client *clientv3.Client
 	server *embed.Etcd // nil with an external cluster
 
+	closing sync.Once
+	closed  error // guarded by closing
+
 	mu     sync.Mutex
 	leases map[int64]clientv3.LeaseID // by bucket
 }
@@ -106,16 +109,18 @@ func Dial(ctx context.Context, c Cluster) (*Store, error) {
 	return s, nil
 }
 
-// Close stops the client, and the member if it is embedded.
+// Close stops the client, and the member if it is embedded. It may be called again.
 func (s *Store) Close() error {
-	err := s.client.Close()
-	if s.server != nil {
-		s.server.Close()
-	}
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
+	s.closing.Do(func() {
+		s.closed = s.client.Close()
+		if s.server != nil {
+			s.server.Close()
+		}
+		if errors.Is(s.closed, context.Canceled) {
+			s.closed = nil
+		}
+	})
+	return s.closed
 }
 
 // Get implements state.KV.

@@ -197,7 +197,7 @@ func (d hybridDecrypter) DecryptKey(_ jwa.KeyEncryptionAlgorithm, encrypted []by
 	if err := m.ProtectedHeaders().Get("ek", &ek); err != nil {
 		return nil, errors.New(`no "ek" in the protected header`)
 	}
-	enc, err := decode(ek)
+	enc, err := Decode(ek)
 	if err != nil {
 		return nil, fmt.Errorf(`decode "ek": %w`, err)
 	}
@@ -276,4 +276,5 @@ func check(st Statement, k *PrivateKey, want Expect) error {
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-func decode(s string) ([]byte, error) { return base64.RawURLEncoding.Strict().DecodeString(s) }
+// Decode reads base64url without padding, strictly.
+func Decode(s string) ([]byte, error) { return base64.RawURLEncoding.Strict().DecodeString(s) }

@@ -1,0 +1,302 @@
+// Package agent is the guest's side: it makes an ephemeral key, has the
+// hardware bind it in evidence, asks the broker, and opens the reply. It is
+// small enough for an initramfs: no OPA, etcd, Vault or verifier is linked in.
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/seal"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// Device makes evidence over a transcript: the real hardware or, only where asked for by name, a simulated one.
+type Device interface {
+	Evidence(ctx context.Context, t attest.Transcript) (attest.Evidence, error)
+}
+
+// Config of a Client.
+type Config struct {
+	Address  string      // host:port
+	TLS      *tls.Config // roots to verify the server with; required
+	Identity []byte      // the broker's pinned identity (SubjectPublicKeyInfo, DER); required
+	Device   Device
+	Suite    seal.Suite    // empty: seal.Hybrid
+	Skew     time.Duration // how far this clock may be off; 0: 5 minutes
+	// Logf is told about retries; may be nil.
+	Logf func(format string, args ...any)
+	Now  func() time.Time
+}
+
+// Errors that Get's error wraps.
+var (
+	// ErrDenied: the broker said no. Asking again will not help; the operator's audit log says why.
+	ErrDenied = errors.New("the broker denied the request; its operator can see why in the audit log")
+	// ErrRefused: the request is not acceptable to this broker, and says why.
+	ErrRefused = errors.New("the broker refused the request")
+	// ErrNotOurBroker: the reply is not from the pinned broker, or not to this request.
+	ErrNotOurBroker = errors.New("the reply is not one by the pinned broker to this request")
+	// ErrUnreachable: the deadline passed without an answer.
+	ErrUnreachable = errors.New("no answer in time")
+)
+
+// Client asks one broker.
+type Client struct {
+	cfg  Config
+	conn *grpc.ClientConn
+	rpc  pb.KeyBrokerClient
+}
+
+// New makes a client; it connects when first used. Close it.
+func New(cfg Config) (*Client, error) {
+	switch {
+	case cfg.TLS == nil:
+		return nil, errors.New("agent: no TLS configuration")
+	case len(cfg.Identity) == 0:
+		return nil, errors.New("agent: no pinned broker identity")
+	case cfg.Device == nil:
+		return nil, errors.New("agent: no device to make evidence with")
+	}
+	if cfg.Suite == "" {
+		cfg.Suite = seal.Hybrid
+	}
+	if cfg.Skew == 0 {
+		cfg.Skew = 5 * time.Minute
+	}
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	t := cfg.TLS.Clone()
+	t.MinVersion = tls.VersionTLS13
+	conn, err := grpc.NewClient(cfg.Address, grpc.WithTransportCredentials(credentials.NewTLS(t)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16*seal.MaxJWE+1<<20)))
+	if err != nil {
+		return nil, fmt.Errorf("agent: %s: %w", cfg.Address, err)
+	}
+	return &Client{cfg: cfg, conn: conn, rpc: pb.NewKeyBrokerClient(conn)}, nil
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Secret is an opened secret. Wipe it after use.
+type Secret struct {
+	Resource string
+	Value    []byte
+	Version  string
+	Lease    string
+	Expires  time.Time
+	Policy   string
+}
+
+// Wipe overwrites the value.
+func (s *Secret) Wipe() { clear(s.Value) }
+
+// Receipt is the broker's verified promise that the release is in its log.
+type Receipt struct {
+	Promise  string `json:"promise"` // compact JWS by the broker
+	Identity []byte `json:"identity"`
+	LogIndex uint64 `json:"log_index"`
+	LeafHash []byte `json:"leaf_hash"`
+	Log      string `json:"log"`
+	// Proof is there once it was asked for.
+	Checkpoint []byte   `json:"checkpoint,omitempty"`
+	Path       [][]byte `json:"path,omitempty"`
+}
+
+// Get asks for all resources at once, retrying with jitter what may help until
+// ctx ends. A new key, nonce and evidence are made for every attempt.
+func (c *Client) Get(ctx context.Context, resources ...string) ([]Secret, Receipt, error) {
+	for attempt := 0; ; attempt++ {
+		secrets, receipt, err := c.once(ctx, resources)
+		if err == nil {
+			return secrets, receipt, nil
+		}
+		wait, again := backoff(err, attempt)
+		if !again {
+			return nil, Receipt{}, final(err)
+		}
+		c.cfg.Logf("attempt %d: %v; trying again in %s", attempt+1, err, wait.Round(time.Millisecond))
+		if err := sleep(ctx, wait); err != nil {
+			return nil, Receipt{}, fmt.Errorf("%w from %s after %d attempts", ErrUnreachable, c.cfg.Address, attempt+1)
+		}
+	}
+}
+
+func (c *Client) once(ctx context.Context, resources []string) ([]Secret, Receipt, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	ch, err := c.rpc.Challenge(ctx, &pb.ChallengeRequest{})
+	if err != nil {
+		return nil, Receipt{}, fmt.Errorf("ask for a challenge: %w", err)
+	}
+	key, err := seal.GenerateKey(c.cfg.Suite)
+	if err != nil {
+		return nil, Receipt{}, permanent{err}
+	}
+	// The broker's id comes from the pin, never from the wire: evidence made here is of no use to another broker.
+	offered := []string{string(c.cfg.Suite)}
+	ev, err := c.cfg.Device.Evidence(ctx, attest.Transcript{
+		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(),
+		OfferedSuites: offered, Resources: resources,
+	})
+	if err != nil {
+		return nil, Receipt{}, permanent{fmt.Errorf("make evidence: %w", err)}
+	}
+	resp, err := c.rpc.Release(ctx, &pb.ReleaseRequest{
+		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
+		Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}},
+	})
+	if err != nil {
+		return nil, Receipt{}, fmt.Errorf("release: %w", err)
+	}
+	secrets, err := c.open(key, ch.GetNonce(), resources, resp)
+	if err != nil {
+		return nil, Receipt{}, permanent{fmt.Errorf("%w: %w", ErrNotOurBroker, err)}
+	}
+	receipt, err := c.receipt(resp.GetReceipt())
+	if err != nil {
+		for i := range secrets {
+			secrets[i].Wipe()
+		}
+		return nil, Receipt{}, permanent{fmt.Errorf("%w: receipt: %w", ErrNotOurBroker, err)}
+	}
+	return secrets, receipt, nil
+}
+
+func (c *Client) open(key *seal.PrivateKey, nonce []byte, resources []string, resp *pb.ReleaseResponse) ([]Secret, error) {
+	if len(resp.GetSecrets()) != len(resources) {
+		return nil, fmt.Errorf("asked for %d secrets, got %d", len(resources), len(resp.GetSecrets()))
+	}
+	var out []Secret
+	for i, want := range resources {
+		st, err := seal.Open(key, resp.GetSecrets()[i].GetJwe(), seal.Expect{
+			Identity: c.cfg.Identity, Resource: want, Nonce: nonce, Now: c.cfg.Now(), Skew: c.cfg.Skew,
+		})
+		if err != nil {
+			for j := range out {
+				out[j].Wipe()
+			}
+			return nil, fmt.Errorf("%s: %w", want, err)
+		}
+		out = append(out, Secret{Resource: want, Value: st.Secret, Version: st.Version, Lease: st.Lease, Expires: time.Unix(st.Expires, 0), Policy: st.Policy})
+	}
+	return out, nil
+}
+
+// promise mirrors the payload of a receipt (proto/README.md).
+type promise struct {
+	Log      string `json:"log"`
+	Index    uint64 `json:"index"`
+	LeafHash string `json:"leaf_hash"`
+}
+
+func (c *Client) receipt(r *pb.Receipt) (Receipt, error) {
+	payload, err := seal.Verify(c.cfg.Identity, seal.TypeReceipt, r.GetPromise())
+	if err != nil {
+		return Receipt{}, err
+	}
+	var p promise
+	if err := json.Unmarshal(payload, &p); err != nil {
+		return Receipt{}, fmt.Errorf("decode: %w", err)
+	}
+	leaf, err := seal.Decode(p.LeafHash)
+	if err != nil || len(leaf) != sha256.Size {
+		return Receipt{}, errors.New("leaf hash is not 32 bytes of base64url")
+	}
+	if p.Index != r.GetLogIndex() {
+		return Receipt{}, errors.New("signed index differs from the one beside it")
+	}
+	return Receipt{Promise: r.GetPromise(), Identity: c.cfg.Identity, LogIndex: p.Index, LeafHash: leaf, Log: p.Log}, nil
+}
+
+// Prove fetches the inclusion proof for a receipt, waiting until it is
+// published. It is verified with the log's key by who audits: `claviger audit verify --receipt`.
+func (c *Client) Prove(ctx context.Context, r *Receipt) error {
+	for attempt := 0; ; attempt++ {
+		p, err := c.rpc.ProveInclusion(ctx, &pb.ProveInclusionRequest{LogIndex: r.LogIndex})
+		if err == nil {
+			r.Checkpoint, r.Path = p.GetCheckpoint(), p.GetProof()
+			return nil
+		}
+		wait, again := backoff(err, attempt)
+		if !again {
+			return fmt.Errorf("prove inclusion: %w", err)
+		}
+		if sleep(ctx, wait) != nil {
+			return fmt.Errorf("prove inclusion: %w", ErrUnreachable)
+		}
+	}
+}
+
+// permanent marks an error that another attempt would only repeat.
+type permanent struct{ error }
+
+func (p permanent) Unwrap() error { return p.error }
+
+// final turns a status into an error that a person at a console understands.
+func final(err error) error {
+	switch s := status.Convert(err); s.Code() {
+	case codes.PermissionDenied:
+		return ErrDenied
+	case codes.InvalidArgument, codes.Unimplemented:
+		return fmt.Errorf("%w: %s", ErrRefused, s.Message())
+	}
+	return err
+}
+
+const (
+	firstWait = 200 * time.Millisecond
+	maxWait   = 15 * time.Second
+)
+
+// backoff says whether and when to try again: what the server asks for, else
+// exponentially, always with jitter so that a fleet does not come back in step.
+func backoff(err error, attempt int) (time.Duration, bool) {
+	if _, ok := errors.AsType[permanent](err); ok {
+		return 0, false
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		s = status.FromContextError(err)
+	}
+	switch s.Code() {
+	case codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented, codes.Unauthenticated:
+		return 0, false
+	}
+	wait := min(firstWait<<min(attempt, 10), maxWait)
+	for _, d := range s.Details() {
+		if r, ok := d.(*errdetails.RetryInfo); ok {
+			wait = min(max(wait, r.GetRetryDelay().AsDuration()), time.Minute)
+		}
+	}
+	return wait/2 + rand.N(wait), true
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

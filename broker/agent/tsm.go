@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
+	"github.com/google/go-configfs-tsm/report"
+
+	"github.com/claviger/claviger/broker/attest"
+)
+
+// ccelPath is where Linux shows the CC event log (ACPI table CCEL).
+const ccelPath = "/sys/firmware/acpi/tables/data/CCEL"
+
+// TSM is the device behind Linux's configfs-tsm (/sys/kernel/config/tsm/report, Linux 6.7 and later).
+type TSM struct{}
+
+// Evidence implements Device.
+func (d TSM) Evidence(ctx context.Context, t attest.Transcript) (attest.Evidence, error) {
+	return d.Raw(ctx, t.Digest64())
+}
+
+// Raw makes evidence over given report data, which binds it to nothing of ours.
+func (TSM) Raw(_ context.Context, reportData [64]byte) (attest.Evidence, error) {
+	client, err := linuxtsm.MakeClient()
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("open configfs-tsm (is this a confidential VM, and configfs mounted?): %w", err)
+	}
+	r, err := report.Get(client, &report.Request{InBlob: reportData[:], GetAuxBlob: true})
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("get report from configfs-tsm: %w", err)
+	}
+	switch r.Provider {
+	case "sev_guest":
+		return attest.Evidence{Type: attest.TypeSNP, Report: r.OutBlob, Endorsements: r.AuxBlob}, nil
+	case "tdx_guest":
+		log, err := eventLog(ccelPath)
+		return attest.Evidence{Type: attest.TypeTDX, Report: r.OutBlob, EventLog: log}, err
+	}
+	return attest.Evidence{}, fmt.Errorf("configfs-tsm provider %q is not supported", r.Provider)
+}
+
+// eventLog reads the log if the firmware keeps one.
+func eventLog(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open event log: %w", err)
+	}
+	defer f.Close()
+	log, err := io.ReadAll(io.LimitReader(f, attest.MaxEventLogSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read event log: %w", err)
+	}
+	if len(log) > attest.MaxEventLogSize {
+		return nil, fmt.Errorf("event log %s is larger than %d bytes", path, attest.MaxEventLogSize)
+	}
+	return log, nil
+}

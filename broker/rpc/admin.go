@@ -1,0 +1,319 @@
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// State is the shared state that operators steer.
+type State interface {
+	PutReferenceSet(context.Context, broker.ReferenceSet) error
+	DeleteReferenceSet(ctx context.Context, name string) (bool, error)
+	ReferenceSets(context.Context) ([]broker.ReferenceSet, error)
+	PutCatalogEntry(context.Context, broker.CatalogEntry) error
+	DeleteCatalogEntry(ctx context.Context, pattern string) (bool, error)
+	Revoke(context.Context, broker.Revocation) error
+	Unrevoke(context.Context, broker.Subject) (bool, error)
+	Revocations(context.Context) ([]broker.Revocation, error)
+	PinPolicy(ctx context.Context, digest string) error
+}
+
+// Secrets is the embedded store. Infos never hold values.
+type Secrets interface {
+	Put(ctx context.Context, key string, value []byte, expected *uint64) (uint64, error)
+	Delete(ctx context.Context, key string) (bool, error)
+}
+
+// Admin serves the operators' service. Every field is required.
+type Admin struct {
+	pb.UnimplementedAdminServer
+	State       State
+	Secrets     Secrets
+	ListSecret  func(ctx context.Context, prefix string) ([]*pb.SecretInfo, error)
+	Catalog     func() []broker.CatalogEntry
+	Policy      func() *pb.GetPolicyResponse
+	GetStatusFn func(ctx context.Context) (*pb.GetStatusResponse, error)
+	Decisions   func(ctx context.Context, before uint64, limit int) ([]*pb.Decision, error)
+	// Conflict tells a check-and-set failure from others.
+	Conflict func(error) bool
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Role of an operator.
+type Role string
+
+// Roles.
+const (
+	Viewer   Role = "viewer"
+	Operator Role = "operator"
+)
+
+// needs lists every method: one that is missing here can be called by nobody.
+var needs = map[string]Role{
+	pb.Admin_GetStatus_FullMethodName:          Viewer,
+	pb.Admin_GetPolicy_FullMethodName:          Viewer,
+	pb.Admin_ListReferenceSets_FullMethodName:  Viewer,
+	pb.Admin_ListCatalog_FullMethodName:        Viewer,
+	pb.Admin_ListSecrets_FullMethodName:        Viewer,
+	pb.Admin_ListRevocations_FullMethodName:    Viewer,
+	pb.Admin_ListDecisions_FullMethodName:      Viewer,
+	pb.Admin_ActivatePolicy_FullMethodName:     Operator,
+	pb.Admin_PutReferenceSet_FullMethodName:    Operator,
+	pb.Admin_DeleteReferenceSet_FullMethodName: Operator,
+	pb.Admin_PutCatalogEntry_FullMethodName:    Operator,
+	pb.Admin_DeleteCatalogEntry_FullMethodName: Operator,
+	pb.Admin_PutSecret_FullMethodName:          Operator,
+	pb.Admin_DeleteSecret_FullMethodName:       Operator,
+	pb.Admin_Revoke_FullMethodName:             Operator,
+	pb.Admin_Unrevoke_FullMethodName:           Operator,
+}
+
+// Operators maps the common name of a verified client certificate to a role.
+type Operators map[string]Role
+
+type operatorKey struct{}
+
+// Authorise lets in whom the certificate names and the method's role allows,
+// and logs every change that an operator asks for.
+func (o Operators) Authorise(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		name := certificateName(ctx)
+		role, known := o[name]
+		if name == "" || !known {
+			return nil, status.Error(codes.Unauthenticated, "no client certificate of a known operator")
+		}
+		need, ok := needs[info.FullMethod]
+		if !ok || (need == Operator && role != Operator) {
+			return nil, status.Errorf(codes.PermissionDenied, "%s has role %q, %s needs %q", name, role, info.FullMethod, need)
+		}
+		out, err := next(context.WithValue(ctx, operatorKey{}, name), req)
+		if need == Operator {
+			log.InfoContext(ctx, "operator action", "operator", name, "method", info.FullMethod, "code", status.Code(err).String())
+		}
+		return out, err
+	}
+}
+
+func certificateName(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	t, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(t.State.VerifiedChains) == 0 {
+		return ""
+	}
+	return t.State.VerifiedChains[0][0].Subject.CommonName
+}
+
+func operator(ctx context.Context) string {
+	name, _ := ctx.Value(operatorKey{}).(string)
+	return name
+}
+
+// adminError is for operators: they are told what went wrong.
+func (a *Admin) adminError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case a.Conflict(err):
+		return status.Error(codes.FailedPrecondition, err.Error())
+	default:
+		return status.Error(codes.Unavailable, err.Error())
+	}
+}
+
+func found(what string, ok bool, err error, a *Admin) error {
+	if err == nil && !ok {
+		return status.Errorf(codes.NotFound, "no such %s", what)
+	}
+	return a.adminError(err)
+}
+
+// GetStatus implements Admin.
+func (a *Admin) GetStatus(ctx context.Context, _ *pb.GetStatusRequest) (*pb.GetStatusResponse, error) {
+	r, err := a.GetStatusFn(ctx)
+	return r, a.adminError(err)
+}
+
+// GetPolicy implements Admin.
+func (a *Admin) GetPolicy(context.Context, *pb.GetPolicyRequest) (*pb.GetPolicyResponse, error) {
+	return a.Policy(), nil
+}
+
+// ActivatePolicy implements Admin.
+func (a *Admin) ActivatePolicy(ctx context.Context, r *pb.ActivatePolicyRequest) (*pb.ActivatePolicyResponse, error) {
+	p := a.Policy()
+	if d := r.GetDigest(); d != "" && d != p.GetDigest() && !slices.Contains(p.GetCandidates(), d) {
+		return nil, status.Errorf(codes.FailedPrecondition, "this broker has not loaded a bundle %s; candidates: %v", d, p.GetCandidates())
+	}
+	return &pb.ActivatePolicyResponse{}, a.adminError(a.State.PinPolicy(ctx, r.GetDigest()))
+}
+
+// ListReferenceSets implements Admin.
+func (a *Admin) ListReferenceSets(ctx context.Context, _ *pb.ListReferenceSetsRequest) (*pb.ListReferenceSetsResponse, error) {
+	sets, err := a.State.ReferenceSets(ctx)
+	if err != nil {
+		return nil, a.adminError(err)
+	}
+	out := &pb.ListReferenceSetsResponse{}
+	for _, s := range sets {
+		m := &pb.ReferenceSet{
+			Name: s.Name, Type: string(s.Type), State: string(s.State), Values: map[string]*pb.ReferenceValues{},
+			NotBefore: stamp(s.NotBefore), NotAfter: stamp(s.NotAfter),
+			Source: s.Provenance.Source, Comment: s.Provenance.Comment, AddedBy: s.Provenance.AddedBy, AddedAt: stamp(s.Provenance.AddedAt),
+		}
+		for k, v := range s.Values {
+			m.Values[k] = &pb.ReferenceValues{Values: v}
+		}
+		out.Sets = append(out.Sets, m)
+	}
+	return out, nil
+}
+
+// PutReferenceSet implements Admin.
+func (a *Admin) PutReferenceSet(ctx context.Context, r *pb.PutReferenceSetRequest) (*pb.PutReferenceSetResponse, error) {
+	m := r.GetSet()
+	s := broker.ReferenceSet{
+		Name: m.GetName(), Type: attest.Type(m.GetType()), State: broker.ReferenceState(m.GetState()), Values: map[string][]string{},
+		NotBefore: unstamp(m.GetNotBefore()), NotAfter: unstamp(m.GetNotAfter()),
+		Provenance: broker.Provenance{Source: m.GetSource(), Comment: m.GetComment(), AddedBy: operator(ctx), AddedAt: a.Now().UTC()},
+	}
+	for k, v := range m.GetValues() {
+		s.Values[k] = v.GetValues()
+	}
+	return &pb.PutReferenceSetResponse{}, a.adminError(a.State.PutReferenceSet(ctx, s))
+}
+
+// DeleteReferenceSet implements Admin.
+func (a *Admin) DeleteReferenceSet(ctx context.Context, r *pb.DeleteReferenceSetRequest) (*pb.DeleteReferenceSetResponse, error) {
+	ok, err := a.State.DeleteReferenceSet(ctx, r.GetName())
+	return &pb.DeleteReferenceSetResponse{}, found("reference set", ok, err, a)
+}
+
+// ListCatalog implements Admin.
+func (a *Admin) ListCatalog(context.Context, *pb.ListCatalogRequest) (*pb.ListCatalogResponse, error) {
+	out := &pb.ListCatalogResponse{}
+	for _, e := range a.Catalog() {
+		out.Entries = append(out.Entries, &pb.CatalogEntry{
+			Pattern: e.Pattern, Source: e.Source, Key: e.Key, Field: e.Field, Policy: e.Policy,
+			CreateBytes: uint32(e.CreateBytes), TtlSeconds: int64(e.TTL / time.Second), Labels: e.Labels,
+		})
+	}
+	return out, nil
+}
+
+// PutCatalogEntry implements Admin. An entry that would make the catalog ambiguous is refused.
+func (a *Admin) PutCatalogEntry(ctx context.Context, r *pb.PutCatalogEntryRequest) (*pb.PutCatalogEntryResponse, error) {
+	m := r.GetEntry()
+	e := broker.CatalogEntry{
+		Pattern: m.GetPattern(), Source: m.GetSource(), Key: m.GetKey(), Field: m.GetField(), Policy: m.GetPolicy(),
+		CreateBytes: int(m.GetCreateBytes()), TTL: time.Duration(m.GetTtlSeconds()) * time.Second, Labels: maps.Clone(m.GetLabels()),
+	}
+	others := slices.DeleteFunc(a.Catalog(), func(o broker.CatalogEntry) bool { return o.Pattern == e.Pattern })
+	if _, err := broker.NewCatalog(append(others, e)); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &pb.PutCatalogEntryResponse{}, a.adminError(a.State.PutCatalogEntry(ctx, e))
+}
+
+// DeleteCatalogEntry implements Admin.
+func (a *Admin) DeleteCatalogEntry(ctx context.Context, r *pb.DeleteCatalogEntryRequest) (*pb.DeleteCatalogEntryResponse, error) {
+	ok, err := a.State.DeleteCatalogEntry(ctx, r.GetPattern())
+	return &pb.DeleteCatalogEntryResponse{}, found("catalog entry in the shared state (entries of the configuration file are deleted there)", ok, err, a)
+}
+
+// PutSecret implements Admin.
+func (a *Admin) PutSecret(ctx context.Context, r *pb.PutSecretRequest) (*pb.PutSecretResponse, error) {
+	defer clear(r.GetValue())
+	v, err := a.Secrets.Put(ctx, r.GetKey(), r.GetValue(), r.ExpectedVersion)
+	if err != nil {
+		return nil, a.adminError(err)
+	}
+	return &pb.PutSecretResponse{Version: v}, nil
+}
+
+// ListSecrets implements Admin.
+func (a *Admin) ListSecrets(ctx context.Context, r *pb.ListSecretsRequest) (*pb.ListSecretsResponse, error) {
+	infos, err := a.ListSecret(ctx, r.GetPrefix())
+	return &pb.ListSecretsResponse{Secrets: infos}, a.adminError(err)
+}
+
+// DeleteSecret implements Admin.
+func (a *Admin) DeleteSecret(ctx context.Context, r *pb.DeleteSecretRequest) (*pb.DeleteSecretResponse, error) {
+	ok, err := a.Secrets.Delete(ctx, r.GetKey())
+	return &pb.DeleteSecretResponse{}, found("secret", ok, err, a)
+}
+
+// Revoke implements Admin. On return the revocation is durable; within a second it holds on every replica.
+func (a *Admin) Revoke(ctx context.Context, r *pb.RevokeRequest) (*pb.RevokeResponse, error) {
+	m := r.GetRevocation()
+	rev := broker.Revocation{
+		Subject: broker.Subject{Kind: broker.RevocationKind(m.GetKind()), Value: m.GetValue()},
+		Reason:  m.GetReason(), RevokedBy: operator(ctx), RevokedAt: a.Now().UTC(),
+	}
+	if err := rev.Validate(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, "revocation."+err.Error())
+	}
+	return &pb.RevokeResponse{}, a.adminError(a.State.Revoke(ctx, rev))
+}
+
+// Unrevoke implements Admin.
+func (a *Admin) Unrevoke(ctx context.Context, r *pb.UnrevokeRequest) (*pb.UnrevokeResponse, error) {
+	ok, err := a.State.Unrevoke(ctx, broker.Subject{Kind: broker.RevocationKind(r.GetKind()), Value: r.GetValue()})
+	return &pb.UnrevokeResponse{}, found("revocation", ok, err, a)
+}
+
+// ListRevocations implements Admin.
+func (a *Admin) ListRevocations(ctx context.Context, _ *pb.ListRevocationsRequest) (*pb.ListRevocationsResponse, error) {
+	revs, err := a.State.Revocations(ctx)
+	if err != nil {
+		return nil, a.adminError(err)
+	}
+	out := &pb.ListRevocationsResponse{}
+	for _, r := range revs {
+		out.Revocations = append(out.Revocations, &pb.Revocation{
+			Kind: string(r.Kind), Value: r.Value, Reason: r.Reason, RevokedBy: r.RevokedBy, RevokedAt: stamp(r.RevokedAt),
+		})
+	}
+	return out, nil
+}
+
+// ListDecisions implements Admin.
+func (a *Admin) ListDecisions(ctx context.Context, r *pb.ListDecisionsRequest) (*pb.ListDecisionsResponse, error) {
+	limit := int(r.GetLimit())
+	if limit == 0 {
+		limit = 20
+	}
+	ds, err := a.Decisions(ctx, r.GetBefore(), limit)
+	return &pb.ListDecisionsResponse{Decisions: ds}, a.adminError(err)
+}
+
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func unstamp(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}

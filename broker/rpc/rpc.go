@@ -1,0 +1,171 @@
+// Package rpc is the gRPC face (DESIGN §8): it translates, admits and
+// authenticates; it decides nothing about secrets.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/seal"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// MaxRequest bounds a request: evidence at its limits with some room.
+const MaxRequest = 1 << 20
+
+// Broker is what the workloads' service needs.
+type Broker interface {
+	Challenge() (nonce []byte, expires time.Time, err error)
+	Release(ctx context.Context, req broker.Request) (broker.Response, error)
+	Identity() []byte
+	EvidenceTypes() []attest.Type
+	AcceptsSimulated() bool
+}
+
+// Proof is an inclusion proof, as package audit makes it.
+type Proof struct {
+	Checkpoint, LeafHash []byte
+	Path                 [][]byte
+}
+
+// Workload serves KeyBroker.
+type Workload struct {
+	pb.UnimplementedKeyBrokerServer
+	Broker   Broker
+	BrokerID [32]byte
+	Version  string
+	// Prove returns ErrNotYet-like errors as ready = false.
+	Prove func(ctx context.Context, index uint64) (p Proof, ready bool, err error)
+}
+
+// GetCapabilities implements KeyBroker.
+func (w *Workload) GetCapabilities(context.Context, *pb.GetCapabilitiesRequest) (*pb.GetCapabilitiesResponse, error) {
+	r := &pb.GetCapabilitiesResponse{
+		BrokerId: w.BrokerID[:], IdentityKey: w.Broker.Identity(), Version: w.Version, Simulated: w.Broker.AcceptsSimulated(),
+	}
+	for _, t := range w.Broker.EvidenceTypes() {
+		r.EvidenceTypes = append(r.EvidenceTypes, string(t))
+	}
+	for _, s := range seal.Suites() {
+		r.Suites = append(r.Suites, string(s))
+	}
+	return r, nil
+}
+
+// Challenge implements KeyBroker.
+func (w *Workload) Challenge(context.Context, *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
+	nonce, expires, err := w.Broker.Challenge()
+	if err != nil {
+		return nil, Status(err)
+	}
+	return &pb.ChallengeResponse{Nonce: nonce, ExpiresAt: timestamppb.New(expires), BrokerId: w.BrokerID[:]}, nil
+}
+
+// Release implements KeyBroker.
+func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
+	e := r.GetEvidence()[0]
+	out, err := w.Broker.Release(ctx, broker.Request{
+		Nonce: r.GetNonce(), KeyAlgorithm: r.GetKeyAlgorithm(), PublicKey: r.GetPublicKey(),
+		OfferedSuites: r.GetOfferedSuites(), Resources: r.GetResources(),
+		Evidence: attest.Evidence{Type: attest.Type(e.GetType()), Report: e.GetReport(), Endorsements: e.GetEndorsements(), EventLog: e.GetEventLog()},
+	})
+	if err != nil {
+		return nil, Status(err)
+	}
+	resp := &pb.ReleaseResponse{Receipt: &pb.Receipt{Promise: out.Receipt.Promise, LogIndex: out.Receipt.LogIndex}}
+	for _, s := range out.Secrets {
+		resp.Secrets = append(resp.Secrets, &pb.WrappedSecret{Resource: s.Resource, Jwe: s.JWE})
+	}
+	return resp, nil
+}
+
+// ProveInclusion implements KeyBroker.
+func (w *Workload) ProveInclusion(ctx context.Context, r *pb.ProveInclusionRequest) (*pb.ProveInclusionResponse, error) {
+	p, ready, err := w.Prove(ctx, r.GetLogIndex())
+	switch {
+	case err != nil:
+		return nil, Status(fmt.Errorf("%w: %w", broker.ErrUnavailable, err))
+	case !ready:
+		return nil, retry(codes.Unavailable, "not yet in a published checkpoint", 250*time.Millisecond)
+	}
+	return &pb.ProveInclusionResponse{Checkpoint: p.Checkpoint, Proof: p.Path, LeafHash: p.LeafHash}, nil
+}
+
+// Status is the one table that turns errors into codes. A guest sees the
+// sentinel's own text; only a request that breaks the protocol is told more.
+func Status(err error) error {
+	switch {
+	case errors.Is(err, broker.ErrInvalid):
+		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.Is(err, broker.ErrChallenge):
+		return status.Error(codes.FailedPrecondition, broker.ErrChallenge.Error())
+	case errors.Is(err, broker.ErrDenied):
+		return status.Error(codes.PermissionDenied, broker.ErrDenied.Error())
+	default:
+		return retry(codes.Unavailable, broker.ErrUnavailable.Error(), time.Second)
+	}
+}
+
+func retry(c codes.Code, msg string, after time.Duration) error {
+	s, err := status.New(c, msg).WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(after)})
+	if err != nil {
+		return status.Error(c, msg)
+	}
+	return s.Err()
+}
+
+// ServerOptions are common to all our servers: bounded messages and
+// connections, panics turned into errors, field rules checked, in this order.
+func ServerOptions(log *slog.Logger, more ...grpc.UnaryServerInterceptor) ([]grpc.ServerOption, error) {
+	v, err := protovalidate.New()
+	if err != nil {
+		return nil, fmt.Errorf("load field rules: %w", err)
+	}
+	chain := append([]grpc.UnaryServerInterceptor{recoverPanic(log)}, more...)
+	chain = append(chain, validate(v))
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(MaxRequest), grpc.MaxConcurrentStreams(256), grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.ChainUnaryInterceptor(chain...),
+	}, nil
+}
+
+func recoverPanic(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.ErrorContext(ctx, "panic in a request", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+				err = Status(broker.ErrUnavailable)
+			}
+		}()
+		return next(ctx, req)
+	}
+}
+
+func validate(v protovalidate.Validator) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if m, ok := req.(proto.Message); ok {
+			if err := v.Validate(m); err != nil {
+				return nil, status.Error(codes.InvalidArgument, err.Error())
+			}
+		}
+		return next(ctx, req)
+	}
+}

@@ -1,0 +1,77 @@
+// Package telemetry turns what the broker observes into Prometheus metrics and
+// OpenTelemetry traces. Labels come from closed sets, never from guests.
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
+
+	"github.com/claviger/claviger/broker"
+)
+
+// Metrics of one broker, in a registry of its own.
+type Metrics struct {
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+}
+
+// NewMetrics makes the registry. waiting tells the releases in the queue, policyError whether the newest bundle was refused.
+func NewMetrics(waiting func() int, policyError func() bool) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "claviger_releases_total", Help: "Release requests by evidence type, outcome, the stage where they ended and the reason evidence was refused.",
+		}, []string{"type", "outcome", "stage", "reason"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "claviger_release_seconds", Help: "Time from admission to reply.",
+			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10},
+		}, []string{"outcome"}),
+	}
+	m.registry.MustRegister(m.requests, m.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "claviger_queue_releases", Help: "Releases running or waiting."},
+			func() float64 { return float64(waiting()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "claviger_policy_refused", Help: "1 if the newest policy bundle was refused and an older one is in force."},
+			func() float64 {
+				if policyError() {
+					return 1
+				}
+				return 0
+			}))
+	return m
+}
+
+// Observe counts a request.
+func (m *Metrics) Observe(_ context.Context, e broker.Event) {
+	m.requests.WithLabelValues(string(e.Type), string(e.Outcome), string(e.Stage), string(e.Reason)).Inc()
+	m.duration.WithLabelValues(string(e.Outcome)).Observe(e.Duration.Seconds())
+}
+
+// Handler serves /metrics.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Trace sends spans to an OTLP/gRPC collector over TLS. The returned function flushes and stops.
+func Trace(ctx context.Context, endpoint, version string) (func(context.Context) error, error) {
+	exp, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(endpoint))
+	if err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
+	res := resource.NewWithAttributes(semconv.SchemaURL, semconv.ServiceName("claviger"), semconv.ServiceVersion(version))
+	tp := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exp), sdktrace.WithResource(res), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(0.1))))
+	otel.SetTracerProvider(tp)
+	otel.SetTextMapPropagator(propagation.TraceContext{})
+	return tp.Shutdown, nil
+}

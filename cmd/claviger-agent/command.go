@@ -1,0 +1,452 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/seal"
+	"github.com/claviger/claviger/broker/tee/teesim"
+)
+
+var version = "dev" // set by the linker
+
+var errUsage = errors.New("usage")
+
+const defaultConfig = "/etc/claviger/agent.json"
+
+// settings come from flags, then CLAVIGER_… variables, then the configuration
+// file, then defaults: the first that says something counts.
+type settings struct {
+	Broker          string `json:"broker"`
+	CA              string `json:"ca"`
+	Identity        string `json:"identity"`
+	ServerName      string `json:"server_name"`
+	Suite           string `json:"suite"`
+	Timeout         string `json:"timeout"`
+	SimulatedDevice string `json:"-"` // never from a file: it has to be asked for each time
+	Measurement     string `json:"-"`
+	HostData        string `json:"-"`
+	Verbose         bool   `json:"-"`
+	config          string
+}
+
+func newCommand() *cobra.Command {
+	var s settings
+	root := &cobra.Command{
+		Use:           "claviger-agent",
+		Short:         "Fetch secrets from a Claviger broker by proving what this machine is",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Long: `claviger-agent makes a fresh key, has the hardware sign evidence that binds it to
+this very request (configfs-tsm: AMD SEV-SNP, Intel TDX), and opens the broker's
+reply. It accepts a reply only from the broker whose identity is pinned here.
+
+Settings: flag, then environment (CLAVIGER_BROKER, CLAVIGER_CA, CLAVIGER_IDENTITY,
+CLAVIGER_SERVER_NAME, CLAVIGER_SUITE, CLAVIGER_TIMEOUT), then ` + defaultConfig + `.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
+4 no answer before the deadline.`,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&s.config, "config", "", "configuration file, JSON (default "+defaultConfig+" if it exists)")
+	f.StringVar(&s.Broker, "broker", "", "the broker's address, host:port")
+	f.StringVar(&s.CA, "ca", "", "PEM file with the roots of the broker's TLS certificate (default: the system's)")
+	f.StringVar(&s.ServerName, "server-name", "", "name in the broker's TLS certificate, if it is not the address")
+	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
+	f.StringVar(&s.Suite, "suite", "", "key algorithm (default "+string(seal.Hybrid)+")")
+	f.StringVar(&s.Timeout, "timeout", "", "give up after this long (default 2m)")
+	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
+	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
+	f.StringVar(&s.Measurement, "simulated-measurement", "", "48-byte launch measurement of the simulated device, in hex")
+	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
+	root.AddCommand(getCommand(&s), execCommand(&s), evidenceCommand(&s))
+	return root
+}
+
+func getCommand(s *settings) *cobra.Command {
+	var out, output, receiptFile string
+	var prove bool
+	c := &cobra.Command{
+		Use:   "get RESOURCE…",
+		Short: "Fetch secrets: to standard output, a file (0600, written atomically) or a folder",
+		Example: `  claviger-agent get db/orders
+  claviger-agent get disks/vm-17 --out /run/keys/disk.key
+  claviger-agent get db/orders db/users --out /run/secrets/      # a folder: one file each
+  claviger-agent get db/orders --output json
+  claviger-agent get db/orders --receipt receipt.json --prove`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 0:
+				return fmt.Errorf("%w: name at least one resource", errUsage)
+			case output != "raw" && output != "json":
+				return fmt.Errorf("%w: --output is %q, want raw or json", errUsage, output)
+			case len(args) > 1 && output == "raw" && !strings.HasSuffix(out, "/"):
+				return fmt.Errorf("%w: several secrets need --output json, or --out with a folder (ending in /)", errUsage)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.fetch(cmd, args, func(ctx context.Context, c *agent.Client, secrets []agent.Secret, r agent.Receipt) error {
+				if prove {
+					if err := c.Prove(ctx, &r); err != nil {
+						return err
+					}
+				}
+				if receiptFile != "" {
+					b, err := json.MarshalIndent(r, "", "  ")
+					if err != nil {
+						return fmt.Errorf("encode receipt: %w", err)
+					}
+					if err := writeFile(receiptFile, append(b, '\n')); err != nil {
+						return err
+					}
+				}
+				return write(cmd.OutOrStdout(), secrets, out, output)
+			})
+		},
+	}
+	c.Flags().StringVarP(&out, "out", "o", "", "file to write to, or a folder (ending in /)")
+	c.Flags().StringVar(&output, "output", "raw", "raw or json")
+	c.Flags().StringVar(&receiptFile, "receipt", "", "write the broker's signed receipt to this file")
+	c.Flags().BoolVar(&prove, "prove", false, "wait for the transparency log's inclusion proof and put it into the receipt")
+	return c
+}
+
+func execCommand(s *settings) *cobra.Command {
+	var env []string
+	c := &cobra.Command{
+		Use:     "exec --env NAME=RESOURCE… -- COMMAND ARG…",
+		Short:   "Fetch secrets and run a command with them in its environment",
+		Example: `  claviger-agent exec --env PGPASSWORD=db/orders -- psql -h db orders`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return fmt.Errorf("%w: name a command after --", errUsage)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := exec.LookPath(args[0])
+			if err != nil {
+				return fmt.Errorf("find command: %w", err)
+			}
+			var names, resources []string
+			for _, e := range env {
+				name, resource, ok := strings.Cut(e, "=")
+				if !ok || name == "" || resource == "" {
+					return fmt.Errorf("%w: --env %q is not NAME=RESOURCE", errUsage, e)
+				}
+				names, resources = append(names, name), append(resources, resource)
+			}
+			if len(names) == 0 {
+				return fmt.Errorf("%w: no --env NAME=RESOURCE given", errUsage)
+			}
+			return s.fetch(cmd, resources, func(_ context.Context, _ *agent.Client, secrets []agent.Secret, _ agent.Receipt) error {
+				vars := os.Environ()
+				for i, sec := range secrets {
+					if strings.ContainsRune(string(sec.Value), 0) {
+						return fmt.Errorf("%s holds a NUL byte, which an environment variable cannot", sec.Resource)
+					}
+					vars = append(vars, names[i]+"="+string(sec.Value))
+				}
+				// The command takes this process's place: signals and exit code are its own.
+				return fmt.Errorf("run %s: %w", path, syscall.Exec(path, args, vars))
+			})
+		},
+	}
+	c.Flags().StringArrayVarP(&env, "env", "e", nil, "NAME=RESOURCE, may be repeated")
+	return c
+}
+
+func evidenceCommand(s *settings) *cobra.Command {
+	var data, out string
+	c := &cobra.Command{
+		Use:     "evidence",
+		Short:   "Make evidence over given report data and write it to a file, for `claviger evidence show`",
+		Example: `  claviger-agent evidence --report-data 00…(128 hex digits) --out report.bin`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rd, err := hex.DecodeString(data)
+			if err != nil || len(rd) > 64 {
+				return fmt.Errorf("%w: --report-data: want at most 128 hex digits", errUsage)
+			}
+			d, err := s.device(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			raw, ok := d.(interface {
+				Raw(ctx context.Context, reportData [64]byte) (attest.Evidence, error)
+			})
+			if !ok {
+				return errors.New("this device does not take report data")
+			}
+			var field [64]byte
+			copy(field[:], rd)
+			ev, err := raw.Raw(cmd.Context(), field)
+			if err != nil {
+				return err
+			}
+			return writeFile(out, append(ev.Report, ev.Endorsements...))
+		},
+	}
+	c.Flags().StringVar(&data, "report-data", "", "up to 64 bytes in hex, padded with zeros")
+	c.Flags().StringVarP(&out, "out", "o", "evidence.bin", "file to write")
+	return c
+}
+
+// fetch runs use with opened secrets, and wipes them after.
+func (s *settings) fetch(cmd *cobra.Command, resources []string, use func(context.Context, *agent.Client, []agent.Secret, agent.Receipt) error) error {
+	if err := s.complete(); err != nil {
+		return err
+	}
+	timeout, err := time.ParseDuration(s.Timeout)
+	if err != nil || timeout <= 0 {
+		return fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
+	}
+	tlsConfig, err := s.tls()
+	if err != nil {
+		return err
+	}
+	identity, err := s.identity()
+	if err != nil {
+		return err
+	}
+	device, err := s.device(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	cfg := agent.Config{Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite)}
+	if s.Verbose {
+		cfg.Logf = func(format string, args ...any) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
+		}
+	}
+	client, err := agent.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+	defer cancel()
+	secrets, receipt, err := client.Get(ctx, resources...)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for i := range secrets {
+			secrets[i].Wipe()
+		}
+	}()
+	return use(ctx, client, secrets, receipt)
+}
+
+func (s *settings) complete() error {
+	var file settings
+	path := s.config
+	if path == "" {
+		path = defaultConfig
+	}
+	b, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		dec := json.NewDecoder(strings.NewReader(string(b)))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&file); err != nil {
+			return fmt.Errorf("%w: configuration file %s: %w", errUsage, path, err)
+		}
+	case s.config != "" || !errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: configuration file: %w", errUsage, err)
+	}
+	pick := func(dst *string, env, fromFile, def string) {
+		for _, v := range []string{*dst, os.Getenv(env), fromFile, def} {
+			if v != "" {
+				*dst = v
+				return
+			}
+		}
+	}
+	pick(&s.Broker, "CLAVIGER_BROKER", file.Broker, "")
+	pick(&s.CA, "CLAVIGER_CA", file.CA, "")
+	pick(&s.Identity, "CLAVIGER_IDENTITY", file.Identity, "")
+	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")
+	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
+	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
+	switch {
+	case s.Broker == "":
+		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, path)
+	case s.Identity == "":
+		return fmt.Errorf("%w: no pinned broker identity: give --identity, CLAVIGER_IDENTITY or \"identity\" in %s", errUsage, path)
+	}
+	return nil
+}
+
+func (s *settings) tls() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: s.ServerName}
+	if s.CA == "" {
+		return cfg, nil
+	}
+	b, err := os.ReadFile(s.CA)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	cfg.RootCAs = x509.NewCertPool()
+	if !cfg.RootCAs.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("ca: %s holds no PEM certificate", s.CA)
+	}
+	return cfg, nil
+}
+
+func (s *settings) identity() ([]byte, error) {
+	if der, err := base64.StdEncoding.DecodeString(s.Identity); err == nil && len(der) == 44 {
+		return der, nil
+	}
+	b, err := os.ReadFile(s.Identity)
+	if err != nil {
+		return nil, fmt.Errorf("identity: neither a public key in base64 nor a file: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("identity: %s holds no PEM block PUBLIC KEY", s.Identity)
+	}
+	return block.Bytes, nil
+}
+
+func (s *settings) device(stderr io.Writer) (agent.Device, error) {
+	if s.SimulatedDevice == "" {
+		if s.Measurement != "" || s.HostData != "" {
+			return nil, fmt.Errorf("%w: --simulated-measurement and --simulated-host-data go with --simulated-device", errUsage)
+		}
+		return agent.TSM{}, nil
+	}
+	fmt.Fprintln(stderr, "claviger-agent: SIMULATED device: this proves nothing about this machine")
+	d, err := teesim.LoadDevice(s.SimulatedDevice)
+	if err != nil {
+		return nil, err
+	}
+	sim := simulated{device: d}
+	if sim.options.Measurement, err = hex48(s.Measurement); err != nil {
+		return nil, fmt.Errorf("%w: --simulated-measurement: %w", errUsage, err)
+	}
+	if b, err := hex.DecodeString(s.HostData); err != nil || (len(b) != 32 && s.HostData != "") {
+		return nil, fmt.Errorf("%w: --simulated-host-data: want 64 hex digits", errUsage)
+	} else {
+		copy(sim.options.HostData[:], b)
+	}
+	return sim, nil
+}
+
+// hex48 reads a measurement; left out, it is a fixed one.
+func hex48(s string) (m [48]byte, err error) {
+	if s == "" {
+		d := sha256.Sum256([]byte("claviger simulated workload"))
+		copy(m[:], d[:])
+		return m, nil
+	}
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != 48 {
+		return m, errors.New("want 96 hex digits")
+	}
+	return [48]byte(b), nil
+}
+
+type simulated struct {
+	device  *teesim.Device
+	options teesim.ReportOptions
+}
+
+func (s simulated) Evidence(ctx context.Context, t attest.Transcript) (attest.Evidence, error) {
+	return s.Raw(ctx, t.Digest64())
+}
+
+func (s simulated) Raw(_ context.Context, d [64]byte) (attest.Evidence, error) {
+	return s.device.Evidence(d, s.options)
+}
+
+// write puts the secrets where they were asked for.
+func write(stdout io.Writer, secrets []agent.Secret, out, output string) error {
+	if output == "json" {
+		type item struct {
+			Resource string    `json:"resource"`
+			Value    []byte    `json:"value"` // base64
+			Version  string    `json:"version"`
+			Expires  time.Time `json:"expires"`
+			Policy   string    `json:"policy"`
+		}
+		var items []item
+		for _, s := range secrets {
+			items = append(items, item{s.Resource, s.Value, s.Version, s.Expires.UTC(), s.Policy})
+		}
+		b, err := json.MarshalIndent(items, "", "  ")
+		if err != nil {
+			return fmt.Errorf("encode secrets: %w", err)
+		}
+		defer clear(b)
+		if out != "" {
+			return writeFile(out, append(b, '\n'))
+		}
+		_, err = stdout.Write(append(b, '\n'))
+		return err
+	}
+	if out == "" {
+		_, err := stdout.Write(secrets[0].Value)
+		return err
+	}
+	if !strings.HasSuffix(out, "/") {
+		return writeFile(out, secrets[0].Value)
+	}
+	for _, s := range secrets {
+		path := filepath.Join(out, filepath.FromSlash(s.Resource))
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("make folder: %w", err)
+		}
+		if err := writeFile(path, s.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeFile replaces path atomically with a file that only its owner can read.
+func writeFile(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	if _, err = f.Write(data); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,43 @@
+// Command claviger-agent is the workload's side: it fetches secrets from a
+// Claviger broker by proving what this machine is.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/claviger/claviger/broker/agent"
+)
+
+// Exit codes, for scripts.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitDenied      = 3 // asking again will not help
+	exitUnreachable = 4 // asking again later may help
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newCommand().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "claviger-agent: %v\n", err)
+	switch {
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, agent.ErrDenied):
+		return exitDenied
+	case errors.Is(err, agent.ErrUnreachable):
+		return exitUnreachable
+	}
+	return exitFailed
+}
