@@ -59,8 +59,6 @@ type Log struct {
 
 // Open opens or creates the log in dir. signer is a note signer key ("PRIVATE+KEY+…").
 func Open(ctx context.Context, dir, signer, verifier string) (*Log, error) {
-	klog.LogToStderr(false) // Tessera's own logging; its errors come back to us
-	klog.SetOutput(io.Discard)
 	s, err := note.NewSigner(signer)
 	if err != nil {
 		return nil, fmt.Errorf("audit log key: %w", err)
@@ -137,6 +135,8 @@ type Reader struct {
 
 // NewReader checks the verifier key ("origin+hash+key").
 func NewReader(dir, verifierKey string) (*Reader, error) {
+	klog.LogToStderr(false) // Tessera's own logging; its errors come back to us
+	klog.SetOutput(io.Discard)
 	v, err := note.NewVerifier(verifierKey)
 	if err != nil {
 		return nil, fmt.Errorf("audit log verifier key: %w", err)

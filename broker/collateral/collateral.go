@@ -343,3 +343,20 @@ func writeAtomic(path string, data []byte) error {
 	}
 	return os.Rename(f.Name(), path)
 }
+
+// WriteFolder puts a piece where a Source with that folder finds it, and returns its path.
+func WriteFolder(folder string, ref attest.CollateralRef, it attest.CollateralItem) (string, error) {
+	if !validKey.MatchString(ref.Key) {
+		return "", fmt.Errorf("malformed key %q", ref.Key)
+	}
+	path := filepath.Join(folder, fileName(ref))
+	if err := writeAtomic(path, it.Data); err != nil {
+		return "", fmt.Errorf("write collateral: %w", err)
+	}
+	if len(it.IssuerChain) > 0 {
+		if err := writeAtomic(path+chainSuffix, it.IssuerChain); err != nil {
+			return "", fmt.Errorf("write collateral: %w", err)
+		}
+	}
+	return path, nil
+}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -77,7 +76,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Timeout, "timeout", "", "give up after this long (default 2m)")
 	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
 	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
-	f.StringVar(&s.Measurement, "simulated-measurement", "", "48-byte launch measurement of the simulated device, in hex")
+	f.StringVar(&s.Measurement, "simulated-measurement", "", "launch measurement of the simulated device: 96 hex digits, or the name of a made-up image")
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(getCommand(&s), execCommand(&s), evidenceCommand(&s))
@@ -344,9 +343,7 @@ func (s *settings) device(stderr io.Writer) (agent.Device, error) {
 		return nil, err
 	}
 	sim := simulated{device: d}
-	if sim.options.Measurement, err = hex48(s.Measurement); err != nil {
-		return nil, fmt.Errorf("%w: --simulated-measurement: %w", errUsage, err)
-	}
+	sim.options.Measurement = measurement(s.Measurement)
 	if b, err := hex.DecodeString(s.HostData); err != nil || (len(b) != 32 && s.HostData != "") {
 		return nil, fmt.Errorf("%w: --simulated-host-data: want 64 hex digits", errUsage)
 	} else {
@@ -355,18 +352,12 @@ func (s *settings) device(stderr io.Writer) (agent.Device, error) {
 	return sim, nil
 }
 
-// hex48 reads a measurement; left out, it is a fixed one.
-func hex48(s string) (m [48]byte, err error) {
-	if s == "" {
-		d := sha256.Sum256([]byte("claviger simulated workload"))
-		copy(m[:], d[:])
-		return m, nil
+// measurement is 96 hex digits, or the name of a made-up image.
+func measurement(s string) [48]byte {
+	if b, err := hex.DecodeString(s); err == nil && len(b) == 48 {
+		return [48]byte(b)
 	}
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != 48 {
-		return m, errors.New("want 96 hex digits")
-	}
-	return [48]byte(b), nil
+	return teesim.Measurement(s)
 }
 
 type simulated struct {

@@ -1,4 +1,4 @@
-//go:build tools
+//go:build ignore
 
 // Command protoimage compiles proto/claviger/v1 into a descriptor set on
 // standard output. The imports (protovalidate, well-known types) come from the

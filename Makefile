@@ -1,0 +1,69 @@
+# The two commands: make demo, make test. `make help` lists the rest.
+SHELL := bash
+BIN   := bin
+CACHE := .cache
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+TOOL := go tool -modfile=deploy/tools.mod
+export CGO_ENABLED := 0
+
+.PHONY: help build demo test test-short race check lint proto vault bench fuzz clean
+
+help: ## show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+build: ## build bin/claviger and bin/claviger-agent
+	@mkdir -p $(BIN)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/claviger ./cmd/claviger
+	go build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o $(BIN)/claviger-agent ./cmd/claviger-agent
+
+demo: build ## the whole job in a minute: release, denial with its reason, receipt, real evidence
+	@deploy/demo.sh
+
+test: vault ## all tests, with a real HashiCorp Vault and a real etcd
+	go test ./...
+	cd proto/interop/jwxv2 && go test ./...
+
+test-short: ## tests that need no Vault and no etcd process
+	go test -short ./...
+
+race: ## the tests that need no server, under the race detector
+	CGO_ENABLED=1 go test -short -race ./broker/... ./policy/... ./internal/...
+
+check: lint test ## what CI runs
+
+lint: $(CACHE)/bin/buf ## format, vet, staticcheck, proto lint and breaking changes
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	$(TOOL) staticcheck ./...
+	go run -modfile=deploy/tools.mod deploy/tools/protoimage/main.go > $(CACHE)/claviger.binpb
+	$(CACHE)/bin/buf lint $(CACHE)/claviger.binpb --config buf.yaml --path claviger/v1
+	$(CACHE)/bin/buf breaking $(CACHE)/claviger.binpb --config buf.yaml --against proto/claviger/v1/baseline.binpb --path claviger/v1
+
+proto: $(CACHE)/bin/buf ## generate Go from proto/
+	@mkdir -p $(CACHE)
+	go run -modfile=deploy/tools.mod deploy/tools/protoimage/main.go > $(CACHE)/claviger.binpb
+	$(CACHE)/bin/buf generate $(CACHE)/claviger.binpb --path claviger/v1
+
+$(CACHE)/bin/buf: deploy/tools.mod
+	@mkdir -p $(CACHE)/bin
+	go build -modfile=deploy/tools.mod -o $@ github.com/bufbuild/buf/cmd/buf
+
+vault: ## build a real Vault server for the tests, once (about 6 minutes), unless there is one on PATH
+	@command -v vault >/dev/null || $(MAKE) --no-print-directory $(CACHE)/bin/vault
+
+# Always the same flags: others make go compile Vault again. `-tags minimal`: SERVERS.md, no UI, no cloud backends.
+$(CACHE)/bin/vault: deploy/tools/vault/go.mod
+	@echo "building HashiCorp Vault 1.21.2 for the tests, once; this takes about six minutes"
+	@mkdir -p $(CACHE)/bin
+	go build -C deploy/tools/vault -p 2 -tags minimal -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/hashicorp/vault
+
+bench: ## benchmarks beside the cryptographic floor measured in the same run
+	go test -run '^$$' -bench . -benchmem ./broker/... ./policy/...
+
+FUZZTIME ?= 10s
+fuzz: ## run each fuzz target briefly
+	@deploy/fuzz.sh $(FUZZTIME)
+
+clean: ## remove what was built
+	rm -rf $(BIN) $(CACHE)

@@ -1,0 +1,425 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sort"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"sigs.k8s.io/yaml"
+
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// adminFlags say how to reach a broker's operators' listener.
+type adminFlags struct {
+	address, ca, cert, key string
+	output                 string
+}
+
+func (a *adminFlags) register(root *cobra.Command) {
+	f := root.PersistentFlags()
+	f.StringVar(&a.address, "admin", os.Getenv("CLAVIGER_ADMIN"), "operators' address of the broker (CLAVIGER_ADMIN)")
+	f.StringVar(&a.ca, "admin-ca", os.Getenv("CLAVIGER_ADMIN_CA"), "PEM roots of its certificate (CLAVIGER_ADMIN_CA)")
+	f.StringVar(&a.cert, "admin-cert", os.Getenv("CLAVIGER_ADMIN_CERT"), "your client certificate (CLAVIGER_ADMIN_CERT)")
+	f.StringVar(&a.key, "admin-key", os.Getenv("CLAVIGER_ADMIN_KEY"), "its key (CLAVIGER_ADMIN_KEY)")
+	f.StringVar(&a.output, "output", "table", "table or json")
+}
+
+// call runs f against the broker.
+func (a *adminFlags) call(ctx context.Context, f func(context.Context, pb.AdminClient) error) error {
+	if a.address == "" || a.cert == "" || a.key == "" {
+		return fmt.Errorf("%w: set CLAVIGER_ADMIN, CLAVIGER_ADMIN_CERT and CLAVIGER_ADMIN_KEY (or --admin, --admin-cert, --admin-key)", errUsage)
+	}
+	pair, err := tls.LoadX509KeyPair(a.cert, a.key)
+	if err != nil {
+		return fmt.Errorf("admin-cert: %w", err)
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}
+	if a.ca != "" {
+		b, err := os.ReadFile(a.ca)
+		if err != nil {
+			return fmt.Errorf("admin-ca: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(b) {
+			return fmt.Errorf("admin-ca: %s holds no PEM certificate", a.ca)
+		}
+	}
+	conn, err := grpc.NewClient(a.address, grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+	if err != nil {
+		return fmt.Errorf("admin: %w", err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return f(ctx, pb.NewAdminClient(conn))
+}
+
+// print writes a message as JSON, or rows as a table.
+func (a *adminFlags) print(w io.Writer, m proto.Message, header string, rows func(row func(cells ...any))) error {
+	switch a.output {
+	case "json":
+		b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true}.Marshal(m)
+		if err != nil {
+			return err
+		}
+		var out bytes.Buffer // protojson varies its white space on purpose
+		if err := json.Indent(&out, b, "", "  "); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(w, out.String())
+		return err
+	case "table":
+		return table(w, header, rows)
+	}
+	return fmt.Errorf("%w: --output is %q, want table or json", errUsage, a.output)
+}
+
+func table(w io.Writer, header string, rows func(row func(cells ...any))) error {
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	if header != "" {
+		fmt.Fprintln(tw, strings.ReplaceAll(header, " ", "\t"))
+	}
+	rows(func(cells ...any) {
+		s := make([]string, len(cells))
+		for i, c := range cells {
+			s[i] = fmt.Sprint(c)
+		}
+		fmt.Fprintln(tw, strings.Join(s, "\t"))
+	})
+	return tw.Flush()
+}
+
+func when(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	return t.AsTime().Format(time.RFC3339)
+}
+
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%w: unexpected argument %q", errUsage, args[0])
+	}
+	return nil
+}
+
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return fmt.Errorf("%w: want %s", errUsage, strings.Join(names, " "))
+		}
+		return nil
+	}
+}
+
+func statusCommand(a *adminFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show what a broker is and has in force", Example: "  claviger status --output json", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				s, err := c.GetStatus(ctx, &pb.GetStatusRequest{})
+				if err != nil {
+					return err
+				}
+				return a.print(cmd.OutOrStdout(), s, "", func(row func(...any)) {
+					row("broker id", hex.EncodeToString(s.GetBrokerId()))
+					row("version", s.GetVersion())
+					row("started", when(s.GetStartedAt()))
+					if s.GetSimulated() {
+						row("hardware", "SIMULATED devices are accepted (claviger dev)")
+					} else {
+						row("hardware", "real only")
+					}
+					row("policy", s.GetPolicyDigest())
+					row("audit log", s.GetLogOrigin())
+					row("  entries", s.GetLogSize())
+					row("  key", s.GetLogVerifierKey())
+				})
+			})
+		},
+	}
+}
+
+func referenceCommand(a *adminFlags) *cobra.Command {
+	group := &cobra.Command{Use: "reference", Short: "List, set and delete reference values"}
+	var state, typ, source, comment string
+	var values []string
+	set := &cobra.Command{
+		Use: "set NAME --type TYPE --value CLAIM=VALUE…", Short: "Set a reference-value set",
+		Example: `  claviger reference set fleet-2026-11 --type sev-snp --state canary --value measurement=5b3c…  --source build-4711
+  claviger reference set fleet-2026-11 --type sev-snp --state active --value measurement=5b3c… --value host_data=00…`,
+		Args: exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m := &pb.ReferenceSet{Name: args[0], Type: typ, State: state, Source: source, Comment: comment, Values: map[string]*pb.ReferenceValues{}}
+			for _, v := range values {
+				claim, value, ok := strings.Cut(v, "=")
+				if !ok {
+					return fmt.Errorf("%w: --value %q is not CLAIM=VALUE", errUsage, v)
+				}
+				if m.Values[claim] == nil {
+					m.Values[claim] = &pb.ReferenceValues{}
+				}
+				m.Values[claim].Values = append(m.Values[claim].Values, strings.ToLower(value))
+			}
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: m})
+				return err
+			})
+		},
+	}
+	f := set.Flags()
+	f.StringVar(&typ, "type", "sev-snp", "evidence type")
+	f.StringVar(&state, "state", "active", "canary, active, retiring or retired")
+	f.StringArrayVar(&values, "value", nil, "CLAIM=VALUE, may be repeated")
+	f.StringVar(&source, "source", "", "what produced the values: a build, a file")
+	f.StringVar(&comment, "comment", "", "free text")
+	group.AddCommand(set, &cobra.Command{
+		Use: "list", Short: "List reference-value sets", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				r, err := c.ListReferenceSets(ctx, &pb.ListReferenceSetsRequest{})
+				if err != nil {
+					return err
+				}
+				return a.print(cmd.OutOrStdout(), r, "NAME TYPE STATE CLAIM VALUE SOURCE ADDED-BY", func(row func(...any)) {
+					for _, s := range r.GetSets() {
+						var claims []string
+						for claim := range s.GetValues() {
+							claims = append(claims, claim)
+						}
+						sort.Strings(claims)
+						for _, claim := range claims {
+							for _, v := range s.GetValues()[claim].GetValues() {
+								row(s.GetName(), s.GetType(), s.GetState(), claim, v, dash(s.GetSource()), s.GetAddedBy())
+							}
+						}
+					}
+				})
+			})
+		},
+	}, &cobra.Command{
+		Use: "delete NAME", Short: "Delete a reference-value set", Args: exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.DeleteReferenceSet(ctx, &pb.DeleteReferenceSetRequest{Name: args[0]})
+				return err
+			})
+		},
+	})
+	return group
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func catalogCommand(a *adminFlags) *cobra.Command {
+	group := &cobra.Command{Use: "catalog", Short: "List, set and delete catalog entries"}
+	var e pb.CatalogEntry
+	var ttl time.Duration
+	set := &cobra.Command{
+		Use: "set PATTERN --source SOURCE --key KEY --policy POLICY", Short: "Set a catalog entry in the shared state",
+		Example: `  claviger catalog set 'disks/{vm}' --source local --key 'disks/{vm}' --policy disks --create-bytes 32
+  claviger catalog set db/orders --source vault --key db/orders --field password --policy workload`,
+		Args: exactArgs("PATTERN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			e.Pattern, e.TtlSeconds = args[0], int64(ttl/time.Second)
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.PutCatalogEntry(ctx, &pb.PutCatalogEntryRequest{Entry: &e})
+				return err
+			})
+		},
+	}
+	f := set.Flags()
+	f.StringVar(&e.Source, "source", "local", "local, or a vault of the broker's configuration")
+	f.StringVar(&e.Key, "key", "", "the secret's path in the source")
+	f.StringVar(&e.Field, "field", "", "field of a Vault KV secret (default value)")
+	f.StringVar(&e.Policy, "policy", "", "package under claviger.release")
+	f.Uint32Var(&e.CreateBytes, "create-bytes", 0, "make a random secret of that length where there is none")
+	f.DurationVar(&ttl, "ttl", 0, "lifetime of a wrapped secret")
+	group.AddCommand(set, &cobra.Command{
+		Use: "list", Short: "List the catalog in force", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				r, err := c.ListCatalog(ctx, &pb.ListCatalogRequest{})
+				if err != nil {
+					return err
+				}
+				return a.print(cmd.OutOrStdout(), r, "PATTERN SOURCE KEY FIELD POLICY CREATE", func(row func(...any)) {
+					for _, e := range r.GetEntries() {
+						row(e.GetPattern(), e.GetSource(), e.GetKey(), dash(e.GetField()), e.GetPolicy(), e.GetCreateBytes())
+					}
+				})
+			})
+		},
+	}, &cobra.Command{
+		Use: "delete PATTERN", Short: "Delete a catalog entry", Args: exactArgs("PATTERN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.DeleteCatalogEntry(ctx, &pb.DeleteCatalogEntryRequest{Pattern: args[0]})
+				return err
+			})
+		},
+	})
+	return group
+}
+
+func secretCommand(a *adminFlags) *cobra.Command {
+	group := &cobra.Command{Use: "secret", Short: "Write, list and delete secrets of the embedded store"}
+	var file string
+	var expected int64
+	put := &cobra.Command{
+		Use: "put KEY", Short: "Write a new version, from a file or standard input",
+		Long:    "Write a new version of a secret. The value is read from a file or standard input, as it is: a trailing newline stays.",
+		Example: "  printf %s \"$PASSWORD\" | claviger secret put db/orders\n  claviger secret put db/orders --file password.txt --expect-version 3",
+		Args:    exactArgs("KEY"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var in io.Reader = cmd.InOrStdin()
+			if file != "-" {
+				f, err := os.Open(file)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			value, err := io.ReadAll(io.LimitReader(in, 64<<10+1))
+			if err != nil {
+				return fmt.Errorf("read value: %w", err)
+			}
+			defer clear(value)
+			r := &pb.PutSecretRequest{Key: args[0], Value: value}
+			if expected >= 0 {
+				v := uint64(expected)
+				r.ExpectedVersion = &v
+			}
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				out, err := c.PutSecret(ctx, r)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s version %d\n", args[0], out.GetVersion())
+				return nil
+			})
+		},
+	}
+	put.Flags().StringVar(&file, "file", "-", "file to read, - for standard input")
+	put.Flags().Int64Var(&expected, "expect-version", -1, "fail unless this is the current version (0: none)")
+	group.AddCommand(put, &cobra.Command{
+		Use: "list [PREFIX]", Short: "List secrets, without their values", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				r, err := c.ListSecrets(ctx, &pb.ListSecretsRequest{Prefix: strings.Join(args, "")})
+				if err != nil {
+					return err
+				}
+				return a.print(cmd.OutOrStdout(), r, "KEY VERSION UPDATED", func(row func(...any)) {
+					for _, s := range r.GetSecrets() {
+						row(s.GetKey(), s.GetVersion(), when(s.GetUpdatedAt()))
+					}
+				})
+			})
+		},
+	}, &cobra.Command{
+		Use: "delete KEY", Short: "Delete a secret", Args: exactArgs("KEY"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.DeleteSecret(ctx, &pb.DeleteSecretRequest{Key: args[0]})
+				return err
+			})
+		},
+	})
+	return group
+}
+
+const revocationKinds = `KIND and VALUE:
+  chip            CHIP_ID or PIID, hex
+  measurement     hex
+  tcb             "{hardware model}/{TCB status}", as TDX/OutOfDate
+  policy          sha256:… of a bundle
+  resource        path
+  secret_version  resource@version`
+
+func revokeCommand(a *adminFlags) *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "revoke KIND VALUE", Short: "Stop releases to or of something, on every replica within a second",
+		Long:    "Stop releases. When this returns the revocation is durable; within a second it holds on every replica.\n\n" + revocationKinds,
+		Example: "  claviger revoke chip 4d2a… --reason 'stolen machine'\n  claviger revoke measurement 5b3c…",
+		Args:    exactArgs("KIND", "VALUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, cl pb.AdminClient) error {
+				_, err := cl.Revoke(ctx, &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: args[0], Value: args[1], Reason: reason}})
+				return err
+			})
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}
+
+func unrevokeCommand(a *adminFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "unrevoke KIND VALUE", Short: "Take a revocation back", Long: "Take a revocation back.\n\n" + revocationKinds, Args: exactArgs("KIND", "VALUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.Unrevoke(ctx, &pb.UnrevokeRequest{Kind: args[0], Value: args[1]})
+				return err
+			})
+		},
+	}
+}
+
+func revocationsCommand(a *adminFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "revocations", Short: "List what is revoked", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				r, err := c.ListRevocations(ctx, &pb.ListRevocationsRequest{})
+				if err != nil {
+					return err
+				}
+				return a.print(cmd.OutOrStdout(), r, "KIND VALUE SINCE BY REASON", func(row func(...any)) {
+					for _, x := range r.GetRevocations() {
+						row(x.GetKind(), x.GetValue(), when(x.GetRevokedAt()), x.GetRevokedBy(), dash(x.GetReason()))
+					}
+				})
+			})
+		},
+	}
+}
+
+// readYAML reads a file into v, strictly; used for reference sets in policy eval.
+func readYAML(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := yaml.UnmarshalStrict(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+var errNotPEM = errors.New("no PEM block of the kind that is wanted")

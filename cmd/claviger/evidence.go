@@ -1,0 +1,352 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/collateral"
+	"github.com/claviger/claviger/broker/tee"
+)
+
+type evidenceFlags struct {
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at string
+	online, lenient                                                        bool
+}
+
+func (e *evidenceFlags) register(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&e.typ, "type", "", "evidence type (default: told from the bytes)")
+	f.StringVar(&e.endorsements, "endorsements", "", "file with the certificate table (SNP auxblob), if it does not follow the report, or a VCEK certificate (DER or PEM)")
+	f.StringVar(&e.eventLog, "event-log", "", "file with the event log (TDX CCEL data)")
+	f.StringVar(&e.reportData, "report-data", "", "expected report data, 128 hex digits (default: not compared)")
+	f.StringVar(&e.folder, "collateral", "", "folder with collateral (docs/collateral.md)")
+	f.StringVar(&e.bundle, "bundle", "", "signed collateral bundle")
+	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
+	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
+	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
+}
+
+func evidenceCommand() *cobra.Command {
+	group := &cobra.Command{Use: "evidence", Short: "Look at evidence: what it claims, and whether it verifies"}
+	var output string
+	group.PersistentFlags().StringVar(&output, "output", "table", "table or json")
+	var show, verify evidenceFlags
+	showCmd := &cobra.Command{
+		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
+		Long: `Print the claims of evidence from a file (an SNP report, with or without its
+certificate table behind it, or a TDX quote). Signatures and chains are checked;
+revocation lists and TCB information that cannot be had are listed as skipped.
+The JSON is a fixture for ` + "`claviger policy test`" + `.`,
+		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return show.run(cmd.Context(), cmd.OutOrStdout(), args[0], output, true)
+		},
+	}
+	verifyCmd := &cobra.Command{
+		Use: "verify FILE", Short: "Appraise evidence as a broker would; exit code 1 if it would not be believed", Args: exactArgs("FILE"),
+		Long: `Appraise evidence as a broker would, and list the outcome of each check. Only the
+binding to a request cannot be checked from a file (give --report-data to compare it).
+
+--without-revocation reports revocation lists and TCB information that cannot be
+had as skipped, where a broker would refuse.`,
+		Example: `  claviger evidence verify report.bin --collateral collateral/
+  claviger evidence verify quote.bin --event-log ccel.bin --online
+  claviger evidence verify report.bin --at 2024-06-01T00:00:00Z --without-revocation`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return verify.run(cmd.Context(), cmd.OutOrStdout(), args[0], output, verify.lenient)
+		},
+	}
+	show.register(showCmd)
+	verify.register(verifyCmd)
+	verifyCmd.Flags().BoolVar(&verify.lenient, "without-revocation", false, "skip revocation and TCB checks whose collateral is missing")
+	group.AddCommand(showCmd, verifyCmd)
+	return group
+}
+
+func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output string, optional bool) error {
+	now, binding := time.Now(), attest.Unbound()
+	if e.at != "" {
+		var err error
+		if now, err = time.Parse(time.RFC3339, e.at); err != nil {
+			return fmt.Errorf("%w: --at: %w", errUsage, err)
+		}
+	}
+	if e.reportData != "" {
+		b, err := hex.DecodeString(e.reportData)
+		if err != nil || len(b) == 0 {
+			return fmt.Errorf("%w: --report-data: want hex", errUsage)
+		}
+		binding = attest.BindExact(b)
+	}
+	ev, err := e.read(file)
+	if err != nil {
+		return err
+	}
+	coll, err := e.collateral(now)
+	if err != nil {
+		return err
+	}
+	verifiers, err := tee.Appraisers(optional)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(verifiers, func(v attest.Verifier) bool { return v.Type() == ev.Type })
+	if i < 0 {
+		return fmt.Errorf("%w: no evidence type %q", errUsage, ev.Type)
+	}
+	claims, verr := verifiers[i].Verify(ctx, ev, binding, coll, now)
+	if output == "json" {
+		doc := map[string]any{"checks": claims.Checks, "verified": verr == nil}
+		if verr == nil {
+			doc["attestation"] = claims
+		} else {
+			doc["error"] = map[string]any{"reason": attest.ReasonOf(verr), "message": verr.Error()}
+		}
+		err = writeJSON(w, doc)
+	} else {
+		err = printClaims(w, ev, claims, verr)
+	}
+	if err == nil && verr != nil {
+		err = errFailed
+	}
+	return err
+}
+
+const snpReportSize = 1184
+
+// read takes the report apart: an SNP report may have its certificate table behind it.
+func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return attest.Evidence{}, err
+	}
+	if text := bytes.TrimSpace(raw); len(text) > 0 && len(text)%2 == 0 {
+		if b, err := hex.DecodeString(string(text)); err == nil {
+			raw = b
+		}
+	}
+	ev := attest.Evidence{Type: attest.Type(e.typ), Report: raw}
+	if ev.Type == "" {
+		ev.Type = guess(raw)
+	}
+	if ev.Type == attest.TypeSNP && len(raw) > snpReportSize {
+		ev.Report, ev.Endorsements = raw[:snpReportSize], raw[snpReportSize:]
+	}
+	if e.endorsements != "" {
+		if ev.Endorsements, err = os.ReadFile(e.endorsements); err != nil {
+			return ev, fmt.Errorf("endorsements: %w", err)
+		}
+		ev.Endorsements = asTable(ev.Endorsements)
+	}
+	if e.eventLog != "" {
+		if ev.EventLog, err = os.ReadFile(e.eventLog); err != nil {
+			return ev, fmt.Errorf("event log: %w", err)
+		}
+	}
+	return ev, nil
+}
+
+// guess tells a quote (version 4 or 5, TEE type 0x81) from an SNP report (version 2 to 5).
+func guess(b []byte) attest.Type {
+	if len(b) > 8 && (b[0] == 4 || b[0] == 5) && b[1] == 0 && b[4] == 0x81 {
+		return attest.TypeTDX
+	}
+	return attest.TypeSNP
+}
+
+// vcekGUID names the VCEK in a certificate table (AMD publication 56421): 63da758d-e664-4564-adc5-f4b93be8accd.
+var vcekGUID = []byte{0x63, 0xda, 0x75, 0x8d, 0xe6, 0x64, 0x45, 0x64, 0xad, 0xc5, 0xf4, 0xb9, 0x3b, 0xe8, 0xac, 0xcd}
+
+// asTable puts a lone certificate into a certificate table.
+func asTable(b []byte) []byte {
+	if block, _ := pem.Decode(b); block != nil {
+		b = block.Bytes
+	}
+	if _, err := x509.ParseCertificate(b); err != nil {
+		return b
+	}
+	le := func(n int) []byte { return []byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)} }
+	const header = 2 * 24
+	return slices.Concat(vcekGUID, le(header), le(len(b)), make([]byte, 24), b)
+}
+
+func (e *evidenceFlags) collateral(now time.Time) (attest.Collateral, error) {
+	cfg := collateral.Config{Folder: e.folder, Now: func() time.Time { return now }}
+	if e.at != "" {
+		// At a pinned clock the files' ages say nothing.
+		cfg.Now = time.Now
+	}
+	if e.online {
+		cfg.Services = collateral.DefaultServices()
+	}
+	if e.bundle != "" {
+		key, err := publicKey(e.bundleKey)
+		if err != nil {
+			return nil, fmt.Errorf("bundle-key: %w", err)
+		}
+		if cfg.Bundle, err = collateral.ReadBundle(e.bundle, key); err != nil {
+			return nil, err
+		}
+	}
+	return collateral.New(cfg)
+}
+
+func printClaims(w io.Writer, ev attest.Evidence, c attest.Claims, verr error) error {
+	if verr != nil {
+		fmt.Fprintf(w, "NOT BELIEVED: %v\n\n", verr)
+	} else {
+		word := "real hardware"
+		if c.Simulated {
+			word = "SIMULATED hardware"
+		}
+		fmt.Fprintf(w, "VERIFIED: %s, %s %s\n", word, c.Type, c.HardwareModel)
+		if c.Collateral.State == attest.CollateralExpired {
+			fmt.Fprintln(w, "but WITHOUT revocation lists or TCB information: a broker would refuse this (see the skipped checks)")
+		}
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintln(w, "Checks")
+	err := table(w, "", func(row func(...any)) {
+		for _, k := range c.Checks {
+			row("  "+string(k.Outcome), k.Name, k.Detail)
+		}
+	})
+	if err != nil || verr != nil {
+		return err
+	}
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	var doc map[string]any
+	if err := dec.Decode(&doc); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\nClaims")
+	return table(w, "", func(row func(...any)) { flatten("", doc, func(k, v string) { row("  "+k, v) }) })
+}
+
+// flatten prints a document as path and value.
+func flatten(path string, v any, row func(k, v string)) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			flatten(strings.TrimPrefix(path+"."+k, "."), v[k], row)
+		}
+	case []any:
+		if len(v) == 0 {
+			row(path, "[]")
+		}
+		for i, x := range v {
+			flatten(fmt.Sprintf("%s[%d]", path, i), x, row)
+		}
+	default:
+		row(path, fmt.Sprint(v))
+	}
+}
+
+func publicKey(file string) (ed25519.PublicKey, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("%s: %w", file, errNotPEM)
+	}
+	k, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	pub, ok := k.(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("not an Ed25519 public key")
+	}
+	return pub, nil
+}
+
+func collateralCommand() *cobra.Command {
+	group := &cobra.Command{Use: "collateral", Short: "Fetch and pack collateral for sites without a way to the vendors"}
+	var out, keyFile string
+	bundle := &cobra.Command{
+		Use: "bundle FOLDER", Short: "Pack and sign a folder of collateral", Args: exactArgs("FOLDER"),
+		Example: "  openssl genpkey -algorithm ed25519 -out bundle.key\n  claviger collateral bundle collateral/ --key bundle.key --out collateral.tar.gz",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := os.ReadFile(keyFile)
+			if err != nil {
+				return fmt.Errorf("key: %w", err)
+			}
+			block, _ := pem.Decode(b)
+			if block == nil {
+				return fmt.Errorf("key: %s: %w", keyFile, errNotPEM)
+			}
+			k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+			if err != nil {
+				return fmt.Errorf("key: %w", err)
+			}
+			priv, ok := k.(ed25519.PrivateKey)
+			if !ok {
+				return errors.New("key: not an Ed25519 private key")
+			}
+			if err := collateral.WriteBundle(out, args[0], priv); err != nil {
+				return err
+			}
+			got, err := collateral.ReadBundle(out, priv.Public().(ed25519.PublicKey))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d pieces, signature in %[1]s.sig\n", out, got.Len())
+			return nil
+		},
+	}
+	bundle.Flags().StringVarP(&out, "out", "o", "collateral.tar.gz", "file to write")
+	bundle.Flags().StringVar(&keyFile, "key", "", "Ed25519 private key, PKCS #8 PEM (required)")
+	var folder string
+	fetch := &cobra.Command{
+		Use: "fetch KIND [KEY]", Short: "Fetch a piece from the vendor's service into a folder",
+		Long:    "Fetch a piece of collateral. KIND and KEY are named as in docs/collateral.md, for example: snp-crl milan.",
+		Example: "  claviger collateral fetch snp-crl milan --folder collateral/\n  claviger collateral fetch tdx-tcb-info 90c06f000000 --folder collateral/",
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src, err := collateral.New(collateral.Config{Services: collateral.DefaultServices()})
+			if err != nil {
+				return err
+			}
+			ref := attest.CollateralRef{Kind: attest.CollateralKind(args[0])}
+			if len(args) == 2 {
+				ref.Key = args[1]
+			}
+			it, err := src.Get(cmd.Context(), ref)
+			if err != nil {
+				return err
+			}
+			path, err := collateral.WriteFolder(folder, ref, it)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes\n", path, len(it.Data))
+			return nil
+		},
+	}
+	fetch.Flags().StringVar(&folder, "folder", "collateral", "folder to write to")
+	group.AddCommand(bundle, fetch)
+	return group
+}

@@ -1,0 +1,69 @@
+// Command claviger is the broker and the operator's command.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+)
+
+var version = "dev" // set by the linker
+
+var (
+	errUsage  = errors.New("usage")
+	errFailed = errors.New("") // what failed has been printed
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newCommand().ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errFailed):
+		return 1
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(os.Stderr, "claviger: %v\n", err)
+		return 2
+	}
+	if s, ok := status.FromError(err); ok {
+		fmt.Fprintf(os.Stderr, "claviger: %s (%s)\n", s.Message(), s.Code())
+	} else {
+		fmt.Fprintf(os.Stderr, "claviger: %v\n", err)
+	}
+	return 1
+}
+
+func newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "claviger",
+		Short: "A key broker: secrets only for workloads that prove what they are",
+		Long: `Claviger releases secrets only to workloads that prove, with hardware-signed
+evidence, what they are. This command is the broker (serve, dev) and what its
+operators and auditors use.
+
+Commands that talk to a running broker use its operators' listener:
+  CLAVIGER_ADMIN       host:port              (--admin)
+  CLAVIGER_ADMIN_CA    roots of its certificate (--admin-ca)
+  CLAVIGER_ADMIN_CERT, CLAVIGER_ADMIN_KEY  your certificate (--admin-cert, --admin-key)
+
+Exit codes: 0 done, 1 failed or "no", 2 usage.`,
+		Version: version, SilenceUsage: true, SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
+	var a adminFlags
+	a.register(root)
+	root.AddCommand(serveCommand(), devCommand(), statusCommand(&a), policyCommand(&a), referenceCommand(&a), catalogCommand(&a),
+		secretCommand(&a), revokeCommand(&a), unrevokeCommand(&a), revocationsCommand(&a), auditCommand(&a),
+		evidenceCommand(), collateralCommand())
+	return root
+}

@@ -1,0 +1,313 @@
+// Package server puts a broker together from a configuration and runs it. It
+// holds wiring, not logic: what is decided, is decided in the packages below.
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/collateral"
+	"github.com/claviger/claviger/broker/rpc"
+)
+
+// Config is the configuration file of `claviger serve` (docs/configuration.md), YAML or JSON.
+type Config struct {
+	Listen    string    `json:"listen"` // gRPC for workloads; default 0.0.0.0:7443
+	TLS       TLSFiles  `json:"tls"`
+	Admin     Admin     `json:"admin"`
+	Metrics   string    `json:"metrics_listen"` // plain HTTP; default 127.0.0.1:7445, "off" to switch it off
+	DataDir   string    `json:"data_dir"`       // default /var/lib/claviger
+	SealKey   string    `json:"seal_key_file"`  // 32 bytes or 64 hex digits; default data_dir/seal.key, made if the state is embedded
+	Etcd      Etcd      `json:"etcd"`
+	Policy    Policy    `json:"policy"`
+	Catalog   []Entry   `json:"catalog"`
+	Vault     []Vault   `json:"vault"`
+	Evidence  Evidence  `json:"evidence"`
+	Audit     Audit     `json:"audit"`
+	Limits    Limits    `json:"limits"`
+	Nonce     Duration  `json:"nonce_lifetime"` // default 2m
+	SecretTTL Duration  `json:"secret_ttl"`     // default 5m
+	Log       LogConfig `json:"log"`
+	Tracing   Tracing   `json:"tracing"`
+	// TestRoot exists to be refused with a clear message.
+	TestRoot string `json:"test_root"`
+}
+
+// TLSFiles names PEM files. They are read again when they change.
+type TLSFiles struct {
+	Cert string `json:"cert"`
+	Key  string `json:"key"`
+}
+
+// Admin is the operators' listener; mTLS.
+type Admin struct {
+	Listen    string              `json:"listen"` // default 127.0.0.1:7444, "off" to switch it off
+	TLS       TLSFiles            `json:"tls"`    // default: as for workloads
+	ClientCA  string              `json:"client_ca"`
+	Operators map[string]rpc.Role `json:"operators"` // by common name of the client certificate
+}
+
+// Etcd is an external cluster; without endpoints an embedded member in data_dir.
+type Etcd struct {
+	Endpoints    []string `json:"endpoints"`
+	CA           string   `json:"ca"`
+	Cert         string   `json:"cert"`
+	Key          string   `json:"key"`
+	Username     string   `json:"username"`
+	PasswordFile string   `json:"password_file"`
+}
+
+// Policy names the folder of bundles.
+type Policy struct {
+	Dir              string            `json:"dir"`
+	EvalTimeout      Duration          `json:"eval_timeout"`
+	VerificationKeys map[string]string `json:"verification_keys"` // key id: PEM file; if any, only signed bundles load
+	Config           map[string]any    `json:"config"`            // data.claviger.config
+}
+
+// Entry is a catalog entry of the configuration file.
+type Entry struct {
+	Pattern     string            `json:"pattern"`
+	Source      string            `json:"source"`
+	Key         string            `json:"key"`
+	Field       string            `json:"field"`
+	Policy      string            `json:"policy"`
+	CreateBytes int               `json:"create_bytes"`
+	TTL         Duration          `json:"ttl"`
+	Labels      map[string]string `json:"labels"`
+}
+
+// Vault is a secret source.
+type Vault struct {
+	Name           string   `json:"name"`
+	Address        string   `json:"address"`
+	CA             string   `json:"ca"`
+	Namespace      string   `json:"namespace"`
+	Mount          string   `json:"mount"`
+	TokenFile      string   `json:"token_file"`
+	AppRole        *AppRole `json:"approle"`
+	MaxConcurrency int      `json:"max_concurrency"`
+	Timeout        Duration `json:"timeout"`
+}
+
+// AppRole is a Vault login.
+type AppRole struct {
+	Mount        string `json:"mount"`
+	RoleID       string `json:"role_id"`
+	SecretIDFile string `json:"secret_id_file"`
+	Wrapped      bool   `json:"wrapped"`
+}
+
+// Evidence says where collateral comes from.
+type Evidence struct {
+	Folder    string                            `json:"folder"`
+	Bundle    string                            `json:"bundle"`
+	BundleKey string                            `json:"bundle_key"` // PEM, Ed25519 public key
+	Offline   bool                              `json:"offline"`    // never ask the vendors' services
+	KDS       string                            `json:"kds"`
+	PCS       string                            `json:"pcs"`
+	RootCRL   string                            `json:"intel_root_crl"`
+	Ages      map[attest.CollateralKind]AgeSpec `json:"ages"`
+}
+
+// AgeSpec limits the age of a kind of collateral.
+type AgeSpec struct {
+	Refresh Duration `json:"refresh"`
+	Max     Duration `json:"max"`
+}
+
+// Audit is the transparency log.
+type Audit struct {
+	Dir    string `json:"dir"`    // default data_dir/audit
+	Origin string `json:"origin"` // the log's name; default "claviger/<host name>"
+}
+
+// Limits of admission; see rpc.Limits.
+type Limits struct {
+	Concurrency int      `json:"concurrency"`
+	Queue       int      `json:"queue"`
+	QueueTime   Duration `json:"queue_time"`
+	PeerRate    *float64 `json:"peer_rate"`
+	PeerBurst   int      `json:"peer_burst"`
+}
+
+// LogConfig of the structured log on standard error.
+type LogConfig struct {
+	Level  string `json:"level"`  // debug, info, warn, error; default info
+	Format string `json:"format"` // json or text; default json
+}
+
+// Tracing sends OpenTelemetry spans.
+type Tracing struct {
+	OTLP string `json:"otlp_endpoint"` // host:port of an OTLP/gRPC collector with TLS; empty: off
+}
+
+// Duration is written as "90s", "5m", "24h".
+type Duration time.Duration
+
+// UnmarshalText parses a duration.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil || v < 0 {
+		return fmt.Errorf("%q is not a duration like 90s or 24h", b)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Load reads a file strictly: an unknown field is an error.
+func Load(path string) (Config, error) {
+	var c Config
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("configuration: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(b, &c); err != nil {
+		return c, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Environment overrides the file: CLAVIGER_LISTEN, …
+func (c *Config) Environment(getenv func(string) string) {
+	for env, field := range map[string]*string{
+		"CLAVIGER_LISTEN": &c.Listen, "CLAVIGER_DATA_DIR": &c.DataDir, "CLAVIGER_ADMIN_LISTEN": &c.Admin.Listen,
+		"CLAVIGER_METRICS_LISTEN": &c.Metrics, "CLAVIGER_LOG_LEVEL": &c.Log.Level, "CLAVIGER_LOG_FORMAT": &c.Log.Format,
+		"CLAVIGER_POLICY_DIR": &c.Policy.Dir, "CLAVIGER_SEAL_KEY_FILE": &c.SealKey,
+	} {
+		if v := getenv(env); v != "" {
+			*field = v
+		}
+	}
+}
+
+// Complete fills in defaults and names the field that is wrong.
+func (c *Config) Complete() error {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	def(&c.Listen, "0.0.0.0:7443")
+	def(&c.Admin.Listen, "127.0.0.1:7444")
+	def(&c.Metrics, "127.0.0.1:7445")
+	def(&c.DataDir, "/var/lib/claviger")
+	def(&c.Audit.Dir, filepath.Join(c.DataDir, "audit"))
+	def(&c.Audit.Origin, "claviger/"+host)
+	def(&c.Log.Level, "info")
+	def(&c.Log.Format, "json")
+	if c.Nonce == 0 {
+		c.Nonce = Duration(2 * time.Minute)
+	}
+	if c.Admin.TLS == (TLSFiles{}) {
+		c.Admin.TLS = c.TLS
+	}
+	if !c.Evidence.Offline {
+		s := collateral.DefaultServices()
+		def(&c.Evidence.KDS, s.KDS)
+		def(&c.Evidence.PCS, s.PCS)
+		def(&c.Evidence.RootCRL, s.IntelRootCRL)
+	}
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.TestRoot != "" {
+		bad("test_root: a test root makes SIMULATED hardware acceptable; `claviger serve` never loads one (`claviger dev` makes its own)")
+	}
+	for name, addr := range map[string]string{"listen": c.Listen, "admin.listen": c.Admin.Listen, "metrics_listen": c.Metrics} {
+		if _, _, err := net.SplitHostPort(addr); err != nil && !(addr == "off" && name != "listen") {
+			bad("%s: %q is not host:port", name, addr)
+		}
+	}
+	if c.TLS.Cert == "" || c.TLS.Key == "" {
+		bad("tls.cert, tls.key: missing; the broker speaks TLS only")
+	}
+	if c.Admin.Listen != "off" && c.Admin.ClientCA == "" {
+		bad("admin.client_ca: missing; operators are known by client certificate (or set admin.listen: off)")
+	}
+	for name, role := range c.Admin.Operators {
+		if role != rpc.Viewer && role != rpc.Operator {
+			bad("admin.operators.%s: role %q is neither viewer nor operator", name, role)
+		}
+	}
+	if c.Policy.Dir == "" {
+		bad("policy.dir: missing")
+	}
+	if _, ok := c.Policy.Config["allow_simulated"]; ok {
+		bad("policy.config.allow_simulated: only `claviger dev` sets this")
+	}
+	if (c.Evidence.Bundle == "") != (c.Evidence.BundleKey == "") {
+		bad("evidence.bundle and evidence.bundle_key go together")
+	}
+	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
+		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")
+	}
+	if strings.ContainsAny(c.Audit.Origin, " +\n") {
+		bad("audit.origin: %q has a space or plus sign", c.Audit.Origin)
+	}
+	names := map[string]bool{"local": true}
+	for i, v := range c.Vault {
+		switch {
+		case v.Name == "" || names[v.Name]:
+			bad("vault[%d].name: %q is empty or taken", i, v.Name)
+		case (v.AppRole == nil) == (v.TokenFile == ""):
+			bad("vault[%d]: want exactly one of approle and token_file", i)
+		}
+		names[v.Name] = true
+	}
+	entries, err := c.catalog()
+	if err == nil {
+		_, err = broker.NewCatalog(entries)
+	}
+	if err != nil {
+		bad("catalog: %w", err)
+	}
+	for _, e := range entries {
+		if !names[e.Source] {
+			bad("catalog: %s: source %q is neither local nor a vault of this file", e.Pattern, e.Source)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) catalog() ([]broker.CatalogEntry, error) {
+	var out []broker.CatalogEntry
+	for _, e := range c.Catalog {
+		out = append(out, broker.CatalogEntry{
+			Pattern: e.Pattern, Source: e.Source, Key: e.Key, Field: e.Field, Policy: e.Policy,
+			CreateBytes: e.CreateBytes, TTL: time.Duration(e.TTL), Labels: e.Labels,
+		})
+	}
+	return out, nil
+}
+
+func (c *Config) limits() rpc.Limits {
+	l := rpc.DefaultLimits()
+	set := func(dst *int, v int) {
+		if v > 0 {
+			*dst = v
+		}
+	}
+	set(&l.Concurrency, c.Limits.Concurrency)
+	set(&l.Queue, c.Limits.Queue)
+	set(&l.PeerBurst, c.Limits.PeerBurst)
+	if c.Limits.QueueTime > 0 {
+		l.QueueTime = time.Duration(c.Limits.QueueTime)
+	}
+	if c.Limits.PeerRate != nil {
+		l.PeerRate = *c.Limits.PeerRate
+	}
+	return l
+}

@@ -1,0 +1,685 @@
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/audit"
+	"github.com/claviger/claviger/broker/collateral"
+	"github.com/claviger/claviger/broker/etcd"
+	"github.com/claviger/claviger/broker/local"
+	"github.com/claviger/claviger/broker/rpc"
+	"github.com/claviger/claviger/broker/seal"
+	"github.com/claviger/claviger/broker/state"
+	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/telemetry"
+	"github.com/claviger/claviger/broker/vault"
+	"github.com/claviger/claviger/policy"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// Options are what no configuration file can say.
+type Options struct {
+	Version string
+	Logger  *slog.Logger
+	// TestRoots makes simulated hardware acceptable. Only `claviger dev` and brokertest set it.
+	TestRoots []tee.TestRoot
+}
+
+// Server is a running broker.
+type Server struct {
+	cfg     Config
+	opt     Options
+	log     *slog.Logger
+	started time.Time
+
+	kv      *etcd.Store
+	state   *state.State
+	secrets *local.Store
+	audit   *audit.Log
+	engine  *policy.Engine
+	broker  *broker.Broker
+	id      *seal.Identity
+
+	workloads, admin *grpc.Server
+	metrics          *telemetry.Metrics
+	metricsServer    *http.Server
+	admission        *rpc.Admission
+	health           *health.Server
+	addr, adminAddr  net.Addr
+	metricsAddr      net.Addr
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	failed chan error
+	close  []func(context.Context) error // in reverse order
+}
+
+// Start brings everything up, in the order of dependence, and returns when the
+// broker serves. What it started before a failure is stopped again.
+func Start(ctx context.Context, cfg Config, opt Options) (_ *Server, err error) {
+	if err := cfg.Complete(); err != nil {
+		return nil, err
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, opt: opt, log: opt.Logger, started: time.Now(), failed: make(chan error, 8)}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.cancel = cancel
+	defer func() {
+		if err != nil {
+			_ = s.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data_dir: %w", err)
+	}
+	for _, step := range []func(ctx, run context.Context) error{
+		s.openState, s.openAudit, s.openPolicy, s.openBroker, s.follow, s.serveMetrics, s.serveWorkloads, s.serveAdmin,
+	} {
+		if err := step(ctx, run); err != nil {
+			return nil, err
+		}
+	}
+	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	return s, nil
+}
+
+func (s *Server) openState(ctx, _ context.Context) error {
+	key, err := s.sealKey()
+	if err != nil {
+		return err
+	}
+	if len(s.cfg.Etcd.Endpoints) == 0 {
+		s.kv, err = etcd.Embedded(ctx, filepath.Join(s.cfg.DataDir, "state"))
+	} else {
+		var c etcd.Cluster
+		if c, err = s.cluster(); err == nil {
+			s.kv, err = etcd.Dial(ctx, c)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	s.onClose(func(context.Context) error { return s.kv.Close() })
+	s.state, err = state.New(state.Config{KV: s.kv, SealKey: key, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.secrets = local.New(s.kv, s.state, nil)
+	seed, err := s.state.SealedKey(ctx, "identity", state.GenerateKey32)
+	if err != nil {
+		return fmt.Errorf("broker identity: %w", err)
+	}
+	s.id, err = seal.IdentityFromSeed(seed)
+	return err
+}
+
+// sealKey reads the key that encrypts state at rest; with embedded state it is made on first start.
+func (s *Server) sealKey() ([]byte, error) {
+	path := s.cfg.SealKey
+	if path == "" {
+		path = filepath.Join(s.cfg.DataDir, "seal.key")
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Stat(filepath.Join(s.cfg.DataDir, "state")); err == nil {
+				return nil, fmt.Errorf("seal_key_file: %s is missing, but there is state that was sealed with it: restore it from your backup", path)
+			}
+			key, err := state.GenerateKey32()
+			if err != nil {
+				return nil, fmt.Errorf("make seal key: %w", err)
+			}
+			if err := os.WriteFile(path, []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
+				return nil, fmt.Errorf("write seal key: %w", err)
+			}
+			s.log.Warn("made a new seal key: back it up, without it the embedded secrets are lost", "path", path)
+			return key, nil
+		}
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("seal_key_file: %w", err)
+	}
+	if len(b) == 32 {
+		return b, nil
+	}
+	key, err := hex.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(key) != 32 {
+		return nil, fmt.Errorf("seal_key_file: %s holds neither 32 bytes nor 64 hex digits", path)
+	}
+	return key, nil
+}
+
+func (s *Server) cluster() (etcd.Cluster, error) {
+	e := s.cfg.Etcd
+	c := etcd.Cluster{Endpoints: e.Endpoints, Username: e.Username}
+	if e.PasswordFile != "" {
+		b, err := os.ReadFile(e.PasswordFile)
+		if err != nil {
+			return c, fmt.Errorf("etcd.password_file: %w", err)
+		}
+		c.Password = strings.TrimSpace(string(b))
+	}
+	if e.CA == "" && e.Cert == "" && !slices.ContainsFunc(e.Endpoints, func(u string) bool { return strings.HasPrefix(u, "https://") }) {
+		return c, nil
+	}
+	c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	if e.CA != "" {
+		pool, err := certPool(e.CA)
+		if err != nil {
+			return c, fmt.Errorf("etcd.ca: %w", err)
+		}
+		c.TLS.RootCAs = pool
+	}
+	if e.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(e.Cert, e.Key)
+		if err != nil {
+			return c, fmt.Errorf("etcd.cert: %w", err)
+		}
+		c.TLS.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// openAudit opens this broker's own log; its key is sealed in the shared state under the log's name.
+func (s *Server) openAudit(ctx, _ context.Context) error {
+	pair, err := s.state.SealedKey(ctx, "audit/"+s.cfg.Audit.Origin, func() ([]byte, error) {
+		signer, verifier, err := audit.GenerateKey(rand.Reader, s.cfg.Audit.Origin)
+		return []byte(signer + "\n" + verifier), err
+	})
+	if err != nil {
+		return fmt.Errorf("audit log key: %w", err)
+	}
+	signer, verifier, ok := strings.Cut(string(pair), "\n")
+	if !ok {
+		return errors.New("audit log key: sealed value is malformed")
+	}
+	s.audit, err = audit.Open(ctx, s.cfg.Audit.Dir, signer, verifier)
+	if err != nil {
+		return err
+	}
+	s.onClose(s.audit.Close)
+	// Beside the log, so that an auditor with a copy of the folder has all that `claviger audit verify` needs.
+	return os.WriteFile(filepath.Join(s.cfg.Audit.Dir, "log.vkey"), []byte(verifier+"\n"), 0o644)
+}
+
+func (s *Server) openPolicy(_, run context.Context) error {
+	keys := map[string]policy.VerificationKey{}
+	for id, file := range s.cfg.Policy.VerificationKeys {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("policy.verification_keys.%s: %w", id, err)
+		}
+		keys[id] = policy.VerificationKey{PEM: string(b), Algorithm: "ES256"}
+	}
+	extra := map[string]any{}
+	for k, v := range s.cfg.Policy.Config {
+		extra[k] = v
+	}
+	if len(s.opt.TestRoots) > 0 {
+		extra["allow_simulated"] = true
+	}
+	var err error
+	s.engine, err = policy.New(policy.Config{
+		Dir: s.cfg.Policy.Dir, Logger: s.log, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), VerificationKeys: keys, ExtraData: extra,
+		OnChange: func(st policy.Status) {
+			s.log.Info("policy in force", "digest", st.Digest, "packages", st.Packages, "error", st.Error)
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("policy.dir: %w", err)
+	}
+	s.spawn("policy", func() error { return s.engine.Run(run) })
+	return nil
+}
+
+func (s *Server) openBroker(ctx, run context.Context) error {
+	nonceKey, err := s.state.SealedKey(ctx, "nonce", state.GenerateKey32)
+	if err != nil {
+		return fmt.Errorf("nonce key: %w", err)
+	}
+	nonces, err := broker.NewNonces(nonceKey, s.id.ID(), time.Duration(s.cfg.Nonce))
+	if err != nil {
+		return fmt.Errorf("nonce_lifetime: %w", err)
+	}
+	verifiers, err := tee.Verifiers(s.opt.TestRoots...)
+	if err != nil {
+		return err
+	}
+	coll, err := s.collateral()
+	if err != nil {
+		return err
+	}
+	sources := map[string]broker.Source{"local": s.secrets}
+	for i, v := range s.cfg.Vault {
+		vc := vault.Config{
+			Address: v.Address, CAFile: v.CA, Namespace: v.Namespace, Mount: v.Mount, TokenFile: v.TokenFile,
+			MaxConcurrency: v.MaxConcurrency, Timeout: time.Duration(v.Timeout), Logger: s.log,
+		}
+		if v.AppRole != nil {
+			vc.AppRole = (*vault.AppRole)(v.AppRole)
+		}
+		src, err := vault.New(ctx, vc)
+		if err != nil {
+			return fmt.Errorf("vault[%d] %s: %w", i, v.Name, err)
+		}
+		s.spawn("vault "+v.Name, func() error { return src.Run(run) })
+		sources[v.Name] = src
+	}
+	s.broker, err = broker.New(broker.Config{
+		Identity: s.id, Nonces: nonces, Verifiers: verifiers, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
+		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
+		Observe: s.observe(),
+	})
+	return err
+}
+
+func (s *Server) collateral() (attest.Collateral, error) {
+	e := s.cfg.Evidence
+	c := collateral.Config{
+		Folder: e.Folder, CacheDir: filepath.Join(s.cfg.DataDir, "collateral"), Logger: s.log,
+		Services: collateral.Services{KDS: e.KDS, PCS: e.PCS, IntelRootCRL: e.RootCRL},
+		Ages:     map[attest.CollateralKind]collateral.Age{},
+	}
+	for k, a := range e.Ages {
+		c.Ages[k] = collateral.Age{Refresh: time.Duration(a.Refresh), Max: time.Duration(a.Max)}
+	}
+	if e.Bundle != "" {
+		key, err := ed25519PublicKey(e.BundleKey)
+		if err != nil {
+			return nil, fmt.Errorf("evidence.bundle_key: %w", err)
+		}
+		if c.Bundle, err = collateral.ReadBundle(e.Bundle, key); err != nil {
+			return nil, fmt.Errorf("evidence.bundle: %w", err)
+		}
+	}
+	src, err := collateral.New(c)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	return src, nil
+}
+
+// follow applies the shared state to policy and catalog, now and as it changes.
+func (s *Server) follow(ctx, run context.Context) error {
+	static, err := s.cfg.catalog()
+	if err != nil {
+		return err
+	}
+	s.state.OnCatalog = func(shared []broker.CatalogEntry) {
+		// The file wins over the shared state where both have a pattern.
+		all := slices.Clone(static)
+		for _, e := range shared {
+			if !slices.ContainsFunc(static, func(o broker.CatalogEntry) bool { return o.Pattern == e.Pattern }) {
+				all = append(all, e)
+			}
+		}
+		c, err := broker.NewCatalog(all)
+		if err != nil {
+			s.log.Error("shared catalog is not usable, keeping the one in force", "error", err)
+			return
+		}
+		s.broker.SetCatalog(c)
+	}
+	s.state.OnReferences = func(sets []broker.ReferenceSet) {
+		if err := s.engine.SetReferences(sets); err != nil {
+			s.log.Error("reference values are not usable, keeping those in force", "error", err)
+		}
+	}
+	s.state.OnPolicyPin = func(digest string) {
+		var err error
+		if digest == "" {
+			err = s.engine.Unpin()
+		} else {
+			err = s.engine.Activate(digest)
+		}
+		if err != nil {
+			s.log.Error("cannot put the pinned policy in force", "digest", digest, "error", err)
+		}
+	}
+	ready := make(chan struct{})
+	s.spawn("shared state", func() error { return s.state.Run(run, ready) })
+	select {
+	case <-ready:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("read shared state: %w", ctx.Err())
+	case <-time.After(15 * time.Second):
+		return errors.New("read shared state: no answer within 15 seconds")
+	}
+}
+
+func (s *Server) observe() func(context.Context, broker.Event) {
+	sample := newSampler(5, time.Second)
+	return func(ctx context.Context, e broker.Event) {
+		if s.metrics != nil {
+			s.metrics.Observe(ctx, e)
+		}
+		attrs := []any{"stage", e.Stage, "outcome", e.Outcome, "type", e.Type, "ms", float64(e.Duration.Microseconds()) / 1000}
+		if e.RecordID != "" {
+			attrs = append(attrs, "record", e.RecordID)
+		}
+		if e.Err == nil {
+			s.log.InfoContext(ctx, "released", attrs...)
+			return
+		}
+		if e.Reason != "" {
+			attrs = append(attrs, "reason", e.Reason)
+		}
+		attrs = append(attrs, "error", e.Err.Error())
+		// What fails before evidence verified is in no record: sampled, so that a flood cannot fill the log.
+		if e.RecordID == "" && !sample.allow() {
+			return
+		}
+		level := slog.LevelInfo
+		if e.Outcome == broker.Failed {
+			level = slog.LevelError
+		}
+		s.log.Log(ctx, level, "not released", attrs...)
+	}
+}
+
+func (s *Server) serveWorkloads(_, run context.Context) error {
+	creds, err := serverTLS(s.cfg.TLS, nil)
+	if err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	opts, err := rpc.ServerOptions(s.log, s.admission.Intercept)
+	if err != nil {
+		return err
+	}
+	s.workloads = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)), grpc.StatsHandler(otelgrpc.NewServerHandler()))...)
+	pb.RegisterKeyBrokerServer(s.workloads, &rpc.Workload{Broker: s.broker, BrokerID: s.id.ID(), Version: s.opt.Version, Prove: s.prove})
+	s.health = health.NewServer()
+	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	healthpb.RegisterHealthServer(s.workloads, s.health)
+	reflection.Register(s.workloads)
+	s.addr, err = s.serve("workloads", s.cfg.Listen, s.workloads)
+	s.spawn("health", func() error { return s.watchHealth(run) })
+	return err
+}
+
+// watchHealth stops saying "serving" while a release would fail anyway.
+func (s *Server) watchHealth(ctx context.Context) error {
+	t := time.NewTicker(250 * time.Millisecond)
+	defer t.Stop()
+	serving := true
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		_, _, err := s.state.Revoked()
+		if ok := err == nil; ok != serving {
+			serving = ok
+			st := healthpb.HealthCheckResponse_NOT_SERVING
+			if ok {
+				st = healthpb.HealthCheckResponse_SERVING
+			}
+			s.health.SetServingStatus("", st)
+			s.log.Warn("health changed", "serving", ok, "error", err)
+		}
+	}
+}
+
+func (s *Server) serveAdmin(context.Context, context.Context) error {
+	if s.cfg.Admin.Listen == "off" {
+		return nil
+	}
+	pool, err := certPool(s.cfg.Admin.ClientCA)
+	if err != nil {
+		return fmt.Errorf("admin.client_ca: %w", err)
+	}
+	creds, err := serverTLS(s.cfg.Admin.TLS, pool)
+	if err != nil {
+		return fmt.Errorf("admin.tls: %w", err)
+	}
+	opts, err := rpc.ServerOptions(s.log, rpc.Operators(s.cfg.Admin.Operators).Authorise(s.log))
+	if err != nil {
+		return err
+	}
+	s.admin = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)))...)
+	pb.RegisterAdminServer(s.admin, &rpc.Admin{
+		State: s.state, Secrets: s.secrets, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
+		Policy: s.policyStatus, GetStatusFn: s.status, Decisions: s.decisions,
+		Conflict: func(err error) bool { return errors.Is(err, state.ErrConflict) }, Now: time.Now, Log: s.log,
+	})
+	s.adminAddr, err = s.serve("admin", s.cfg.Admin.Listen, s.admin)
+	return err
+}
+
+func (s *Server) serve(name, addr string, g *grpc.Server) (net.Addr, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for %s: %w", name, err)
+	}
+	s.spawn(name, func() error { return g.Serve(l) })
+	return l.Addr(), nil
+}
+
+func (s *Server) serveMetrics(context.Context, context.Context) error {
+	s.admission = rpc.NewAdmission(s.cfg.limits())
+	s.metrics = telemetry.NewMetrics(s.admission.Waiting, func() bool { return s.engine.Status().Error != "" })
+	if s.cfg.Metrics == "off" {
+		return nil
+	}
+	l, err := net.Listen("tcp", s.cfg.Metrics)
+	if err != nil {
+		return fmt.Errorf("metrics_listen: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", s.metrics.Handler())
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if _, _, err := s.state.Revoked(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	s.metricsServer = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	s.metricsAddr = l.Addr()
+	s.spawn("metrics", func() error {
+		if err := s.metricsServer.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+func (s *Server) prove(ctx context.Context, index uint64) (rpc.Proof, bool, error) {
+	p, err := s.audit.Prove(ctx, index)
+	if errors.Is(err, audit.ErrNotYet) {
+		return rpc.Proof{}, false, nil
+	}
+	return rpc.Proof{Checkpoint: p.Checkpoint, Path: p.Path, LeafHash: p.LeafHash}, true, err
+}
+
+func (s *Server) listSecrets(ctx context.Context, prefix string) ([]*pb.SecretInfo, error) {
+	infos, err := s.secrets.List(ctx, prefix)
+	var out []*pb.SecretInfo
+	for _, i := range infos {
+		out = append(out, &pb.SecretInfo{Key: i.Key, Version: i.Version, UpdatedAt: timestamppb.New(i.Updated)})
+	}
+	return out, err
+}
+
+func (s *Server) policyStatus() *pb.GetPolicyResponse {
+	st := s.engine.Status()
+	r := &pb.GetPolicyResponse{Digest: st.Digest, Revision: st.Revision, Packages: st.Packages, LoadedAt: timestamppb.New(st.LoadedAt), Error: st.Error}
+	if st.Pinned {
+		r.Pinned = st.Digest
+	}
+	for _, c := range st.Candidates {
+		r.Candidates = append(r.Candidates, c.Digest)
+	}
+	return r
+}
+
+func (s *Server) status(ctx context.Context) (*pb.GetStatusResponse, error) {
+	id := s.id.ID()
+	size, err := s.audit.Size(ctx)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a log without entries has no checkpoint yet
+		return nil, err
+	}
+	return &pb.GetStatusResponse{
+		BrokerId: id[:], Version: s.opt.Version, Simulated: s.broker.AcceptsSimulated(), PolicyDigest: s.engine.Status().Digest,
+		LogOrigin: s.audit.Origin(), LogVerifierKey: s.audit.VerifierKey(), LogSize: size, StartedAt: timestamppb.New(s.started),
+	}, nil
+}
+
+func (s *Server) decisions(ctx context.Context, before uint64, limit int) ([]*pb.Decision, error) {
+	size, err := s.audit.Size(ctx)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if before == 0 || before > size {
+		before = size
+	}
+	first := before - min(before, uint64(limit))
+	var out []*pb.Decision
+	for e, err := range s.audit.Entries(ctx, first) {
+		if err != nil {
+			return nil, err
+		}
+		if e.Index >= before {
+			break
+		}
+		out = append(out, &pb.Decision{LogIndex: e.Index, Entry: string(e.Data)})
+	}
+	slices.Reverse(out)
+	return out, nil
+}
+
+// Addresses tell where the listeners are, for ":0" in tests.
+func (s *Server) Addresses() (workloads, admin, metrics string) {
+	str := func(a net.Addr) string {
+		if a == nil {
+			return ""
+		}
+		return a.String()
+	}
+	return str(s.addr), str(s.adminAddr), str(s.metricsAddr)
+}
+
+// Identity is the broker's public key, to be pinned by guests (SubjectPublicKeyInfo, DER).
+func (s *Server) Identity() []byte { return s.id.PublicKey() }
+
+// LogVerifierKey verifies the audit log.
+func (s *Server) LogVerifierKey() string { return s.audit.VerifierKey() }
+
+// Wait returns when ctx ends or a part of the server fails.
+func (s *Server) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.failed:
+		return err
+	}
+}
+
+// Close drains: health says no, running requests end, then the parts stop in reverse order.
+func (s *Server) Close(ctx context.Context) error {
+	if s.health != nil {
+		s.health.Shutdown()
+	}
+	for _, g := range []*grpc.Server{s.workloads, s.admin} {
+		if g == nil {
+			continue
+		}
+		done := make(chan struct{})
+		go func() { g.GracefulStop(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			g.Stop()
+		}
+	}
+	if s.metricsServer != nil {
+		_ = s.metricsServer.Shutdown(ctx)
+	}
+	s.cancel()
+	s.wg.Wait()
+	var errs []error
+	for _, f := range slices.Backward(s.close) {
+		errs = append(errs, f(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) onClose(f func(context.Context) error) { s.close = append(s.close, f) }
+
+// spawn runs a part in the background; an end that nobody asked for ends the server.
+func (s *Server) spawn(name string, f func() error) {
+	s.wg.Go(func() {
+		if err := f(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, grpc.ErrServerStopped) {
+			select {
+			case s.failed <- fmt.Errorf("%s: %w", name, err):
+			default:
+			}
+		}
+	})
+}
+
+func certPool(file string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", file)
+	}
+	return pool, nil
+}
+
+func ed25519PublicKey(file string) (ed25519.PublicKey, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("%s holds no PEM block", file)
+	}
+	k, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	pub, ok := k.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("%s holds no Ed25519 public key", file)
+	}
+	return pub, nil
+}

@@ -1,0 +1,320 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/bundle"
+)
+
+//go:embed lib/*.rego
+var libFiles embed.FS
+
+const (
+	releasePackage = "data.claviger.release"
+	libPackage     = "data.claviger.lib"
+)
+
+// VerificationKey is a key that policy bundles may be signed with.
+type VerificationKey struct {
+	PEM       string // public key, PKIX
+	Algorithm string // JWS name: ES256, ES384, ES512, RS256…, PS256…, EdDSA
+}
+
+// compiled is one good bundle, ready to be asked. It is immutable.
+type compiled struct {
+	digest   string
+	revision string
+	compiler *ast.Compiler
+	data     map[string]any      // the bundles' own data
+	queries  map[string]ast.Body // by policy name
+	names    []string            // sorted
+	loadedAt time.Time
+}
+
+// loadLib parses the embedded helper library.
+func loadLib(caps *ast.Capabilities) (map[string]*ast.Module, error) {
+	names, err := fs.Glob(libFiles, "lib/*.rego")
+	if err != nil {
+		return nil, err
+	}
+	mods := make(map[string]*ast.Module, len(names))
+	for _, n := range names {
+		b, err := libFiles.ReadFile(n)
+		if err != nil {
+			return nil, err
+		}
+		m, err := ast.ParseModuleWithOpts("claviger/"+n, string(b), parserOptions(caps))
+		if err != nil {
+			return nil, fmt.Errorf("parsing the policy library: %w", err)
+		}
+		mods["claviger/"+n] = m
+	}
+	return mods, nil
+}
+
+func parserOptions(caps *ast.Capabilities) ast.ParserOptions {
+	return ast.ParserOptions{Capabilities: caps, RegoVersion: ast.RegoV1, ProcessAnnotation: false}
+}
+
+// verificationConfig turns keys into OPA's form; nil keys ask for no signature.
+func verificationConfig(keys map[string]VerificationKey) (*bundle.VerificationConfig, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	out := make(map[string]*bundle.KeyConfig, len(keys))
+	for id, k := range keys {
+		switch k.Algorithm {
+		case "ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "EdDSA":
+		default:
+			// An HMAC key verifies what it can also forge.
+			return nil, fmt.Errorf("verification key %q: algorithm %q is not an asymmetric signature", id, k.Algorithm)
+		}
+		if id == "" || !strings.Contains(k.PEM, "PUBLIC KEY") {
+			return nil, fmt.Errorf("verification key %q: not a PEM public key with an id", id)
+		}
+		out[id] = &bundle.KeyConfig{Key: k.PEM, Algorithm: k.Algorithm}
+	}
+	return bundle.NewVerificationConfig(out, "", "", nil), nil
+}
+
+// parseBundle runs OPA's bundle reader over raw. The reader checks the
+// signature, if keys are configured, against the very bytes it then parses.
+func parseBundle(raw rawBundle, keys *bundle.VerificationConfig, caps *ast.Capabilities, limits Limits) (bundle.Bundle, error) {
+	for _, f := range raw.files {
+		if strings.HasSuffix(f.path, "patch.json") {
+			return bundle.Bundle{}, fmt.Errorf("%s: delta bundles are not accepted", raw.name)
+		}
+	}
+	r := bundle.NewCustomReader(&memLoader{files: raw.files}).
+		WithRegoVersion(ast.RegoV1).
+		WithCapabilities(caps).
+		WithSizeLimitBytes(limits.MaxFile + 1)
+	if keys != nil {
+		r = r.WithBundleVerificationConfig(keys)
+	} else {
+		r = r.WithSkipBundleVerification(true)
+	}
+	b, err := r.Read()
+	if err != nil {
+		return bundle.Bundle{}, fmt.Errorf("%s: %w", raw.name, err)
+	}
+	// Compiled code in a bundle is not what a reviewer reads.
+	if len(b.WasmModules) > 0 || len(b.PlanModules) > 0 || len(b.Manifest.WasmResolvers) > 0 {
+		return bundle.Bundle{}, fmt.Errorf("%s: WebAssembly and plans are not accepted", raw.name)
+	}
+	for _, m := range b.Modules {
+		if m.Parsed == nil || m.Parsed.RegoVersion() != ast.RegoV1 {
+			return bundle.Bundle{}, fmt.Errorf("%s: %s: not Rego v1", raw.name, m.RelativePath)
+		}
+	}
+	return b, nil
+}
+
+// sources are the modules and data of all bundles in a folder.
+type sources struct {
+	modules  map[string]*ast.Module // without tests and without the library
+	tests    map[string]*ast.Module
+	data     map[string]any
+	revision string
+	entries  []entry // what the digest covers
+}
+
+type entry struct{ path, content string }
+
+// gather merges bundles. Each package and each data root comes from one bundle
+// only: otherwise a second bundle could add an allow rule to another team's policy.
+func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capabilities, limits Limits) (*sources, error) {
+	s := &sources{modules: map[string]*ast.Module{}, tests: map[string]*ast.Module{}, data: map[string]any{}}
+	owner := map[string]string{}
+	var revisions []string
+	for _, raw := range bundles {
+		b, err := parseBundle(raw, keys, caps, limits)
+		if err != nil {
+			return nil, err
+		}
+		if b.Manifest.Revision != "" {
+			revisions = append(revisions, b.Manifest.Revision)
+		}
+		for _, m := range b.Modules {
+			key := raw.name + "/" + strings.TrimPrefix(m.RelativePath, "/")
+			if err := checkPackage(m.Parsed.Package.Path); err != nil {
+				return nil, fmt.Errorf("%s: %w", key, err)
+			}
+			if strings.HasSuffix(m.RelativePath, "_test.rego") {
+				s.tests[key] = m.Parsed
+				continue
+			}
+			root := packageRoot(m.Parsed.Package.Path)
+			if o, ok := owner[root]; ok && o != raw.name {
+				return nil, fmt.Errorf("%s: package %s is also in %s", key, root, o)
+			}
+			owner[root] = raw.name
+			s.modules[key] = m.Parsed
+			s.entries = append(s.entries, entry{"rego:" + strings.TrimPrefix(m.RelativePath, "/"), string(m.Raw)})
+		}
+		for k, v := range b.Data {
+			if k == "claviger" || k == "reference" || k == "fixtures" {
+				return nil, fmt.Errorf("%s: data.%s does not belong to bundles", raw.name, k)
+			}
+			if _, ok := s.data[k]; ok {
+				return nil, fmt.Errorf("%s: data.%s is also in another bundle", raw.name, k)
+			}
+			s.data[k] = v
+		}
+	}
+	s.revision = strings.Join(revisions, ",")
+	return s, nil
+}
+
+// checkPackage keeps bundles out of the names that others fill.
+func checkPackage(p ast.Ref) error {
+	name := p.String()
+	switch {
+	case name == "data.reference" || strings.HasPrefix(name, "data.reference.") || strings.HasPrefix(name, "data.reference["):
+		return errors.New("data.reference holds the reference values, no package can be named so")
+	case name == "data.fixtures" || strings.HasPrefix(name, "data.fixtures."):
+		return errors.New("data.fixtures holds test inputs, no package can be named so")
+	case name == "data.claviger" || strings.HasPrefix(name, "data.claviger.") || strings.HasPrefix(name, "data.claviger["):
+		if len(p) < 4 || !strings.HasPrefix(name, releasePackage+".") {
+			return fmt.Errorf("package %s: under claviger, a bundle defines claviger.release.<name> only", strings.TrimPrefix(name, "data."))
+		}
+	}
+	return nil
+}
+
+// packageRoot is what one bundle owns: the policy, or the first element of any other package.
+func packageRoot(p ast.Ref) string {
+	n := 2
+	if strings.HasPrefix(p.String(), releasePackage+".") {
+		n = 4
+	}
+	if len(p) < n {
+		n = len(p)
+	}
+	return p[:n].String()
+}
+
+// compileSources makes a bundle askable.
+func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabilities, config map[string]any, now time.Time) (*compiled, error) {
+	mods := make(map[string]*ast.Module, len(s.modules)+len(lib))
+	for k, m := range lib {
+		mods[k] = m
+	}
+	for k, m := range s.modules {
+		mods[k] = m
+	}
+	c := newCompiler(caps)
+	if c.Compile(mods); c.Failed() {
+		return nil, fmt.Errorf("compiling policies: %w", c.Errors)
+	}
+	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, loadedAt: now}
+	for _, m := range s.modules {
+		name, ok := policyName(m.Package.Path)
+		if !ok || out.queries[name] != nil {
+			continue
+		}
+		q, err := compileQuery(c, m.Package.Path)
+		if err != nil {
+			return nil, err
+		}
+		out.queries[name] = q
+		out.names = append(out.names, name)
+	}
+	if len(out.names) == 0 {
+		return nil, errors.New("no package under claviger.release")
+	}
+	slices.Sort(out.names)
+	d, err := digest(s, config)
+	if err != nil {
+		return nil, err
+	}
+	out.digest = d
+	return out, nil
+}
+
+func newCompiler(caps *ast.Capabilities) *ast.Compiler {
+	return ast.NewCompiler().WithCapabilities(caps).WithStrict(true).WithDefaultRegoVersion(ast.RegoV1)
+}
+
+// policyName is "disks" for data.claviger.release.disks.
+func policyName(p ast.Ref) (string, bool) {
+	if len(p) != 4 || !p[:3].Equal(ast.MustParseRef(releasePackage)) {
+		return "", false
+	}
+	s, ok := p[3].Value.(ast.String)
+	return string(s), ok && identifier.MatchString(string(s))
+}
+
+var identifier = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+
+// compileQuery asks for the three answers only, not for the whole package,
+// which would evaluate every helper rule. Each is wrapped in an array, so that
+// an undefined one is an empty array and not an undefined query.
+func compileQuery(c *ast.Compiler, pkg ast.Ref) (ast.Body, error) {
+	q := fmt.Sprintf("allow = [v | v = %[1]s.allow]; deny = [v | v = %[1]s.deny]; obligations = [v | v = %[1]s.obligations]", pkg)
+	body, err := ast.ParseBodyWithOpts(q, ast.ParserOptions{RegoVersion: ast.RegoV1})
+	if err != nil {
+		return nil, fmt.Errorf("query for %s: %w", pkg, err)
+	}
+	out, err := c.QueryCompiler().Compile(body)
+	if err != nil {
+		return nil, fmt.Errorf("query for %s: %w", pkg, err)
+	}
+	return out, nil
+}
+
+// digest names what decides: library, modules, data and configuration. Tests,
+// fixtures, the manifest and file times do not count, so that an unpacked
+// folder and the bundle built from it have one digest.
+func digest(s *sources, config map[string]any) (string, error) {
+	entries := slices.Clone(s.entries)
+	names, err := fs.Glob(libFiles, "lib/*.rego")
+	if err != nil {
+		return "", err
+	}
+	for _, n := range names {
+		b, err := libFiles.ReadFile(n)
+		if err != nil {
+			return "", err
+		}
+		entries = append(entries, entry{n, string(b)})
+	}
+	if len(s.data) > 0 {
+		b, err := json.Marshal(s.data) // sorts keys
+		if err != nil {
+			return "", fmt.Errorf("digest of data: %w", err)
+		}
+		entries = append(entries, entry{"data:", string(b)})
+	}
+	if len(config) > 0 {
+		b, err := json.Marshal(config)
+		if err != nil {
+			return "", fmt.Errorf("digest of configuration: %w", err)
+		}
+		entries = append(entries, entry{"config:", string(b)})
+	}
+	slices.SortFunc(entries, func(a, b entry) int {
+		if c := strings.Compare(a.path, b.path); c != 0 {
+			return c
+		}
+		return strings.Compare(a.content, b.content)
+	})
+	h := sha256.New()
+	h.Write([]byte("claviger/v1/policy"))
+	for _, e := range entries {
+		writeLP(h, []byte(e.path))
+		writeLP(h, []byte(e.content))
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
+}

@@ -1,0 +1,88 @@
+# METADATA
+# description: |
+#   What every release policy should deny, whatever the evidence. All helpers
+#   named *_denials give a set of reasons, and are written so that a missing
+#   claim is a reason and not a silent pass.
+package claviger.lib.common
+
+# baseline_denials are the secure defaults. A policy that leaves one of them
+# out does so in writing, by building its own set from the rules below.
+# (The first body is the usual case, spelt out to be quick.)
+baseline_denials := set() if {
+	input.attestation.bound == true
+	input.attestation.debuggable == false
+	input.attestation.simulated == false
+	input.attestation.collateral.state in {"fresh", "stale"}
+	input.attestation.bound_to_cpu_tee == true
+	input.attestation.tcb.status in known_statuses
+} else := {r | some r in baseline_reasons}
+
+baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", got("bound")) if not bound
+
+baseline_reasons contains reason("debuggable", "the host can read or change a debuggable TEE", "attestation.debuggable", got("debuggable")) if debuggable
+
+baseline_reasons contains reason("simulated", "the evidence ends at a test root, and this broker does not allow that", "attestation.simulated", got("simulated")) if simulated_refused
+
+baseline_reasons contains reason("collateral_expired", "the vendor's collateral is older than allowed", "attestation.collateral.state", got_in(["collateral", "state"])) if stale_refused
+
+baseline_reasons contains reason("not_bound_to_cpu_tee", "the evidence is not tied to a CPU TEE", "attestation.bound_to_cpu_tee", got("bound_to_cpu_tee")) if not cpu_bound
+
+baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", got_in(["tcb", "status"])) if tcb_revoked
+
+# bound: report_data is the digest of this very request.
+bound if input.attestation.bound == true
+
+# debuggable: yes, or not known to be not.
+debuggable if not input.attestation.debuggable == false
+
+# simulated: the chain ends at a test root, or that is not known.
+simulated if not input.attestation.simulated == false
+
+# The operator of a development broker sets data.claviger.config.allow_simulated.
+simulated_refused if {
+	simulated
+	not data.claviger.config.allow_simulated == true
+}
+
+# stale: the collateral is past its refresh age; within its limit unless stale_refused.
+stale if not input.attestation.collateral.state == "fresh"
+
+stale_refused if {
+	stale
+	not input.attestation.collateral.state == "stale"
+}
+
+cpu_bound if input.attestation.bound_to_cpu_tee == true
+
+tcb_revoked if not tcb_not_revoked
+
+tcb_not_revoked if input.attestation.tcb.status in known_statuses
+
+# Every status but Revoked. A word that we do not know counts as revoked.
+known_statuses := {
+	"UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
+	"OutOfDate", "OutOfDateConfigurationNeeded", "Unknown",
+}
+
+# type_denials(type): the evidence is of one type only.
+type_denials(type) := set() if {
+	input.attestation.type == type
+} else := {reason("evidence_type", sprintf("the policy is for %s evidence", [type]), "attestation.type", got("type"))}
+
+# pq_denials: the guest must have offered the hybrid post-quantum wrap. The
+# obligation require_pq says the same; this one explains itself.
+pq_denials := set() if {
+	input.request.post_quantum == true
+} else := {reason("post_quantum_required", "the key is not a hybrid post-quantum one", "request.post_quantum", "false")}
+
+# at_least_one(reasons, fallback): where the positive check failed, there is a
+# reason, even if none of the negative ones found out why.
+at_least_one(reasons, fallback) := reasons | {r | count(reasons) == 0; r := fallback}
+
+# reason builds one entry of deny.
+reason(rule, message, claim, value) := {"rule": rule, "message": message, "claim": claim, "got": value}
+
+# got(name) is a claim for display, or "missing".
+got(name) := object.get(input, ["attestation", name], "missing")
+
+got_in(path) := object.get(input, array.concat(["attestation"], path), "missing")

@@ -1,0 +1,71 @@
+package common_test
+
+import data.claviger.lib.common
+
+good := {"attestation": {
+	"type": "sev-snp", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": true,
+	"collateral": {"state": "fresh", "age_seconds": 1}, "tcb": {"status": "Unknown", "advisories": []},
+}}
+
+with_claim(path, value) := json.patch(good, [{"op": "add", "path": concat("/", ["attestation", path]), "value": value}])
+
+without(path) := json.remove(good, [concat("/", ["attestation", path])])
+
+rules(denials) := {r.rule | some r in denials}
+
+test_good if common.baseline_denials == set() with input as good
+
+test_empty_input_fails_every_check if {
+	rules(common.baseline_denials) == {"not_bound", "debuggable", "simulated", "collateral_expired", "not_bound_to_cpu_tee", "tcb_revoked"} with input as {}
+}
+
+test_each_claim_counts if {
+	every c in [
+		{"path": "bound", "bad": [false, null, "true", 1], "rule": "not_bound"},
+		{"path": "debuggable", "bad": [true, null, "false", 0], "rule": "debuggable"},
+		{"path": "simulated", "bad": [true, null, "false", 0], "rule": "simulated"},
+		{"path": "bound_to_cpu_tee", "bad": [false, null, "true"], "rule": "not_bound_to_cpu_tee"},
+		{"path": "collateral/state", "bad": ["expired", "", null, "Fresh"], "rule": "collateral_expired"},
+		{"path": "tcb/status", "bad": ["Revoked", "", null, "revoked", 1], "rule": "tcb_revoked"},
+	] {
+		every bad in c.bad {
+			print(c.path, bad)
+			rules(common.baseline_denials) == {c.rule} with input as with_claim(c.path, bad)
+		}
+		rules(common.baseline_denials) == {c.rule} with input as without(c.path)
+	}
+}
+
+test_stale_is_not_expired if {
+	common.baseline_denials == set() with input as with_claim("collateral/state", "stale")
+	common.stale with input as with_claim("collateral/state", "stale")
+	not common.stale with input as good
+}
+
+test_simulated_allowed_by_the_operator_only if {
+	common.baseline_denials == set() with input as with_claim("simulated", true) with data.claviger.config.allow_simulated as true
+	rules(common.baseline_denials) == {"simulated"} with input as with_claim("simulated", true) with data.claviger.config.allow_simulated as "true"
+	rules(common.baseline_denials) == {"simulated"} with input as with_claim("simulated", true) with data.claviger.config.allow_simulated as false
+}
+
+test_simulated_allowed_keeps_the_others if {
+	doc := json.patch(with_claim("simulated", true), [{"op": "add", "path": "attestation/debuggable", "value": true}])
+	rules(common.baseline_denials) == {"debuggable"} with input as doc with data.claviger.config.allow_simulated as true
+}
+
+test_type if {
+	common.type_denials("sev-snp") == set() with input as good
+	rules(common.type_denials("tdx")) == {"evidence_type"} with input as good
+	rules(common.type_denials("tdx")) == {"evidence_type"} with input as {}
+}
+
+test_post_quantum if {
+	common.pq_denials == set() with input as {"request": {"post_quantum": true}}
+	rules(common.pq_denials) == {"post_quantum_required"} with input as {"request": {"post_quantum": "true"}}
+	rules(common.pq_denials) == {"post_quantum_required"} with input as {}
+}
+
+test_reason_has_all_members if {
+	some r in common.baseline_denials with input as with_claim("debuggable", true)
+	r == {"rule": "debuggable", "message": "the host can read or change a debuggable TEE", "claim": "attestation.debuggable", "got": true}
+}
