@@ -81,7 +81,7 @@ type Claims struct {
 	BoundToCPUTEE bool `json:"bound_to_cpu_tee"`
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
-	// ChipID identifies the hardware: CHIP_ID for SNP, PIID or PPID for TDX; empty where hidden.
+	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX; empty for a VLEK.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,

@@ -128,7 +128,7 @@ func TestUnknownBits(t *testing.T) {
 }
 
 // TestSimulatedClaims: a test root is never mistaken for AMD, a masked chip
-// has no chip id, and VMPL and the debug bit are for the policy to see.
+// is still named by its VCEK, and VMPL and the debug bit are for the policy to see.
 func TestSimulatedClaims(t *testing.T) {
 	l := newLab(t)
 	d := l.device(t, teesim.DeviceOptions{})
@@ -137,7 +137,7 @@ func TestSimulatedClaims(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := cl.SNP.(*Claims)
-	if !cl.Simulated || cl.ChipID != "" || !c.ChipIDMasked || c.VMPL != 2 || !cl.Debuggable || c.HWID == "" || c.SigningKey != "VCEK" {
+	if !cl.Simulated || cl.ChipID != c.HWID || c.ChipID != "" || !c.ChipIDMasked || c.VMPL != 2 || !cl.Debuggable || c.HWID == "" || c.SigningKey != "VCEK" {
 		t.Errorf("claims %+v, %+v", cl, c)
 	}
 	if !strings.HasPrefix(cl.Measurements["measurement"], "ab00") || !strings.HasPrefix(cl.HostData, "cd00") {

@@ -234,13 +234,18 @@ func (r *report) claims(ch *chain, model string) attest.Claims {
 	if r.version >= 5 {
 		c.LaunchMitVector, c.CurrentMitVector = decimal(r.launchMit), decimal(r.currentMit)
 	}
+	// A host that masks CHIP_ID must not hide a chip from revocation: a VCEK names it too.
+	chipID := c.ChipID
+	if chipID == "" {
+		chipID = c.HWID
+	}
 	return attest.Claims{
 		Type:          attest.TypeSNP,
 		HardwareModel: model,
 		Debuggable:    p.Debug,
 		BoundToCPUTEE: true,
 		Simulated:     ch.root.simulated,
-		ChipID:        c.ChipID,
+		ChipID:        chipID,
 		TCB:           attest.TCB{Status: attest.TCBUnknown, Advisories: []string{}},
 		Measurements:  map[string]string{"measurement": c.Measurement},
 		HostData:      c.HostData,

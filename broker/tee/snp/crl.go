@@ -49,7 +49,11 @@ func (v *Verifier) revoked(ctx context.Context, ch *chain, c attest.Collateral, 
 // crl returns the root's list. If only its nextUpdate has passed, it returns
 // the list and an error: what it lists stays revoked.
 func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now time.Time, a *appraisal) (*revocations, error) {
-	it, err := a.get(ctx, checkCRL, c, attest.CollateralRef{Kind: attest.SNPCRL, Key: string(ch.line)}, now)
+	ref := attest.CollateralRef{Kind: attest.SNPCRL, Key: string(ch.line)}
+	if ch.leaf.kind == keyVLEK {
+		ref.Key += "/vlek" // AMD publishes a list for each kind of key
+	}
+	it, err := a.get(ctx, checkCRL, c, ref, now)
 	if err != nil {
 		return nil, err
 	}

@@ -127,8 +127,9 @@ func (r *Root) Collateral(now time.Time, revoked ...*big.Int) (map[attest.Collat
 	}
 	m := map[attest.CollateralRef]attest.CollateralItem{}
 	for _, p := range Products() {
-		ref := attest.CollateralRef{Kind: attest.SNPCRL, Key: strings.ToLower(p)}
-		m[ref] = attest.CollateralItem{Data: crl, FetchedAt: now, Source: "bundle"}
+		for _, key := range []string{strings.ToLower(p), strings.ToLower(p) + "/vlek"} {
+			m[attest.CollateralRef{Kind: attest.SNPCRL, Key: key}] = attest.CollateralItem{Data: crl, FetchedAt: now, Source: "bundle"}
+		}
 	}
 	return m, nil
 }

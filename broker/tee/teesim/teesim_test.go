@@ -95,8 +95,8 @@ func TestCRL(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 	c, err := r.Collateral(now)
-	if err != nil || len(c) != 3 || c[attest.CollateralRef{Kind: attest.SNPCRL, Key: "turin"}].FetchedAt != now {
-		t.Errorf("collateral %v, %v", c, err)
+	if err != nil || len(c) != 6 || c[attest.CollateralRef{Kind: attest.SNPCRL, Key: "turin"}].FetchedAt != now {
+		t.Errorf("%d pieces of collateral, %v", len(c), err)
 	}
 }
 
