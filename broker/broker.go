@@ -498,5 +498,5 @@ func (b *Broker) record(ctx context.Context, rec Record, now time.Time) (Receipt
 	if err != nil {
 		return Receipt{}, err
 	}
-	return Receipt{Promise: promise, LogIndex: pos.Index}, nil
+	return Receipt{Promise: string(promise), LogIndex: pos.Index}, nil
 }

@@ -28,7 +28,7 @@ type CollateralRef struct {
 	// [a-z0-9._-] segments. Per kind:
 	//   snp-chain        "{milan|genoa|turin}/{vcek|vlek}"
 	//   snp-vcek         "{milan|genoa|turin}/{chip id, hex}/{TCB as 16 hex digits of REPORTED_TCB's little-endian u64 value}"
-	//   snp-crl          "{milan|genoa|turin}" for chips' keys, "{milan|genoa|turin}/vlek" for providers' loaded keys
+	//   snp-crl          "{milan|genoa|turin}/{vcek|vlek}"
 	//   tdx-/sgx-tcb-info "{fmspc, 12 hex digits}"
 	//   *-qe-identity    ""
 	//   pck-crl          "platform" | "processor"

@@ -109,7 +109,10 @@ func (s Services) url(ref attest.CollateralRef) (u, chainHeader string, err erro
 		}
 		return fmt.Sprintf("%s/%s/v1/%s/cert_chain", base, part[1], product(part[0])), "", nil
 	case attest.SNPCRL:
-		return fmt.Sprintf("%s/vcek/v1/%s/crl", base, product(ref.Key)), "", nil
+		if len(part) != 2 {
+			return "", "", fmt.Errorf("malformed key %q", ref.Key)
+		}
+		return fmt.Sprintf("%s/%s/v1/%s/crl", base, part[1], product(part[0])), "", nil
 	case attest.SNPVCEK:
 		if len(part) != 3 {
 			return "", "", fmt.Errorf("malformed key %q", ref.Key)

@@ -111,7 +111,7 @@ func TestOpenRefuses(t *testing.T) {
 		"huge":                     {token: strings.Repeat("a", MaxJWE+1)},
 		"a signed but unencrypted token": {token: func() string {
 			s, _ := id.Sign(typeSecret, []byte(`{}`))
-			return s
+			return string(s)
 		}()},
 	}
 	for name, tt := range tests {
@@ -173,7 +173,7 @@ func TestVerifyTellsTypesApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Verify(id.PublicKey(), typeSecret, tok); err == nil {
+	if _, err := Verify(id.PublicKey(), typeSecret, string(tok)); err == nil {
 		t.Fatal("a receipt passed for a secret")
 	}
 }

@@ -322,8 +322,8 @@ func collateralCommand() *cobra.Command {
 	var folder string
 	fetch := &cobra.Command{
 		Use: "fetch KIND [KEY]", Short: "Fetch a piece from the vendor's service into a folder",
-		Long:    "Fetch a piece of collateral. KIND and KEY are named as in docs/collateral.md, for example: snp-crl milan.",
-		Example: "  claviger collateral fetch snp-crl milan --folder collateral/\n  claviger collateral fetch tdx-tcb-info 90c06f000000 --folder collateral/",
+		Long:    "Fetch a piece of collateral. KIND and KEY are named as in docs/collateral.md, for example: snp-crl milan/vcek.",
+		Example: "  claviger collateral fetch snp-crl milan/vcek --folder collateral/\n  claviger collateral fetch tdx-tcb-info 90c06f000000 --folder collateral/",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src, err := collateral.New(collateral.Config{Services: collateral.DefaultServices()})

@@ -254,6 +254,16 @@ func (e *Env) Dial(s *server.Server) (*grpc.ClientConn, error) {
 	return grpc.NewClient(admin, grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
 }
 
+// DialWorkloads connects to the guests' listener.
+func (e *Env) DialWorkloads(s *server.Server) (*grpc.ClientConn, error) {
+	pool, err := e.Roots()
+	if err != nil {
+		return nil, err
+	}
+	addr, _, _ := s.Addresses()
+	return grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool})))
+}
+
 func (e *Env) clientTLS() (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(e.path("operator.pem"), e.path("operator.key"))
 	if err != nil {

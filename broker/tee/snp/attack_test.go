@@ -449,7 +449,7 @@ func TestCRL(t *testing.T) {
 		"huge":              {make([]byte, maxCRLSize+1), attest.ReasonCollateralInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := teetest.MapCollateral{{Kind: attest.SNPCRL, Key: "milan"}: {Data: c.crl, FetchedAt: simNow}}
+			m := teetest.MapCollateral{{Kind: attest.SNPCRL, Key: "milan/vcek"}: {Data: c.crl, FetchedAt: simNow}}
 			for range 2 { // the second time memoised
 				cl, err := l.verifier.Verify(t.Context(), ev, attest.BindExact(reportData[:]), m, simNow)
 				wantFailure(t, cl, err, checkCRL, c.reason)
@@ -469,9 +469,9 @@ func TestCRL(t *testing.T) {
 	cl, err := l.verifier.Verify(t.Context(), ev, attest.Unbound(), l.collateral, simNow.AddDate(0, 0, 30))
 	wantFailure(t, cl, err, checkCRL, attest.ReasonCollateralExpired)
 	// Staleness is the source's word and reaches the claims.
-	it := l.collateral[attest.CollateralRef{Kind: attest.SNPCRL, Key: "milan"}]
+	it := l.collateral[attest.CollateralRef{Kind: attest.SNPCRL, Key: "milan/vcek"}]
 	it.Stale, it.FetchedAt = true, simNow.Add(-time.Minute)
-	good, err := l.verifier.Verify(t.Context(), ev, attest.Unbound(), teetest.MapCollateral{{Kind: attest.SNPCRL, Key: "milan"}: it}, simNow)
+	good, err := l.verifier.Verify(t.Context(), ev, attest.Unbound(), teetest.MapCollateral{{Kind: attest.SNPCRL, Key: "milan/vcek"}: it}, simNow)
 	if err != nil || good.Collateral != (attest.CollateralState{State: attest.CollateralStale, AgeSeconds: 60}) {
 		t.Errorf("collateral %+v, %v", good.Collateral, err)
 	}
@@ -698,7 +698,7 @@ func TestCollateralLeafAndChain(t *testing.T) {
 			wantFailure(t, cl, err, checkLeaf, attest.ReasonCollateralMissing)
 			m[attest.CollateralRef{Kind: attest.SNPVCEK, Key: keys[0]}] = attest.CollateralItem{Data: d.Leaf()}
 			fresh := newVerifier(t, Config{TestRoots: []TestRoot{{ARK: l.root.ARK()}}})
-			if cl, err = fresh.Verify(t.Context(), ev, attest.Unbound(), m, simNow); err == nil {
+			if _, err = fresh.Verify(t.Context(), ev, attest.Unbound(), m, simNow); err == nil {
 				t.Error("no issuer, yet accepted")
 			}
 			m[attest.CollateralRef{Kind: attest.SNPChain, Key: keys[1]}] = attest.CollateralItem{Data: append(pemOf(l.root.ASK(product)), l.root.RootPEM()...)}

@@ -49,10 +49,8 @@ func (v *Verifier) revoked(ctx context.Context, ch *chain, c attest.Collateral, 
 // crl returns the root's list. If only its nextUpdate has passed, it returns
 // the list and an error: what it lists stays revoked.
 func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now time.Time, a *appraisal) (*revocations, error) {
-	ref := attest.CollateralRef{Kind: attest.SNPCRL, Key: string(ch.line)}
-	if ch.leaf.kind == keyVLEK {
-		ref.Key += "/vlek" // AMD publishes a list for each kind of key
-	}
+	// AMD publishes a list for each kind of key.
+	ref := attest.CollateralRef{Kind: attest.SNPCRL, Key: string(ch.line) + "/" + ch.leaf.kind.String()}
 	it, err := a.get(ctx, checkCRL, c, ref, now)
 	if err != nil {
 		return nil, err

@@ -127,7 +127,7 @@ func (r *Root) Collateral(now time.Time, revoked ...*big.Int) (map[attest.Collat
 	}
 	m := map[attest.CollateralRef]attest.CollateralItem{}
 	for _, p := range Products() {
-		for _, key := range []string{strings.ToLower(p), strings.ToLower(p) + "/vlek"} {
+		for _, key := range []string{strings.ToLower(p) + "/vcek", strings.ToLower(p) + "/vlek"} {
 			m[attest.CollateralRef{Kind: attest.SNPCRL, Key: key}] = attest.CollateralItem{Data: crl, FetchedAt: now, Source: "bundle"}
 		}
 	}

@@ -95,7 +95,7 @@ func TestCRL(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 	c, err := r.Collateral(now)
-	if err != nil || len(c) != 6 || c[attest.CollateralRef{Kind: attest.SNPCRL, Key: "turin"}].FetchedAt != now {
+	if err != nil || len(c) != 6 || c[attest.CollateralRef{Kind: attest.SNPCRL, Key: "turin/vcek"}].FetchedAt != now {
 		t.Errorf("%d pieces of collateral, %v", len(c), err)
 	}
 }

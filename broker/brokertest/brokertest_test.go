@@ -1,0 +1,230 @@
+package brokertest
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/audit"
+	"github.com/claviger/claviger/broker/tee/teesim"
+	"github.com/claviger/claviger/internal/dev"
+	"github.com/claviger/claviger/internal/server"
+	"github.com/claviger/claviger/internal/testservers"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+func get(t *testing.T, c *agent.Client, resources ...string) ([]agent.Secret, agent.Receipt) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	secrets, receipt, err := c.Get(ctx, resources...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secrets, receipt
+}
+
+func denied(t *testing.T, c *agent.Client, resources ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, _, err := c.Get(ctx, resources...); !errors.Is(err, agent.ErrDenied) {
+		t.Fatalf("got %v, want ErrDenied", err)
+	}
+}
+
+// TestWholeJob is the job of issue 2, over real gRPC and TLS.
+func TestWholeJob(t *testing.T) {
+	b := Start(t, nil)
+	c := b.Client(t, teesim.ReportOptions{})
+	secrets, receipt := get(t, c, "disks/vm-1", "db/orders")
+	if len(secrets) != 2 || len(secrets[0].Value) != 32 || !strings.HasPrefix(string(secrets[1].Value), "dev-") {
+		t.Fatalf("got %v", secrets)
+	}
+	again, _ := get(t, c, "disks/vm-1")
+	if string(again[0].Value) != string(secrets[0].Value) {
+		t.Error("the disk key changed between boots")
+	}
+	if err := c.Prove(t.Context(), &receipt); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := audit.VerifyProof(audit.Proof{Index: receipt.LogIndex, LeafHash: receipt.LeafHash, Path: receipt.Path, Checkpoint: receipt.Checkpoint},
+		b.Server.LogVerifierKey()); err != nil {
+		t.Error(err)
+	}
+	denied(t, b.Client(t, teesim.ReportOptions{Measurement: teesim.Measurement("evil")}), "disks/vm-1")
+	denied(t, c, "no/such")
+
+	time.Sleep(500 * time.Millisecond) // a checkpoint
+	ds, err := b.Admin.ListDecisions(t.Context(), &pb.ListDecisionsRequest{Limit: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := ""
+	for _, d := range ds.GetDecisions() {
+		all += d.GetEntry() + "\n"
+	}
+	for _, want := range []string{"measurement_unknown", "demo-image", `"simulated":true`, "unknown_resource", `"outcome":"released"`} {
+		if !strings.Contains(all, want) {
+			t.Errorf("the operator's view does not mention %q:\n%s", want, all)
+		}
+	}
+	if strings.Contains(all, string(secrets[1].Value)) || strings.Contains(all, hex.EncodeToString(secrets[0].Value)) {
+		t.Error("a secret stands in the audit log")
+	}
+}
+
+// TestRevokeAndUnrevoke: in force a second after the acknowledgement, and reversible.
+func TestRevokeAndUnrevoke(t *testing.T) {
+	b := Start(t, nil)
+	c := b.Client(t, teesim.ReportOptions{})
+	get(t, c, "db/orders")
+	chip := hex.EncodeToString(b.Env.Device.ChipID())
+	if _, err := b.Admin.Revoke(t.Context(), &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: "chip", Value: chip, Reason: "test"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	denied(t, c, "db/orders")
+	if _, err := b.Admin.Unrevoke(t.Context(), &pb.UnrevokeRequest{Kind: "chip", Value: chip}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	get(t, c, "db/orders")
+}
+
+// TestPolicyReload: a changed policy is in force a moment later; a broken one leaves the old in force and says so.
+func TestPolicyReload(t *testing.T) {
+	b := Start(t, nil)
+	c := b.Client(t, teesim.ReportOptions{})
+	get(t, c, "db/orders")
+	file := filepath.Join(b.Env.Dir, "policies", "disks", "disks.rego")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually := func(what string, ok func(*pb.GetPolicyResponse) bool) {
+		t.Helper()
+		for range 100 {
+			if p, err := b.Admin.GetPolicy(t.Context(), &pb.GetPolicyRequest{}); err == nil && ok(p) {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Fatalf("never: %s", what)
+	}
+	first, err := b.Admin.GetPolicy(t.Context(), &pb.GetPolicyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(s string) {
+		if err := os.WriteFile(file, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("package claviger.release.disks\nthis is not rego")
+	eventually("the broken bundle is reported", func(p *pb.GetPolicyResponse) bool { return p.GetError() != "" && p.GetDigest() == first.GetDigest() })
+	get(t, c, "db/orders")
+	write(string(good) + "\ndeny contains {\"rule\": \"closed\", \"message\": \"closed for the night\"}\n")
+	eventually("the new bundle is in force", func(p *pb.GetPolicyResponse) bool { return p.GetError() == "" && p.GetDigest() != first.GetDigest() })
+	denied(t, c, "db/orders")
+	// Pin the first one: every broker goes back to it.
+	if _, err := b.Admin.ActivatePolicy(t.Context(), &pb.ActivatePolicyRequest{Digest: first.GetDigest()}); err != nil {
+		t.Fatal(err)
+	}
+	eventually("the pinned bundle is in force", func(p *pb.GetPolicyResponse) bool { return p.GetPinned() == first.GetDigest() })
+	get(t, c, "db/orders")
+}
+
+// TestRestart: identity, secrets, references and spent state survive.
+func TestRestart(t *testing.T) {
+	env, err := dev.Prepare(filepath.Join(t.TempDir(), "dev"), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	env.Config.Listen, env.Config.Admin.Listen, env.Config.Metrics = "127.0.0.1:0", "127.0.0.1:0", "off"
+	run := func(t *testing.T) (id, key string) {
+		b := StartEnv(t, env, nil)
+		s, _ := get(t, b.Client(t, teesim.ReportOptions{}), "disks/vm-1")
+		return string(b.Server.Identity()), string(s[0].Value)
+	}
+	var ids, keys [2]string
+	for i := range 2 {
+		t.Run("run", func(t *testing.T) { ids[i], keys[i] = run(t) })
+	}
+	if ids[0] != ids[1] || keys[0] != keys[1] || ids[0] == "" {
+		t.Error("identity or disk key changed over a restart")
+	}
+}
+
+// TestProductionRefusesSimulated: without test roots in the code, the same
+// configuration believes no simulated device, and cannot be told to.
+func TestProductionRefusesSimulated(t *testing.T) {
+	env, err := dev.Prepare(filepath.Join(t.TempDir(), "dev"), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := env.Config
+	cfg.Listen, cfg.Admin.Listen, cfg.Metrics = "127.0.0.1:0", "127.0.0.1:0", "off"
+	s, err := server.Start(t.Context(), cfg, server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close(context.Background()) })
+	b := &Broker{Env: env, Server: s}
+	denied(t, b.Client(t, teesim.ReportOptions{}), "db/orders")
+	cfg.TestRoot = filepath.Join(env.Dir, "root.pem")
+	if _, err := server.Start(t.Context(), cfg, server.Options{}); err == nil || !strings.Contains(err.Error(), "test_root") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestTwoReplicas: two brokers on one etcd cluster have one identity; a nonce
+// of one is honoured by the other, and spent on one is spent on both.
+func TestTwoReplicas(t *testing.T) {
+	cluster := testservers.StartEtcd(t, 1)
+	env, err := dev.Prepare(filepath.Join(t.TempDir(), "dev"), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	env.Config.Listen, env.Config.Admin.Listen, env.Config.Metrics = "127.0.0.1:0", "127.0.0.1:0", "off"
+	sealKey := filepath.Join(env.Dir, "seal.key")
+	if err := os.WriteFile(sealKey, []byte(strings.Repeat("ab", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start := func(name string) *Broker {
+		return StartEnv(t, env, func(c *server.Config) {
+			c.DataDir, c.SealKey, c.Etcd.Endpoints, c.Audit.Origin = filepath.Join(env.Dir, name), sealKey, cluster.Endpoints, "test/"+name
+		})
+	}
+	a, b := start("a"), start("b")
+	if string(a.Server.Identity()) != string(b.Server.Identity()) {
+		t.Fatal("two identities")
+	}
+	ka, _ := get(t, a.Client(t, teesim.ReportOptions{}), "disks/vm-1")
+	kb, _ := get(t, b.Client(t, teesim.ReportOptions{}), "disks/vm-1")
+	if string(ka[0].Value) != string(kb[0].Value) {
+		t.Error("two disk keys")
+	}
+	req := releaseRequest(t, a)
+	if _, err := b.Workload.Release(t.Context(), req); err != nil {
+		t.Fatalf("a nonce of one replica at the other: %v", err)
+	}
+	if _, err := a.Workload.Release(t.Context(), req); status.Code(err) != codes.FailedPrecondition {
+		t.Fatalf("spent on one, replayed at the other: %v", err)
+	}
+	chip := hex.EncodeToString(a.Env.Device.ChipID())
+	if _, err := a.Admin.Revoke(t.Context(), &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: "chip", Value: chip}}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	denied(t, b.Client(t, teesim.ReportOptions{}), "disks/vm-1")
+}
