@@ -114,7 +114,7 @@ func parseBundle(raw rawBundle, keys *bundle.VerificationConfig, caps *ast.Capab
 		return bundle.Bundle{}, fmt.Errorf("%s: WebAssembly and plans are not accepted", raw.name)
 	}
 	for _, m := range b.Modules {
-		if m.Parsed == nil || m.Parsed.RegoVersion() != ast.RegoV1 {
+		if m.Parsed == nil || m.Parsed.RegoVersionSpan() != ast.RegoVersionSpanOf(ast.RegoV1) {
 			return bundle.Bundle{}, fmt.Errorf("%s: %s: not Rego v1", raw.name, m.RelativePath)
 		}
 	}

@@ -38,6 +38,7 @@ type awkward struct {
 	N     string   `json:"<n>"`
 	O     time.Time
 	P     uint64
+	//lint:ignore U1000 what is not exported must not be read
 	lower int
 }
 
