@@ -22,22 +22,22 @@ type embedded struct{ E int }
 
 type awkward struct {
 	embedded
-	A     int            `json:"a,string"`
-	B     []byte         `json:"b"`
-	C     [3]byte        `json:"c"`
-	D     *int           `json:"d,omitempty"`
-	E     map[int]string `json:"e"`
-	F     float64        `json:"f"`
-	G     named          `json:"g"`
-	H     json.Number    `json:"h"`
-	I     json.RawMessage
-	J     any `json:"j"`
-	K     map[named]int
-	L     []string `json:"l,omitempty"`
-	M     string   `json:"-"`
-	N     string   `json:"<n>"`
-	O     time.Time
-	P     uint64
+	A int            `json:"a,string"`
+	B []byte         `json:"b"`
+	C [3]byte        `json:"c"`
+	D *int           `json:"d,omitempty"`
+	E map[int]string `json:"e"`
+	F float64        `json:"f"`
+	G named          `json:"g"`
+	H json.Number    `json:"h"`
+	I json.RawMessage
+	J any `json:"j"`
+	K map[named]int
+	L []string `json:"l,omitempty"`
+	M string   `json:"-"`
+	N string   `json:"<n>"`
+	O time.Time
+	P uint64
 	//lint:ignore U1000 what is not exported must not be read
 	lower int
 }
