@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/telemetry"
 	"github.com/claviger/claviger/internal/dev"
 	"github.com/claviger/claviger/internal/server"
@@ -132,6 +134,9 @@ func serve(ctx context.Context, cfg server.Config, opt server.Options, stderr io
 		return err
 	}
 	opt.Logger = log
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(broker.GCPercent)
+	}
 	if cfg.Tracing.OTLP != "" {
 		stop, err := telemetry.Trace(ctx, cfg.Tracing.OTLP, opt.Version)
 		if err != nil {
