@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,13 @@ func (TSM) Raw(_ context.Context, reportData [64]byte) (attest.Evidence, error) 
 	return attest.Evidence{}, fmt.Errorf("configfs-tsm provider %q is not supported", r.Provider)
 }
 
-// eventLog reads the log if the firmware keeps one.
+const (
+	maxLogFile = 8 << 20 // as firmware lays it out, padding included
+	// keptPadding bytes stay behind the last byte that is not padding: an event's data may end in 0xff.
+	keptPadding = 64
+)
+
+// eventLog reads the log if the firmware keeps one, without the padding that fills its area.
 func eventLog(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -54,12 +61,15 @@ func eventLog(path string) ([]byte, error) {
 		return nil, fmt.Errorf("open event log: %w", err)
 	}
 	defer f.Close()
-	log, err := io.ReadAll(io.LimitReader(f, attest.MaxEventLogSize+1))
+	log, err := io.ReadAll(io.LimitReader(f, maxLogFile))
 	if err != nil {
 		return nil, fmt.Errorf("read event log: %w", err)
 	}
+	if n := len(bytes.TrimRight(log, "\xff")); n+keptPadding < len(log) {
+		log = log[:n+keptPadding]
+	}
 	if len(log) > attest.MaxEventLogSize {
-		return nil, fmt.Errorf("event log %s is larger than %d bytes", path, attest.MaxEventLogSize)
+		return nil, fmt.Errorf("event log %s has %d bytes, at most %d are accepted", path, len(log), attest.MaxEventLogSize)
 	}
 	return log, nil
 }
