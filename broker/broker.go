@@ -365,6 +365,10 @@ func (b *Broker) decide(ctx context.Context, req Request, claims attest.Claims, 
 		})
 		if err != nil {
 			rr.Reasons = []DecisionReason{{Rule: "policy_error", Message: err.Error()}}
+			// Too slow says more about our load than about the guest: nothing is released, but it may ask again.
+			if errors.Is(err, context.DeadlineExceeded) {
+				return nil, fmt.Errorf("%w: %s: evaluate policy: %w", ErrUnavailable, path, err)
+			}
 			refusal = fmt.Errorf("%w: %s: evaluate policy: %w", ErrDenied, path, err)
 			continue
 		}

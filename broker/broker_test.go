@@ -340,6 +340,12 @@ func TestReleaseRefuses(t *testing.T) {
 			w.cfg.Verifiers = []attest.Verifier{forgetful{}}
 			w.Broker, _ = broker.New(w.cfg)
 		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding},
+		"policy runs out of time": {world: func(w *world) {
+			w.cfg.Policy = slowPolicy{}
+			w.Broker, _ = broker.New(w.cfg)
+			c, _ := broker.NewCatalog([]broker.CatalogEntry{{Pattern: "disks/{vm}", Source: "local", Key: "disks/{vm}", Policy: "disks"}})
+			w.SetCatalog(c)
+		}, want: broker.ErrUnavailable, stage: broker.StageDecide, records: 1},
 		"no collateral": {world: func(w *world) {
 			w.cfg.Collateral = teetest.MapCollateral{}
 			w.Broker, _ = broker.New(w.cfg)
@@ -419,7 +425,10 @@ func TestDenialsLookAlike(t *testing.T) {
 
 // TestNonceSpentOnce: of many concurrent requests with one nonce, one is served.
 func TestNonceSpentOnce(t *testing.T) {
-	w := newWorld(t, func(c *broker.Config) { c.Observe = nil })
+	w := newWorld(t, func(c *broker.Config) {
+		c.Observe = nil
+		c.Policy = fixedPolicy{broker.Decision{Allow: true}}
+	})
 	a := w.attempt(t)
 	ev, err := w.device.Evidence(a.bind.Digest64(), a.options)
 	if err != nil {
@@ -471,6 +480,12 @@ func TestObligations(t *testing.T) {
 			}
 		})
 	}
+}
+
+type slowPolicy struct{}
+
+func (slowPolicy) Decide(context.Context, broker.PolicyInput) (broker.Decision, error) {
+	return broker.Decision{}, fmt.Errorf("evaluate: %w", context.DeadlineExceeded)
 }
 
 type fixedPolicy struct{ d broker.Decision }
