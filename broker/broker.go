@@ -223,7 +223,7 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 	claims, err := verify(ctx, verifier, req.Evidence, binding, b.cfg.Collateral, now)
 	if err != nil {
 		ev.Reason = attest.ReasonOf(err)
-		if ev.Reason == attest.ReasonCollateralMissing || ev.Reason == attest.ReasonInternal || ctx.Err() != nil {
+		if ours(ev.Reason) || ctx.Err() != nil {
 			return Response{}, fmt.Errorf("%w: verify evidence: %w", ErrUnavailable, err)
 		}
 		return Response{}, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)
@@ -294,6 +294,16 @@ func (b *Broker) decideAndWrap(ctx context.Context, req Request, claims attest.C
 		return nil, err
 	}
 	return wrapped, nil
+}
+
+// ours says whether evidence was not believed for want of something that the
+// broker should have had: the guest may ask again.
+func ours(r attest.Reason) bool {
+	switch r {
+	case attest.ReasonCollateralMissing, attest.ReasonCollateralExpired, attest.ReasonCollateralInvalid, attest.ReasonInternal:
+		return true
+	}
+	return false
 }
 
 // admit finds the verifier and parses the key. Only public facts are told.
