@@ -40,8 +40,9 @@ say "6. Stop"
 kill "$pid"; wait "$pid"; pid=
 tail -n 1 "$dir/log"
 
-snp=$(go list -m -f '{{.Dir}}' github.com/google/go-sev-guest)/verify/testdata
-tdx=$(go list -m -f '{{.Dir}}' github.com/google/go-tdx-guest)/testing/testdata
+module() { go mod download "$1" && go list -m -f '{{.Dir}}' "$1"; } # not every module with evidence is part of the build
+snp=$(module github.com/google/go-sev-guest)/verify/testdata
+tdx=$(module github.com/google/go-tdx-guest)/testing/testdata
 say "7. REAL evidence: an AMD Milan SEV-SNP report (ships inside go-sev-guest). No revocation list is at hand: a broker refuses it for that, here it is listed as skipped"
 run claviger evidence verify "$snp/attestation.bin" --endorsements "$snp/vcek.testcer" --at 2023-06-01T00:00:00Z --without-revocation
 say "8. REAL evidence: an Intel TDX quote (ships inside go-tdx-guest)"
