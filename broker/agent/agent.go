@@ -124,10 +124,14 @@ type Receipt struct {
 // Get asks for all resources at once, retrying with jitter what may help until
 // ctx ends. A new key, nonce and evidence are made for every attempt.
 func (c *Client) Get(ctx context.Context, resources ...string) ([]Secret, Receipt, error) {
+	var last error // before the deadline: what passes it only says that it passed
 	for attempt := 0; ; attempt++ {
 		secrets, receipt, err := c.once(ctx, resources)
 		if err == nil {
 			return secrets, receipt, nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
 		}
 		wait, again := backoff(err, attempt)
 		if !again {
@@ -135,7 +139,7 @@ func (c *Client) Get(ctx context.Context, resources ...string) ([]Secret, Receip
 		}
 		c.cfg.Logf("attempt %d: %v; trying again in %s", attempt+1, err, wait.Round(time.Millisecond))
 		if err := sleep(ctx, wait); err != nil {
-			return nil, Receipt{}, fmt.Errorf("%w from %s after %d attempts", ErrUnreachable, c.cfg.Address, attempt+1)
+			return nil, Receipt{}, fmt.Errorf("%w from %s after %d attempts; the last: %w", ErrUnreachable, c.cfg.Address, attempt+1, last)
 		}
 	}
 }
@@ -267,8 +271,8 @@ const (
 	maxWait   = 15 * time.Second
 )
 
-// backoff says whether and when to try again: what the server asks for, else
-// exponentially, always with jitter so that a fleet does not come back in step.
+// backoff says whether and when to try again: exponentially, and not before the
+// server asks for, with jitter so that a fleet does not come back in step.
 func backoff(err error, attempt int) (time.Duration, bool) {
 	if _, ok := errors.AsType[permanent](err); ok {
 		return 0, false
@@ -282,12 +286,15 @@ func backoff(err error, attempt int) (time.Duration, bool) {
 		return 0, false
 	}
 	wait := min(firstWait<<min(attempt, 10), maxWait)
+	wait = wait/2 + rand.N(wait)
 	for _, d := range s.Details() {
 		if r, ok := d.(*errdetails.RetryInfo); ok {
-			wait = min(max(wait, r.GetRetryDelay().AsDuration()), time.Minute)
+			if asked := min(r.GetRetryDelay().AsDuration(), time.Minute); asked > 0 {
+				wait = max(wait, asked+rand.N(asked/2+1))
+			}
 		}
 	}
-	return wait/2 + rand.N(wait), true
+	return wait, true
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -82,8 +82,11 @@ func ReadBundle(path string, key ed25519.PublicKey) (*Bundle, error) {
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
-	if err != nil || len(raw) > maxBundle {
-		return nil, fmt.Errorf("read collateral bundle %s: at most %d bytes are accepted: %w", path, maxBundle, err)
+	if err != nil {
+		return nil, fmt.Errorf("read collateral bundle %s: %w", path, err)
+	}
+	if len(raw) > maxBundle {
+		return nil, fmt.Errorf("read collateral bundle %s: more than %d bytes", path, maxBundle)
 	}
 	text, err := os.ReadFile(path + bundleSuffix)
 	if err != nil {

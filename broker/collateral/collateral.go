@@ -71,7 +71,8 @@ const (
 type Source struct {
 	cfg     Config
 	flight  singleflight.Group
-	limiter *rate.Limiter // of requests to services: an attacker can make up chip ids
+	limiter *rate.Limiter // of requests to services
+	chips   *rate.Limiter // of those for VCEKs: who makes up chip ids must not keep CRLs from being fetched
 
 	mu    sync.Mutex
 	items map[attest.CollateralRef]*list.Element // guarded by mu
@@ -114,7 +115,7 @@ func New(cfg Config) (*Source, error) {
 		}
 	}
 	return &Source{
-		cfg: cfg, limiter: rate.NewLimiter(10, 50), items: map[attest.CollateralRef]*list.Element{}, lru: list.New(),
+		cfg: cfg, limiter: rate.NewLimiter(10, 50), chips: rate.NewLimiter(10, 50), items: map[attest.CollateralRef]*list.Element{}, lru: list.New(),
 		fails: map[attest.CollateralRef]failure{},
 	}, nil
 }
@@ -129,7 +130,7 @@ func (s *Source) Get(ctx context.Context, ref attest.CollateralRef) (attest.Coll
 		return attest.CollateralItem{}, attest.Errorf("collateral", attest.ReasonUnsupported, "no collateral is named %s %q", ref.Kind, ref.Key)
 	}
 	var tooOld []string
-	if it, ok := s.local(ref); ok {
+	for _, it := range s.local(ref) {
 		if s.age(it) < age.Max {
 			return it, nil
 		}
@@ -160,14 +161,14 @@ func (s *Source) Get(ctx context.Context, ref attest.CollateralRef) (attest.Coll
 func (s *Source) age(it attest.CollateralItem) time.Duration { return s.cfg.Now().Sub(it.FetchedAt) }
 
 // local looks in the bundle and the folder, which the operator keeps.
-func (s *Source) local(ref attest.CollateralRef) (attest.CollateralItem, bool) {
+func (s *Source) local(ref attest.CollateralRef) (found []attest.CollateralItem) {
 	if s.cfg.Bundle != nil {
 		if it, ok := s.cfg.Bundle.items[fileName(ref)]; ok {
-			return it, true
+			found = append(found, it)
 		}
 	}
 	if s.cfg.Folder == "" {
-		return attest.CollateralItem{}, false
+		return found
 	}
 	path := filepath.Join(s.cfg.Folder, fileName(ref))
 	data, err := readBounded(path)
@@ -175,18 +176,18 @@ func (s *Source) local(ref attest.CollateralRef) (attest.CollateralItem, bool) {
 		if !errors.Is(err, os.ErrNotExist) {
 			s.cfg.Logger.Warn("cannot read collateral", "path", path, "error", err)
 		}
-		return attest.CollateralItem{}, false
+		return found
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return attest.CollateralItem{}, false
+		return found
 	}
 	chain, _ := readBounded(path + chainSuffix)
 	if err := plausible(ref.Kind, data); err != nil {
 		s.cfg.Logger.Warn("collateral in the folder is not what its name says", "path", path, "error", err)
-		return attest.CollateralItem{}, false
+		return found
 	}
-	return attest.CollateralItem{Data: data, IssuerChain: chain, FetchedAt: info.ModTime(), Source: "folder"}, true
+	return append(found, attest.CollateralItem{Data: data, IssuerChain: chain, FetchedAt: info.ModTime(), Source: "folder"})
 }
 
 const chainSuffix = ".chain.pem"
@@ -235,7 +236,6 @@ type cacheFile struct {
 func (s *Source) remember(ref attest.CollateralRef, it attest.CollateralItem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.fails, ref)
 	if e, ok := s.items[ref]; ok {
 		e.Value.(*cached).item = it
 		s.lru.MoveToFront(e)
@@ -255,40 +255,16 @@ func (s *Source) refreshInBackground(ctx context.Context, ref attest.CollateralR
 	s.mu.Lock()
 	_, failed = s.fails[ref]
 	s.mu.Unlock()
-	go func() {
-		if _, err := s.fetch(context.WithoutCancel(ctx), ref); err != nil && !errors.Is(err, errBackoff) {
-			s.cfg.Logger.Warn("cannot refresh collateral, serving the cached piece", "kind", ref.Kind, "key", ref.Key, "error", err)
-		}
-	}()
+	s.start(ctx, ref)
 	return failed
 }
 
 var errBackoff = errors.New("the last attempt failed a moment ago")
 
-// fetch asks the service, once for all who wait for the same piece.
+// fetch asks the service and waits for the answer.
 func (s *Source) fetch(ctx context.Context, ref attest.CollateralRef) (attest.CollateralItem, error) {
-	s.mu.Lock()
-	f, failed := s.fails[ref]
-	s.mu.Unlock()
-	if failed && s.cfg.Now().Sub(f.at) < retryAfter {
-		return attest.CollateralItem{}, fmt.Errorf("%w: %w", errBackoff, f.err)
-	}
-	ch := s.flight.DoChan(string(ref.Kind)+"|"+ref.Key, func() (any, error) {
-		// The flight outlives any one caller.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
-		defer cancel()
-		it, err := s.cfg.Services.fetch(ctx, s.cfg.Client, s.limiter, ref)
-		if err != nil {
-			s.fail(ref, err)
-			return attest.CollateralItem{}, err
-		}
-		it.FetchedAt, it.Source = s.cfg.Now(), "service"
-		s.store(ref, it)
-		s.remember(ref, it)
-		return it, nil
-	})
 	select {
-	case r := <-ch:
+	case r := <-s.start(ctx, ref):
 		if r.Err != nil {
 			return attest.CollateralItem{}, r.Err
 		}
@@ -298,10 +274,59 @@ func (s *Source) fetch(ctx context.Context, ref attest.CollateralRef) (attest.Co
 	}
 }
 
+// start asks the service, once for all who want the same piece.
+func (s *Source) start(ctx context.Context, ref attest.CollateralRef) <-chan singleflight.Result {
+	return s.flight.DoChan(string(ref.Kind)+"|"+ref.Key, func() (any, error) {
+		// A flight may have landed between the caller's look and this one.
+		it, err := s.landed(ref)
+		if it != nil {
+			return *it, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		// The flight outlives any one caller.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+		defer cancel()
+		limiter := s.limiter
+		if ref.Kind == attest.SNPVCEK {
+			limiter = s.chips
+		}
+		got, err := s.cfg.Services.fetch(ctx, s.cfg.Client, limiter, ref)
+		if err != nil {
+			s.fail(ref, err)
+			return nil, err
+		}
+		got.FetchedAt, got.Source = s.cfg.Now(), "service"
+		s.store(ref, got)
+		s.remember(ref, got)
+		s.mu.Lock()
+		delete(s.fails, ref)
+		s.mu.Unlock()
+		return got, nil
+	})
+}
+
+// landed is the outcome of an attempt that is too recent for another one, or nil twice.
+func (s *Source) landed(ref attest.CollateralRef) (*attest.CollateralItem, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f, ok := s.fails[ref]; ok && s.cfg.Now().Sub(f.at) < retryAfter {
+		return nil, fmt.Errorf("%w: %w", errBackoff, f.err)
+	}
+	if e, ok := s.items[ref]; ok {
+		if it := e.Value.(*cached).item; s.age(it) < s.cfg.Ages[ref.Kind].Refresh {
+			return &it, nil
+		}
+	}
+	return nil, nil
+}
+
 func (s *Source) fail(ref attest.CollateralRef, err error) {
 	if errors.Is(err, errNoService) {
 		return
 	}
+	s.cfg.Logger.Warn("cannot fetch collateral", "kind", ref.Kind, "key", ref.Key, "error", err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.fails) >= maxItems {

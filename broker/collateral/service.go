@@ -104,12 +104,12 @@ func (s Services) url(ref attest.CollateralRef) (u, chainHeader string, err erro
 	part := strings.Split(ref.Key, "/")
 	switch ref.Kind {
 	case attest.SNPChain:
-		if len(part) != 2 {
+		if len(part) != 2 || (part[1] != "vcek" && part[1] != "vlek") {
 			return "", "", fmt.Errorf("malformed key %q", ref.Key)
 		}
 		return fmt.Sprintf("%s/%s/v1/%s/cert_chain", base, part[1], product(part[0])), "", nil
 	case attest.SNPCRL:
-		if len(part) != 2 {
+		if len(part) != 2 || (part[1] != "vcek" && part[1] != "vlek") {
 			return "", "", fmt.Errorf("malformed key %q", ref.Key)
 		}
 		return fmt.Sprintf("%s/%s/v1/%s/crl", base, part[1], product(part[0])), "", nil

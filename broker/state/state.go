@@ -133,7 +133,10 @@ func (s *State) apply(all []Pair) {
 		case strings.HasPrefix(p.Key, revocations):
 			var r broker.Revocation
 			if err = json.Unmarshal(p.Value, &r); err == nil {
-				revoked[r.Subject] = r
+				err = r.Validate()
+			}
+			if err == nil {
+				revoked[r.Canonical()] = r
 			} else {
 				unreadable = p.Key
 			}

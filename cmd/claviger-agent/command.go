@@ -80,7 +80,36 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(getCommand(&s), execCommand(&s), evidenceCommand(&s))
+	strict(root)
 	return root
+}
+
+// strict makes an unknown subcommand a usage error, where cobra prints help and says that all is well.
+func strict(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		strict(sub)
+	}
+	if c.Runnable() {
+		args := c.Args
+		c.Args = func(cmd *cobra.Command, a []string) error {
+			if args == nil {
+				return nil
+			}
+			err := args(cmd, a)
+			if err != nil && !errors.Is(err, errUsage) {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			return err
+		}
+		return
+	}
+	c.Args = func(cmd *cobra.Command, a []string) error {
+		if len(a) > 0 {
+			return fmt.Errorf("%w: %s has no command %q", errUsage, cmd.CommandPath(), a[0])
+		}
+		return nil
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
 
 func getCommand(s *settings) *cobra.Command {

@@ -192,7 +192,7 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 	f.StringVar(&source, "source", "", "what produced the values: a build, a file")
 	f.StringVar(&comment, "comment", "", "free text")
 	group.AddCommand(set, &cobra.Command{
-		Use: "list", Short: "List reference-value sets", Args: noArgs,
+		Use: "list", Short: "List reference-value sets", Example: "  claviger reference list --output json", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				r, err := c.ListReferenceSets(ctx, &pb.ListReferenceSetsRequest{})
@@ -216,7 +216,7 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 			})
 		},
 	}, &cobra.Command{
-		Use: "delete NAME", Short: "Delete a reference-value set", Args: exactArgs("NAME"),
+		Use: "delete NAME", Short: "Delete a reference-value set", Example: "  claviger reference delete fleet-2026-10", Args: exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.DeleteReferenceSet(ctx, &pb.DeleteReferenceSetRequest{Name: args[0]})
@@ -259,7 +259,7 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 	f.Uint32Var(&e.CreateBytes, "create-bytes", 0, "make a random secret of that length where there is none")
 	f.DurationVar(&ttl, "ttl", 0, "lifetime of a wrapped secret")
 	group.AddCommand(set, &cobra.Command{
-		Use: "list", Short: "List the catalog in force", Args: noArgs,
+		Use: "list", Short: "List the catalog in force", Example: "  claviger catalog list", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				r, err := c.ListCatalog(ctx, &pb.ListCatalogRequest{})
@@ -274,7 +274,7 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 			})
 		},
 	}, &cobra.Command{
-		Use: "delete PATTERN", Short: "Delete a catalog entry", Args: exactArgs("PATTERN"),
+		Use: "delete PATTERN", Short: "Delete a catalog entry", Example: "  claviger catalog delete 'disks/{vm}'", Args: exactArgs("PATTERN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.DeleteCatalogEntry(ctx, &pb.DeleteCatalogEntryRequest{Pattern: args[0]})
@@ -327,7 +327,7 @@ func secretCommand(a *adminFlags) *cobra.Command {
 	put.Flags().StringVar(&file, "file", "-", "file to read, - for standard input")
 	put.Flags().Int64Var(&expected, "expect-version", -1, "fail unless this is the current version (0: none)")
 	group.AddCommand(put, &cobra.Command{
-		Use: "list [PREFIX]", Short: "List secrets, without their values", Args: cobra.MaximumNArgs(1),
+		Use: "list [PREFIX]", Short: "List secrets, without their values", Example: "  claviger secret list db/", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				r, err := c.ListSecrets(ctx, &pb.ListSecretsRequest{Prefix: strings.Join(args, "")})
@@ -342,7 +342,7 @@ func secretCommand(a *adminFlags) *cobra.Command {
 			})
 		},
 	}, &cobra.Command{
-		Use: "delete KEY", Short: "Delete a secret", Args: exactArgs("KEY"),
+		Use: "delete KEY", Short: "Delete a secret", Example: "  claviger secret delete db/orders", Args: exactArgs("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.DeleteSecret(ctx, &pb.DeleteSecretRequest{Key: args[0]})
@@ -381,7 +381,7 @@ func revokeCommand(a *adminFlags) *cobra.Command {
 
 func unrevokeCommand(a *adminFlags) *cobra.Command {
 	return &cobra.Command{
-		Use: "unrevoke KIND VALUE", Short: "Take a revocation back", Long: "Take a revocation back.\n\n" + revocationKinds, Args: exactArgs("KIND", "VALUE"),
+		Use: "unrevoke KIND VALUE", Short: "Take a revocation back", Long: "Take a revocation back.\n\n" + revocationKinds, Example: "  claviger unrevoke chip 4d2a…", Args: exactArgs("KIND", "VALUE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.Unrevoke(ctx, &pb.UnrevokeRequest{Kind: args[0], Value: args[1]})
@@ -393,7 +393,7 @@ func unrevokeCommand(a *adminFlags) *cobra.Command {
 
 func revocationsCommand(a *adminFlags) *cobra.Command {
 	return &cobra.Command{
-		Use: "revocations", Short: "List what is revoked", Args: noArgs,
+		Use: "revocations", Short: "List what is revoked", Example: "  claviger revocations", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				r, err := c.ListRevocations(ctx, &pb.ListRevocationsRequest{})

@@ -42,10 +42,8 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
 
-func evidenceCommand() *cobra.Command {
+func evidenceCommand(a *adminFlags) *cobra.Command {
 	group := &cobra.Command{Use: "evidence", Short: "Look at evidence: what it claims, and whether it verifies"}
-	var output string
-	group.PersistentFlags().StringVar(&output, "output", "table", "table or json")
 	var show, verify evidenceFlags
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
@@ -55,7 +53,7 @@ revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return show.run(cmd.Context(), cmd.OutOrStdout(), args[0], output, true)
+			return show.run(cmd.Context(), cmd.OutOrStdout(), args[0], a.output, true)
 		},
 	}
 	verifyCmd := &cobra.Command{
@@ -69,7 +67,7 @@ had as skipped, where a broker would refuse.`,
   claviger evidence verify quote.bin --event-log ccel.bin --online
   claviger evidence verify report.bin --at 2024-06-01T00:00:00Z --without-revocation`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return verify.run(cmd.Context(), cmd.OutOrStdout(), args[0], output, verify.lenient)
+			return verify.run(cmd.Context(), cmd.OutOrStdout(), args[0], a.output, verify.lenient)
 		},
 	}
 	show.register(showCmd)

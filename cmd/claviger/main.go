@@ -64,6 +64,41 @@ Exit codes: 0 done, 1 failed or "no", 2 usage.`,
 	a.register(root)
 	root.AddCommand(serveCommand(), devCommand(), statusCommand(&a), policyCommand(&a), referenceCommand(&a), catalogCommand(&a),
 		secretCommand(&a), revokeCommand(&a), unrevokeCommand(&a), revocationsCommand(&a), auditCommand(&a),
-		evidenceCommand(), collateralCommand())
+		evidenceCommand(&a), collateralCommand())
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if a.output != "table" && a.output != "json" {
+			return fmt.Errorf("%w: --output is %q, want table or json", errUsage, a.output)
+		}
+		return nil
+	}
+	strict(root)
 	return root
+}
+
+// strict makes an unknown subcommand a usage error, where cobra prints help and says that all is well.
+func strict(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		strict(sub)
+	}
+	if c.Runnable() {
+		args := c.Args
+		c.Args = func(cmd *cobra.Command, a []string) error {
+			if args == nil {
+				return nil
+			}
+			err := args(cmd, a)
+			if err != nil && !errors.Is(err, errUsage) {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			return err
+		}
+		return
+	}
+	c.Args = func(cmd *cobra.Command, a []string) error {
+		if len(a) > 0 {
+			return fmt.Errorf("%w: %s has no command %q", errUsage, cmd.CommandPath(), a[0])
+		}
+		return nil
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }

@@ -233,7 +233,7 @@ func policyBuild() *cobra.Command {
 
 func policyStatus(a *adminFlags) *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show which bundle is in force, and why a newer one is not", Args: noArgs,
+		Use: "status", Short: "Show which bundle is in force, and why a newer one is not", Example: "  claviger policy status", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				p, err := c.GetPolicy(ctx, &pb.GetPolicyRequest{})

@@ -257,6 +257,9 @@ func (c *Config) Complete() error {
 	if strings.ContainsAny(c.Audit.Origin, " +\n") {
 		bad("audit.origin: %q has a space or plus sign", c.Audit.Origin)
 	}
+	if r := c.Limits.PeerRate; r != nil && *r < 0 {
+		bad("limits.peer_rate: %g is negative; 0 switches the limit off", *r)
+	}
 	names := map[string]bool{"local": true}
 	for i, v := range c.Vault {
 		switch {

@@ -166,10 +166,10 @@ func (s *Server) sealKey() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seal_key_file: %w", err)
 	}
-	if len(b) == 32 {
+	key, err := hex.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil && len(b) == 32 { // 32 hex digits are half a key, not one
 		return b, nil
 	}
-	key, err := hex.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(key) != 32 {
 		return nil, fmt.Errorf("seal_key_file: %s holds neither 32 bytes nor 64 hex digits", path)
 	}
