@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -334,8 +335,9 @@ func loadFixtures(cfg TestConfig) (map[string]any, error) {
 				return nil, fmt.Errorf("fixture %s: %w", f, err)
 			}
 			name := strings.TrimSuffix(filepath.Base(f), ".json")
-			if _, ok := out[name]; ok {
-				return nil, fmt.Errorf("fixture %s: the name occurs twice", f)
+			// Policies side by side may share a fixture, but one name cannot mean two documents.
+			if other, ok := out[name]; ok && !reflect.DeepEqual(other, v) {
+				return nil, fmt.Errorf("fixture %s: another document of this name was read before", f)
 			}
 			out[name] = v
 		}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	sevdata "github.com/google/go-sev-guest/verify/testdata"
+	"github.com/google/go-sev-guest/verify/trust"
 	tdxtesting "github.com/google/go-tdx-guest/testing"
 	tdxdata "github.com/google/go-tdx-guest/testing/testdata"
 	"golang.org/x/time/rate"
@@ -85,7 +86,7 @@ func (v *vendor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch p := r.URL.Path; {
 	case strings.HasSuffix(p, "/cert_chain"):
-		w.Write(sevdata.MilanVcekBytes)
+		w.Write(trust.AskArkMilanVcekBytes)
 	case strings.HasSuffix(p, "/crl"):
 		w.Write(v.snpCRL)
 	case strings.HasPrefix(p, "/vcek/v1/"):
@@ -439,7 +440,7 @@ func TestGarbage(t *testing.T) {
 	for name, bad := range map[string]func(http.ResponseWriter, *http.Request) bool{
 		"error page with 200": answer([]byte("<html>try later</html>")),
 		"empty":               answer(nil),
-		"huge":                answer(append(bytes.Clone(sevdata.MilanVcekBytes), bytes.Repeat([]byte{10}, maxPiece)...)),
+		"huge":                answer(append(bytes.Clone(trust.AskArkMilanVcekBytes), bytes.Repeat([]byte{10}, maxPiece)...)),
 		"truncated": func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Content-Length", "9999")
 			w.Write([]byte("x"))
