@@ -179,7 +179,8 @@ func (s *Source) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read token's lifetime: %w", err)
 	}
-	if ttl == 0 { // a root or other token without an end
+	// A root or other token without an end. (A lifetime of 0 says little: Vault counts in whole seconds.)
+	if self.Data["expire_time"] == nil {
 		<-ctx.Done()
 		return ctx.Err()
 	}
@@ -187,9 +188,9 @@ func (s *Source) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read whether token is renewable: %w", err)
 	}
-	wait := ttl * 2 / 3
+	wait := ttl / 2
 	select {
-	case <-time.After(max(wait, 500*time.Millisecond)):
+	case <-time.After(max(wait, 200*time.Millisecond)):
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -198,7 +199,7 @@ func (s *Source) renew(ctx context.Context) error {
 	}
 	call, cancel2 := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel2()
-	renewed, err := s.client.Auth().Token().RenewSelfWithContext(call, int(ttl.Seconds()))
+	renewed, err := s.client.Auth().Token().RenewSelfWithContext(call, 0) // 0: by the role's own period
 	if err != nil {
 		return fmt.Errorf("renew token: %w", err)
 	}

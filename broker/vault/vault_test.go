@@ -159,14 +159,14 @@ func TestCreateRace(t *testing.T) {
 }
 
 func TestLoginOutlivesToken(t *testing.T) {
-	w := newWorld(t, "2s")
+	w := newWorld(t, "3s")
 	w.put(t, "db/orders", map[string]any{"value": "x"})
 	t.Run("renewed", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go w.src.Run(ctx)
 		before := w.src.client.Token()
-		time.Sleep(3500 * time.Millisecond)
+		time.Sleep(5 * time.Second)
 		if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
 			t.Fatal(err)
 		}
