@@ -12,7 +12,7 @@ import data.claviger.lib.common
 match(type, claims) if {
 	input.attestation.type == type
 	first := claims[0]
-	v := value(first) # cheap, and rules most sets out
+	v := present[first] # cheap, and rules most sets out
 	v != ""
 	some set in data.reference
 	v in set.values[first]
@@ -25,7 +25,7 @@ match(type, claims) if {
 matching(type, claims) := {name |
 	input.attestation.type == type
 	first := claims[0]
-	v := value(first)
+	v := present[first]
 	v != ""
 	some name, set in data.reference
 	v in set.values[first]
@@ -36,23 +36,27 @@ matching(type, claims) := {name |
 
 agrees(set, claims) if {
 	every claim in claims {
-		listed(set, claim)
+		v := present[claim]
+		v != ""
+		v in set.values[claim]
 	}
 }
 
 # listed: an empty or missing claim equals nothing, not even an empty reference value.
 listed(set, claim) if {
-	v := value(claim)
+	v := present[claim]
 	v != ""
 	v in set.values[claim]
 }
 
+# present are the claims that can be compared: the measurements by name, and host_data.
+present := object.union(
+	object.get(input, ["attestation", "measurements"], {}),
+	{"host_data": object.get(input, ["attestation", "host_data"], "")},
+)
+
 # value(claim) is a measurement by name, or host_data.
-value(claim) := input.attestation.measurements[claim] if {
-	claim != "host_data"
-} else := input.attestation.host_data if {
-	claim == "host_data"
-} else := ""
+value(claim) := object.get(present, claim, "")
 
 path("host_data") := "attestation.host_data"
 
@@ -61,13 +65,10 @@ path(claim) := concat("", ["attestation.measurements.", claim]) if claim != "hos
 # usable: canary, active and retiring sets, within their validity.
 usable(set) if {
 	set.state in {"canary", "active", "retiring"}
-	valid(set)
-}
-
-valid(set) if {
 	not set.not_before
 	not set.not_after
 } else if {
+	set.state in {"canary", "active", "retiring"}
 	begun(set)
 	not ended(set)
 }
