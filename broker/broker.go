@@ -60,6 +60,7 @@ type Broker struct {
 	cfg       Config
 	verifiers map[attest.Type]attest.Verifier
 	catalog   atomic.Pointer[Catalog]
+	seen      *seen
 }
 
 // New checks the configuration. The catalog starts empty: nothing is released.
@@ -94,7 +95,7 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}}
+	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}, seen: newSeen(cfg.Nonces.life)}
 	for _, v := range cfg.Verifiers {
 		b.verifiers[v.Type()] = v
 	}
@@ -209,6 +210,9 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 	if err != nil {
 		return Response{}, fmt.Errorf("%w: %w", ErrChallenge, err)
 	}
+	if b.seen.has(nonceID) {
+		return Response{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
+	}
 	verifier, recipient, err := b.admit(req)
 	if err != nil {
 		return Response{}, err
@@ -229,7 +233,10 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 		return Response{}, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)
 	}
 
-	// From here on the request leaves exactly one record.
+	// From here on the request leaves exactly one record, and a replay of it none.
+	if !b.seen.add(nonceID, now) {
+		return Response{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
+	}
 	rec := b.newRecord(req, claims, recipient, now)
 	ev.RecordID = rec.ID
 	wrapped, err := b.decideAndWrap(ctx, req, claims, recipient, nonceID, expires, &rec, now, ev)
@@ -282,7 +289,7 @@ func (b *Broker) decideAndWrap(ctx context.Context, req Request, claims attest.C
 		}
 		rec.Resources[i].Version = secret.Version
 		ev.Stage = StageSeal
-		jwe, err := b.wrap(req, i, g, recipient, &secret, rec, now)
+		jwe, err := b.wrap(req, i, g, recipient, secret, rec, now)
 		secret.Wipe()
 		if err != nil {
 			return nil, err
@@ -290,7 +297,11 @@ func (b *Broker) decideAndWrap(ctx context.Context, req Request, claims attest.C
 		wrapped = append(wrapped, Wrapped{Resource: req.Resources[i], JWE: jwe})
 	}
 	// A revocation acknowledged while we fetched still counts.
-	if err := b.revoked(append(subjectsOf(claims), Subject{RevokePolicy, rec.PolicyDigest})...); err != nil {
+	subjects := append(subjectsOf(claims), Subject{RevokePolicy, rec.PolicyDigest})
+	for _, r := range rec.Resources {
+		subjects = append(subjects, Subject{RevokeResource, r.Path}, Subject{RevokeSecretVersion, r.Path + "@" + r.Version})
+	}
+	if err := b.revoked(subjects...); err != nil {
 		return nil, err
 	}
 	return wrapped, nil
@@ -382,6 +393,10 @@ func (b *Broker) decide(ctx context.Context, req Request, claims attest.Claims, 
 			refusal = fmt.Errorf("%w: %s: evaluate policy: %w", ErrDenied, path, err)
 			continue
 		}
+		// One record, one policy: a bundle that came into force in between is for the next request.
+		if rec.PolicyDigest != "" && rec.PolicyDigest != d.PolicyDigest {
+			return nil, fmt.Errorf("%w: the policy changed while it was asked", ErrUnavailable)
+		}
 		rec.PolicyDigest = d.PolicyDigest
 		if err := b.revoked(Subject{RevokePolicy, d.PolicyDigest}); err != nil {
 			return nil, err
@@ -443,10 +458,7 @@ func (b *Broker) revoked(subjects ...Subject) error {
 	return nil
 }
 
-func (b *Broker) wrap(req Request, i int, g allowed, to *seal.Recipient, s *Secret, rec *Record, now time.Time) (string, error) {
-	if err := b.revoked(Subject{RevokeSecretVersion, req.Resources[i] + "@" + s.Version}); err != nil {
-		return "", err
-	}
+func (b *Broker) wrap(req Request, i int, g allowed, to *seal.Recipient, s Secret, rec *Record, now time.Time) (string, error) {
 	out, err := seal.Seal(b.cfg.Identity, to, seal.Statement{
 		Resource: req.Resources[i], Decision: rec.ID, IssuedAt: now.Unix(), Expires: now.Add(g.ttl).Unix(),
 		Nonce: base64.RawURLEncoding.EncodeToString(req.Nonce), Version: s.Version, Lease: s.Lease,

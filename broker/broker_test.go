@@ -255,7 +255,18 @@ func TestReleaseRefuses(t *testing.T) {
 			if _, err := w.send(t, a); err != nil {
 				t.Fatal(err)
 			}
-		}, want: broker.ErrChallenge, stage: broker.StageSpend, records: 2, touched: 1, says: "spent"},
+		}, want: broker.ErrChallenge, stage: broker.StageAdmit, records: 1, touched: 1, says: "spent"},
+		"nonce spent on another replica": {world: func(w *world) { w.store.fault = broker.ErrSpent },
+			want: broker.ErrChallenge, stage: broker.StageSpend, records: 1, says: "spent"},
+		"denied request, replayed": {attack: func(t *testing.T, w *world, a *attempt) {
+			a.options.Measurement = teesim.Measurement("evil")
+			if _, err := w.send(t, a); !errors.Is(err, broker.ErrDenied) {
+				t.Fatal(err)
+			}
+		}, want: broker.ErrChallenge, stage: broker.StageAdmit, records: 1, says: "spent"},
+		"resource revoked while the secret is fetched": {world: func(w *world) {
+			w.source.during = func() { w.revoked.add(broker.Subject{Kind: broker.RevokeResource, Value: "disks/vm-1"}) }
+		}, want: broker.ErrDenied, stage: broker.StageSeal, records: 1, touched: 1, says: "revoked: resource"},
 		"another key than the one bound": {attack: func(t *testing.T, _ *world, a *attempt) {
 			k, _ := seal.GenerateKey(seal.X25519)
 			a.req.PublicKey = k.Public()

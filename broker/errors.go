@@ -9,7 +9,7 @@ var (
 	ErrInvalid = errors.New("invalid request")
 	// ErrChallenge: the nonce is not ours, has expired or was used. A new challenge may help.
 	ErrChallenge = errors.New("challenge not valid: request a new one")
-	// ErrDenied: evidence not believed, policy says no, or no such resource. The three are indistinguishable to a guest (G7).
+	// ErrDenied: evidence not believed, policy says no, or no such resource. A guest cannot tell the three apart by code and text, nor the last two by time (G7).
 	ErrDenied = errors.New("denied")
 	// ErrUnavailable: our fault; the same request with a new challenge may succeed later.
 	ErrUnavailable = errors.New("temporarily unavailable")

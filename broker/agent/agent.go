@@ -104,6 +104,7 @@ type Secret struct {
 	Lease    string
 	Expires  time.Time
 	Policy   string
+	decision string // the record's id, the same for all secrets of a release
 }
 
 // Wipe overwrites the value.
@@ -175,7 +176,7 @@ func (c *Client) once(ctx context.Context, resources []string) ([]Secret, Receip
 	if err != nil {
 		return nil, Receipt{}, permanent{fmt.Errorf("%w: %w", ErrNotOurBroker, err)}
 	}
-	receipt, err := c.receipt(resp.GetReceipt())
+	receipt, err := c.receipt(resp.GetReceipt(), secrets[0].decision)
 	if err != nil {
 		for i := range secrets {
 			secrets[i].Wipe()
@@ -200,19 +201,23 @@ func (c *Client) open(key *seal.PrivateKey, nonce []byte, resources []string, re
 			}
 			return nil, fmt.Errorf("%s: %w", want, err)
 		}
-		out = append(out, Secret{Resource: want, Value: st.Secret, Version: st.Version, Lease: st.Lease, Expires: time.Unix(st.Expires, 0), Policy: st.Policy})
+		if len(out) > 0 && out[0].decision != st.Decision {
+			return nil, fmt.Errorf("%s: comes from another decision than %s", want, out[0].Resource)
+		}
+		out = append(out, Secret{Resource: want, Value: st.Secret, Version: st.Version, Lease: st.Lease, Expires: time.Unix(st.Expires, 0), Policy: st.Policy, decision: st.Decision})
 	}
 	return out, nil
 }
 
 // promise mirrors the payload of a receipt (proto/README.md).
 type promise struct {
+	ID       string `json:"jti"`
 	Log      string `json:"log"`
 	Index    uint64 `json:"index"`
 	LeafHash string `json:"leaf_hash"`
 }
 
-func (c *Client) receipt(r *pb.Receipt) (Receipt, error) {
+func (c *Client) receipt(r *pb.Receipt, decision string) (Receipt, error) {
 	payload, err := seal.Verify(c.cfg.Identity, seal.TypeReceipt, r.GetPromise())
 	if err != nil {
 		return Receipt{}, err
@@ -224,6 +229,10 @@ func (c *Client) receipt(r *pb.Receipt) (Receipt, error) {
 	leaf, err := seal.Decode(p.LeafHash)
 	if err != nil || len(leaf) != sha256.Size {
 		return Receipt{}, errors.New("leaf hash is not 32 bytes of base64url")
+	}
+	// An older receipt, genuine by itself, says nothing about this release.
+	if p.ID != decision {
+		return Receipt{}, errors.New("receipt is for another decision than the secrets")
 	}
 	if p.Index != r.GetLogIndex() {
 		return Receipt{}, errors.New("signed index differs from the one beside it")

@@ -146,7 +146,7 @@ func (e *Env) policies() error {
 	})
 }
 
-// certificates makes a CA of a day, a server certificate and an operator's.
+// certificates makes a CA for a month, a server certificate and an operator's.
 func (e *Env) certificates(now time.Time) error {
 	ca, caKey, err := e.certificate("ca", nil, nil, now, &x509.Certificate{
 		Subject: pkix.Name{CommonName: "Claviger dev CA"}, IsCA: true, BasicConstraintsValid: true,

@@ -25,7 +25,7 @@ type Config struct {
 	TestRoots []TestRoot
 	// CRLOptional lets evidence pass where no current CRL can be had: the
 	// checks are then skipped, and the collateral's state is "expired". For
-	// appraising files by hand (`claviger evidence verify --no-crl`). A broker
+	// appraising files by hand (`claviger evidence verify --without-revocation`). A broker
 	// never sets it: a revoked key would go unnoticed.
 	CRLOptional bool
 }
