@@ -133,8 +133,12 @@ type Request struct {
 	PublicKey     []byte
 	OfferedSuites []string
 	Resources     []string
+	Inputs        [][]byte // by position of the resource, or nil; see attest.Transcript
 	Evidence      attest.Evidence
 }
+
+// MaxInput bounds what a guest sends with one resource.
+const MaxInput = 64 << 10
 
 // Response is what the guest gets: every secret it asked for.
 type Response struct {
@@ -222,7 +226,7 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 	ev.Stage, ev.Type = StageVerify, verifier.Type()
 	binding := attest.BindTo(attest.Transcript{
 		Nonce: req.Nonce, BrokerID: b.cfg.Identity.ID(), KeyAlgorithm: req.KeyAlgorithm, PublicKey: req.PublicKey,
-		OfferedSuites: req.OfferedSuites, Resources: req.Resources,
+		OfferedSuites: req.OfferedSuites, Resources: req.Resources, Inputs: req.Inputs,
 	})
 	claims, err := verify(ctx, verifier, req.Evidence, binding, b.cfg.Collateral, now)
 	if err != nil {
@@ -281,7 +285,7 @@ func (b *Broker) decideAndWrap(ctx context.Context, req Request, claims attest.C
 	var wrapped []Wrapped
 	for i, g := range grants {
 		ev.Stage = StageFetch
-		secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(g.entry))
+		secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(Granted{Entry: g.entry}))
 		if errors.Is(err, ErrNoSecret) {
 			return nil, fmt.Errorf("%w: fetch %s: %w", ErrDenied, req.Resources[i], err)
 		} else if err != nil {
@@ -332,6 +336,10 @@ func (b *Broker) admit(req Request) (attest.Verifier, *seal.Recipient, error) {
 		return nil, nil, fmt.Errorf("%w: evidence.event_log: has %d bytes, at most %d", ErrInvalid, len(e.EventLog), attest.MaxEventLogSize)
 	case len(req.Resources) == 0:
 		return nil, nil, fmt.Errorf("%w: resources: none", ErrInvalid)
+	case req.Inputs != nil && len(req.Inputs) != len(req.Resources):
+		return nil, nil, fmt.Errorf("%w: inputs: %d for %d resources", ErrInvalid, len(req.Inputs), len(req.Resources))
+	case slices.ContainsFunc(req.Inputs, func(in []byte) bool { return len(in) > MaxInput }):
+		return nil, nil, fmt.Errorf("%w: inputs: at most %d bytes each", ErrInvalid, MaxInput)
 	case !slices.Contains(req.OfferedSuites, req.KeyAlgorithm):
 		return nil, nil, fmt.Errorf("%w: key_algorithm: not among offered_suites", ErrInvalid)
 	}

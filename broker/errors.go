@@ -21,4 +21,9 @@ var (
 	ErrSpent = errors.New("nonce already spent")
 	// ErrNoSecret is Source's: there is no such secret (and none may be created).
 	ErrNoSecret = errors.New("no such secret")
+	// ErrInput is Source's: what the guest sent for the resource is not
+	// acceptable (a CSR for other names, a ciphertext of another key). Text after it is for operators.
+	ErrInput = errors.New("input not acceptable")
+	// ErrNotRotatable is Rotator's.
+	ErrNotRotatable = errors.New("not rotatable")
 )

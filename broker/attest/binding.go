@@ -26,6 +26,9 @@ type Transcript struct {
 	PublicKey     []byte // encoding as KeyAlgorithm says, see package seal
 	OfferedSuites []string
 	Resources     []string
+	// Inputs is what the guest sends for each resource (a CSR, a ciphertext), by
+	// position, empty where it sends none; nil if it sends none at all.
+	Inputs [][]byte
 }
 
 // Digest64 is the SHA-512 digest, for 64-byte report_data (SNP, TDX, SGX, CCA).
@@ -50,7 +53,7 @@ func (t Transcript) Digest32() [32]byte {
 }
 
 func (t Transcript) sum(h hash.Hash) []byte {
-	rd := RequestDigest(t.Resources)
+	rd := RequestDigest(t.Resources, t.Inputs)
 	h.Write([]byte(bindingLabel))
 	writeLP(h, t.Nonce)
 	writeLP(h, t.BrokerID[:])
@@ -61,16 +64,20 @@ func (t Transcript) sum(h hash.Hash) []byte {
 	return h.Sum(nil)
 }
 
-// RequestDigest is the SHA-256 over the resources asked for, in order.
-func RequestDigest(resources []string) [32]byte {
+// RequestDigest is the SHA-256 over the resources asked for, in order, and over
+// the inputs sent with them if there are any.
+func RequestDigest(resources []string, inputs [][]byte) [32]byte {
 	h := sha256.New()
 	h.Write([]byte(requestLabel))
 	writeLP(h, encodeList(resources))
+	if inputs != nil {
+		writeLP(h, encodeList(inputs))
+	}
 	return [32]byte(h.Sum(nil))
 }
 
 // encodeList is the concatenation of the length-prefixed items.
-func encodeList(items []string) []byte {
+func encodeList[T string | []byte](items []T) []byte {
 	var b []byte
 	for _, s := range items {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))

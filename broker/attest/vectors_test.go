@@ -23,6 +23,7 @@ type bindingVector struct {
 	PublicKey     string   `json:"public_key"`
 	OfferedSuites []string `json:"offered_suites"`
 	Resources     []string `json:"resources"`
+	Inputs        []string `json:"inputs,omitempty"`
 	RequestDigest string   `json:"request_digest"`
 	Digest64      string   `json:"digest64_sha512"`
 	Digest48      string   `json:"digest48_sha384"`
@@ -42,17 +43,22 @@ func vectors() []bindingVector {
 		name string
 		t    Transcript
 	}{
-		{"one resource, hybrid", Transcript{seq(57, 0), id, "HPKE-MLKEM768-X25519-KE", seq(1216, 1), []string{"HPKE-MLKEM768-X25519-KE"}, []string{"db/orders"}}},
-		{"two resources, two suites", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"disks/vm-1", "db/orders"}}},
-		{"two resources in the other order", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"db/orders", "disks/vm-1"}}},
+		{"one resource, hybrid", Transcript{seq(57, 0), id, "HPKE-MLKEM768-X25519-KE", seq(1216, 1), []string{"HPKE-MLKEM768-X25519-KE"}, []string{"db/orders"}, nil}},
+		{"two resources, two suites", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"disks/vm-1", "db/orders"}, nil}},
+		{"two resources in the other order", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"db/orders", "disks/vm-1"}, nil}},
 		{"everything empty", Transcript{}},
+		{"an input with the second resource", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"ECDH-ES+A256KW/X25519"}, []string{"db/orders", "certs/vm-1"}, [][]byte{{}, seq(20, 3)}}},
 	}
 	var out []bindingVector
 	for _, c := range cases {
-		d64, d48, d32, rd := c.t.Digest64(), c.t.Digest48(), c.t.Digest32(), RequestDigest(c.t.Resources)
+		d64, d48, d32, rd := c.t.Digest64(), c.t.Digest48(), c.t.Digest32(), RequestDigest(c.t.Resources, c.t.Inputs)
+		var inputs []string
+		for _, in := range c.t.Inputs {
+			inputs = append(inputs, hex.EncodeToString(in))
+		}
 		out = append(out, bindingVector{
 			c.name, hex.EncodeToString(c.t.Nonce), hex.EncodeToString(c.t.BrokerID[:]), c.t.KeyAlgorithm, hex.EncodeToString(c.t.PublicKey),
-			c.t.OfferedSuites, c.t.Resources, hex.EncodeToString(rd[:]), hex.EncodeToString(d64[:]), hex.EncodeToString(d48[:]), hex.EncodeToString(d32[:]),
+			c.t.OfferedSuites, c.t.Resources, inputs, hex.EncodeToString(rd[:]), hex.EncodeToString(d64[:]), hex.EncodeToString(d48[:]), hex.EncodeToString(d32[:]),
 		})
 	}
 	return out

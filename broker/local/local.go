@@ -66,10 +66,11 @@ type Info struct {
 
 // Fetch implements broker.Source.
 func (s *Store) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, error) {
-	e, err := g.Redeem()
+	what, err := g.Redeem()
 	if err != nil {
 		return broker.Secret{}, err
 	}
+	e := what.Entry
 	for range 3 {
 		r, _, err := s.read(ctx, e.Key)
 		if err != nil {

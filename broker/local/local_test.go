@@ -71,7 +71,7 @@ func newStore(t *testing.T) (*Store, *memory) {
 	return New(kv, st, nil), kv
 }
 
-func mint(e broker.CatalogEntry) *broker.Grant { return grant.Mint(e) }
+func mint(e broker.CatalogEntry) *broker.Grant { return grant.Mint(broker.Granted{Entry: e}) }
 
 func put(t *testing.T, s *Store, key, value string) uint64 {
 	t.Helper()

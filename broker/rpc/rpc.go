@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -79,12 +80,11 @@ func (w *Workload) Challenge(context.Context, *pb.ChallengeRequest) (*pb.Challen
 
 // Release implements KeyBroker.
 func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
-	e := r.GetEvidence()[0]
-	out, err := w.Broker.Release(ctx, broker.Request{
-		Nonce: r.GetNonce(), KeyAlgorithm: r.GetKeyAlgorithm(), PublicKey: r.GetPublicKey(),
-		OfferedSuites: r.GetOfferedSuites(), Resources: r.GetResources(),
-		Evidence: attest.Evidence{Type: attest.Type(e.GetType()), Report: e.GetReport(), Endorsements: e.GetEndorsements(), EventLog: e.GetEventLog()},
-	})
+	req, err := request(r)
+	if err != nil {
+		return nil, Status(err)
+	}
+	out, err := w.Broker.Release(ctx, req)
 	if err != nil {
 		return nil, Status(err)
 	}
@@ -93,6 +93,29 @@ func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Relea
 		resp.Secrets = append(resp.Secrets, &pb.WrappedSecret{Resource: s.Resource, Jwe: s.JWE})
 	}
 	return resp, nil
+}
+
+func request(r *pb.ReleaseRequest) (broker.Request, error) {
+	e := r.GetEvidence()[0]
+	req := broker.Request{
+		Nonce: r.GetNonce(), KeyAlgorithm: r.GetKeyAlgorithm(), PublicKey: r.GetPublicKey(),
+		OfferedSuites: r.GetOfferedSuites(), Resources: r.GetResources(),
+		Evidence: attest.Evidence{Type: attest.Type(e.GetType()), Report: e.GetReport(), Endorsements: e.GetEndorsements(), EventLog: e.GetEventLog()},
+	}
+	for _, in := range r.GetInputs() {
+		i := slices.Index(req.Resources, in.GetResource())
+		if i < 0 {
+			return req, fmt.Errorf("%w: inputs: %q is not among the resources", broker.ErrInvalid, in.GetResource())
+		}
+		if req.Inputs == nil {
+			req.Inputs = make([][]byte, len(req.Resources))
+		}
+		if req.Inputs[i] != nil {
+			return req, fmt.Errorf("%w: inputs: two for %q", broker.ErrInvalid, in.GetResource())
+		}
+		req.Inputs[i] = in.GetInput()
+	}
+	return req, nil
 }
 
 // ProveInclusion implements KeyBroker.

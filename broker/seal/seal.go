@@ -116,17 +116,20 @@ func Verify(identity []byte, typ, token string) ([]byte, error) {
 // Statement is what the broker signs about one secret. JSON names are the
 // claims of the inner JWT.
 type Statement struct {
-	Issuer     string `json:"iss"` // broker id, base64url
-	Resource   string `json:"sub"`
-	Decision   string `json:"jti"`
-	IssuedAt   int64  `json:"iat"`
-	Expires    int64  `json:"exp"`
-	Nonce      string `json:"nonce"` // base64url
-	Version    string `json:"version"`
-	Lease      string `json:"lease,omitempty"`
-	Policy     string `json:"policy"`    // digest of the bundle
-	Thumbprint string `json:"recipient"` // base64url
-	Secret     []byte `json:"-"`
+	Issuer   string `json:"iss"` // broker id, base64url
+	Resource string `json:"sub"`
+	Decision string `json:"jti"`
+	IssuedAt int64  `json:"iat"`
+	Expires  int64  `json:"exp"`
+	Nonce    string `json:"nonce"` // base64url
+	Version  string `json:"version"`
+	Lease    string `json:"lease,omitempty"`
+	// Sequence counts the versions pushed to a session, from 1; 0 for a release without a session.
+	Sequence    uint64 `json:"seq,omitempty"`
+	ContentType string `json:"secret_cty,omitempty"` // media type of the secret; empty: opaque bytes
+	Policy      string `json:"policy"`               // digest of the bundle
+	Thumbprint  string `json:"recipient"`            // base64url
+	Secret      []byte `json:"-"`
 }
 
 // wire is Statement with its secret, base64url.

@@ -212,10 +212,11 @@ func (s *Source) renew(ctx context.Context) error {
 
 // Fetch implements broker.Source.
 func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, error) {
-	e, err := g.Redeem()
+	what, err := g.Redeem()
 	if err != nil {
 		return broker.Secret{}, err
 	}
+	e := what.Entry
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()

@@ -77,7 +77,7 @@ func (w world) put(t *testing.T, key string, data map[string]any) {
 }
 
 func (w world) fetch(ctx context.Context, e broker.CatalogEntry) (broker.Secret, error) {
-	return w.src.Fetch(ctx, grant.Mint(e))
+	return w.src.Fetch(ctx, grant.Mint(broker.Granted{Entry: e}))
 }
 
 func TestKV(t *testing.T) {
@@ -112,7 +112,7 @@ func TestKV(t *testing.T) {
 		if _, err := w.src.Fetch(t.Context(), nil); err == nil {
 			t.Fatal("read without authority")
 		}
-		g := grant.Mint(broker.CatalogEntry{Key: "db/orders"})
+		g := grant.Mint(broker.Granted{Entry: broker.CatalogEntry{Key: "db/orders"}})
 		if _, err := w.src.Fetch(t.Context(), g); err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func TestOneImporter(t *testing.T) {
 		"github.com/google/go-sev-guest":    {"broker/tee/snp"},
 		"github.com/google/go-tdx-guest":    {}, // tests only: an oracle
 		"github.com/google/go-configfs-tsm": {"broker/agent"},
-		"github.com/lestrrat-go/jwx":        {"broker/seal"},
+		"github.com/lestrrat-go/jwx":        {"broker/seal", "broker/token"},
 		"github.com/prometheus":             {"broker/telemetry"},
 		module + "broker/internal/grant":    {"broker"},
 		module + "broker/tee/teesim":        {"internal/dev", "cmd/claviger-agent", "broker/brokertest"},
@@ -71,7 +71,7 @@ func TestOneImporter(t *testing.T) {
 
 // TestDirection: what stands below knows nothing of what stands above.
 func TestDirection(t *testing.T) {
-	adapters := []string{"broker/audit", "broker/etcd", "broker/vault", "broker/local", "broker/rpc", "broker/agent", "broker/collateral", "broker/telemetry"}
+	adapters := []string{"broker/audit", "broker/etcd", "broker/vault", "broker/local", "broker/rpc", "broker/agent", "broker/collateral", "broker/telemetry", "broker/token"}
 	for _, p := range packages(t) {
 		rel := strings.TrimPrefix(p.path, module)
 		ours := slices.DeleteFunc(slices.Clone(p.deps), func(d string) bool { return !strings.HasPrefix(d, module) })

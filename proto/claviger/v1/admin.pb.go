@@ -784,9 +784,22 @@ type CatalogEntry struct {
 	Field  string `protobuf:"bytes,4,opt,name=field,proto3" json:"field,omitempty"`
 	Policy string `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`
 	// If not zero: make a random secret of that many bytes where none exists.
-	CreateBytes   uint32            `protobuf:"varint,6,opt,name=create_bytes,json=createBytes,proto3" json:"create_bytes,omitempty"`
-	TtlSeconds    int64             `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreateBytes uint32            `protobuf:"varint,6,opt,name=create_bytes,json=createBytes,proto3" json:"create_bytes,omitempty"`
+	TtlSeconds  int64             `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	Labels      map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// "kv" (the default), "database", "database_static", "pki", "transit_decrypt",
+	// "transit_datakey", "transit_export", "wrapped", "login", "ear".
+	Kind string `protobuf:"bytes,9,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The engine's path in Vault; empty: the usual one of the kind.
+	Mount string `protobuf:"bytes,10,opt,name=mount,proto3" json:"mount,omitempty"`
+	// The only version of a KV secret that is given out; 0: the newest.
+	PinVersion uint32 `protobuf:"varint,11,opt,name=pin_version,json=pinVersion,proto3" json:"pin_version,omitempty"`
+	// The kind's own settings.
+	Options map[string]string `protobuf:"bytes,12,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// How long the version before the newest may still be used after a rotation.
+	GraceSeconds int64 `protobuf:"varint,13,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
+	// Whether `revoke --rotate` may have the source make a new random value.
+	Rotatable     bool `protobuf:"varint,14,opt,name=rotatable,proto3" json:"rotatable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -875,6 +888,48 @@ func (x *CatalogEntry) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CatalogEntry) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *CatalogEntry) GetMount() string {
+	if x != nil {
+		return x.Mount
+	}
+	return ""
+}
+
+func (x *CatalogEntry) GetPinVersion() uint32 {
+	if x != nil {
+		return x.PinVersion
+	}
+	return 0
+}
+
+func (x *CatalogEntry) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *CatalogEntry) GetGraceSeconds() int64 {
+	if x != nil {
+		return x.GraceSeconds
+	}
+	return 0
+}
+
+func (x *CatalogEntry) GetRotatable() bool {
+	if x != nil {
+		return x.Rotatable
+	}
+	return false
 }
 
 type ListCatalogRequest struct {
@@ -1455,7 +1510,8 @@ type Revocation struct {
 	// What is revoked.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// chip: CHIP_ID in hex; measurement: hex; policy: bundle digest; resource: path;
-	// tcb: "{model}/{TCB status}"; secret_version: "{resource}@{version}".
+	// tcb: "{model}/{TCB status}"; secret_version: "{resource}@{version}"; advisory: for example
+	// "INTEL-SA-00837"; session: its id; workload: HOST_DATA in hex.
 	Value  string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Set by the broker.
@@ -1928,6 +1984,804 @@ func (x *Decision) GetEntry() string {
 	return ""
 }
 
+type BlastRadiusRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// Only releases since then; absent: all.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlastRadiusRequest) Reset() {
+	*x = BlastRadiusRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlastRadiusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlastRadiusRequest) ProtoMessage() {}
+
+func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlastRadiusRequest.ProtoReflect.Descriptor instead.
+func (*BlastRadiusRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *BlastRadiusRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *BlastRadiusRequest) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *BlastRadiusRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type BlastRadiusResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Exposures []*Exposure            `protobuf:"bytes,1,rep,name=exposures,proto3" json:"exposures,omitempty"`
+	// How many releases were found, and how many log entries were looked at.
+	Releases uint64 `protobuf:"varint,2,opt,name=releases,proto3" json:"releases,omitempty"`
+	Entries  uint64 `protobuf:"varint,3,opt,name=entries,proto3" json:"entries,omitempty"`
+	// The log that was read. Other brokers have their own.
+	LogOrigin     string `protobuf:"bytes,4,opt,name=log_origin,json=logOrigin,proto3" json:"log_origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlastRadiusResponse) Reset() {
+	*x = BlastRadiusResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlastRadiusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlastRadiusResponse) ProtoMessage() {}
+
+func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlastRadiusResponse.ProtoReflect.Descriptor instead.
+func (*BlastRadiusResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *BlastRadiusResponse) GetExposures() []*Exposure {
+	if x != nil {
+		return x.Exposures
+	}
+	return nil
+}
+
+func (x *BlastRadiusResponse) GetReleases() uint64 {
+	if x != nil {
+		return x.Releases
+	}
+	return 0
+}
+
+func (x *BlastRadiusResponse) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *BlastRadiusResponse) GetLogOrigin() string {
+	if x != nil {
+		return x.LogOrigin
+	}
+	return ""
+}
+
+// Exposure is one version of one resource that went to the subject.
+type Exposure struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Resource string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Version  string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Releases uint64                 `protobuf:"varint,3,opt,name=releases,proto3" json:"releases,omitempty"`
+	First    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=first,proto3" json:"first,omitempty"`
+	Last     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last,proto3" json:"last,omitempty"`
+	// Whether RotateSecret can make a new one.
+	Rotatable     bool `protobuf:"varint,6,opt,name=rotatable,proto3" json:"rotatable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Exposure) Reset() {
+	*x = Exposure{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exposure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exposure) ProtoMessage() {}
+
+func (x *Exposure) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
+func (*Exposure) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *Exposure) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Exposure) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Exposure) GetReleases() uint64 {
+	if x != nil {
+		return x.Releases
+	}
+	return 0
+}
+
+func (x *Exposure) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Exposure) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *Exposure) GetRotatable() bool {
+	if x != nil {
+		return x.Rotatable
+	}
+	return false
+}
+
+type RotateSecretRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSecretRequest) Reset() {
+	*x = RotateSecretRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSecretRequest) ProtoMessage() {}
+
+func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSecretRequest.ProtoReflect.Descriptor instead.
+func (*RotateSecretRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RotateSecretRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+type RotateSecretResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSecretResponse) Reset() {
+	*x = RotateSecretResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSecretResponse) ProtoMessage() {}
+
+func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSecretResponse.ProtoReflect.Descriptor instead.
+func (*RotateSecretResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RotateSecretResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type NotifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotifyRequest) Reset() {
+	*x = NotifyRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotifyRequest) ProtoMessage() {}
+
+func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotifyRequest.ProtoReflect.Descriptor instead.
+func (*NotifyRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *NotifyRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+type NotifyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotifyResponse) Reset() {
+	*x = NotifyResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotifyResponse) ProtoMessage() {}
+
+func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotifyResponse.ProtoReflect.Descriptor instead.
+func (*NotifyResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+type ListHoldersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHoldersRequest) Reset() {
+	*x = ListHoldersRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHoldersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHoldersRequest) ProtoMessage() {}
+
+func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHoldersRequest.ProtoReflect.Descriptor instead.
+func (*ListHoldersRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ListHoldersRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+type ListHoldersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version that is current, as far as the brokers know.
+	CurrentVersion string    `protobuf:"bytes,1,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
+	Holders        []*Holder `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListHoldersResponse) Reset() {
+	*x = ListHoldersResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHoldersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHoldersResponse) ProtoMessage() {}
+
+func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHoldersResponse.ProtoReflect.Descriptor instead.
+func (*ListHoldersResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ListHoldersResponse) GetCurrentVersion() string {
+	if x != nil {
+		return x.CurrentVersion
+	}
+	return ""
+}
+
+func (x *ListHoldersResponse) GetHolders() []*Holder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+type Holder struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The version that the guest last acknowledged; empty: none yet.
+	Version        string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	AcknowledgedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=acknowledged_at,json=acknowledgedAt,proto3" json:"acknowledged_at,omitempty"`
+	// A newer version that was sent and not acknowledged yet.
+	PendingVersion string `protobuf:"bytes,4,opt,name=pending_version,json=pendingVersion,proto3" json:"pending_version,omitempty"`
+	// When the version that it holds retires, if there is a newer one and a grace window.
+	RetiresAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retires_at,json=retiresAt,proto3" json:"retires_at,omitempty"`
+	ChipId        string                 `protobuf:"bytes,6,opt,name=chip_id,json=chipId,proto3" json:"chip_id,omitempty"`
+	EvidenceType  string                 `protobuf:"bytes,7,opt,name=evidence_type,json=evidenceType,proto3" json:"evidence_type,omitempty"`
+	Simulated     bool                   `protobuf:"varint,8,opt,name=simulated,proto3" json:"simulated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holder) Reset() {
+	*x = Holder{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holder) ProtoMessage() {}
+
+func (x *Holder) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holder.ProtoReflect.Descriptor instead.
+func (*Holder) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Holder) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *Holder) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Holder) GetAcknowledgedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcknowledgedAt
+	}
+	return nil
+}
+
+func (x *Holder) GetPendingVersion() string {
+	if x != nil {
+		return x.PendingVersion
+	}
+	return ""
+}
+
+func (x *Holder) GetRetiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetiresAt
+	}
+	return nil
+}
+
+func (x *Holder) GetChipId() string {
+	if x != nil {
+		return x.ChipId
+	}
+	return ""
+}
+
+func (x *Holder) GetEvidenceType() string {
+	if x != nil {
+		return x.EvidenceType
+	}
+	return ""
+}
+
+func (x *Holder) GetSimulated() bool {
+	if x != nil {
+		return x.Simulated
+	}
+	return false
+}
+
+type ListSessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsRequest) Reset() {
+	*x = ListSessionsRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsRequest) ProtoMessage() {}
+
+func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
+}
+
+type ListSessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsResponse) Reset() {
+	*x = ListSessionsResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsResponse) ProtoMessage() {}
+
+func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ListSessionsResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type Session struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	AttestedAt    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=attested_at,json=attestedAt,proto3" json:"attested_at,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	EvidenceType  string                 `protobuf:"bytes,5,opt,name=evidence_type,json=evidenceType,proto3" json:"evidence_type,omitempty"`
+	HardwareModel string                 `protobuf:"bytes,6,opt,name=hardware_model,json=hardwareModel,proto3" json:"hardware_model,omitempty"`
+	ChipId        string                 `protobuf:"bytes,7,opt,name=chip_id,json=chipId,proto3" json:"chip_id,omitempty"`
+	Measurements  []string               `protobuf:"bytes,8,rep,name=measurements,proto3" json:"measurements,omitempty"`
+	Simulated     bool                   `protobuf:"varint,9,opt,name=simulated,proto3" json:"simulated,omitempty"`
+	Resources     []string               `protobuf:"bytes,10,rep,name=resources,proto3" json:"resources,omitempty"`
+	Leases        uint32                 `protobuf:"varint,11,opt,name=leases,proto3" json:"leases,omitempty"`
+	// The broker that serves it.
+	Broker        string `protobuf:"bytes,12,opt,name=broker,proto3" json:"broker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Session) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Session) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Session) GetAttestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AttestedAt
+	}
+	return nil
+}
+
+func (x *Session) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Session) GetEvidenceType() string {
+	if x != nil {
+		return x.EvidenceType
+	}
+	return ""
+}
+
+func (x *Session) GetHardwareModel() string {
+	if x != nil {
+		return x.HardwareModel
+	}
+	return ""
+}
+
+func (x *Session) GetChipId() string {
+	if x != nil {
+		return x.ChipId
+	}
+	return ""
+}
+
+func (x *Session) GetMeasurements() []string {
+	if x != nil {
+		return x.Measurements
+	}
+	return nil
+}
+
+func (x *Session) GetSimulated() bool {
+	if x != nil {
+		return x.Simulated
+	}
+	return false
+}
+
+func (x *Session) GetResources() []string {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *Session) GetLeases() uint32 {
+	if x != nil {
+		return x.Leases
+	}
+	return 0
+}
+
+func (x *Session) GetBroker() string {
+	if x != nil {
+		return x.Broker
+	}
+	return ""
+}
+
 var File_claviger_v1_admin_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_admin_proto_rawDesc = "" +
@@ -1987,7 +2841,7 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x19DeleteReferenceSetRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x1c\n" +
-	"\x1aDeleteReferenceSetResponse\"\xa9\x03\n" +
+	"\x1aDeleteReferenceSetResponse\"\xe0\x05\n" +
 	"\fCatalogEntry\x12$\n" +
 	"\apattern\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\apattern\x12!\n" +
@@ -1999,8 +2853,19 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\fcreate_bytes\x18\x06 \x01(\rB\b\xbaH\x05*\x03\x18\x80\bR\vcreateBytes\x12-\n" +
 	"\vttl_seconds\x18\a \x01(\x03B\f\xbaH\t\"\a\x18\x80\xe7\x84\x0f(\x00R\n" +
 	"ttlSeconds\x12G\n" +
-	"\x06labels\x18\b \x03(\v2%.claviger.v1.CatalogEntry.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10 R\x06labels\x1a9\n" +
+	"\x06labels\x18\b \x03(\v2%.claviger.v1.CatalogEntry.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10 R\x06labels\x12\x1b\n" +
+	"\x04kind\x18\t \x01(\tB\a\xbaH\x04r\x02\x18 R\x04kind\x12\x1e\n" +
+	"\x05mount\x18\n" +
+	" \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05mount\x12\x1f\n" +
+	"\vpin_version\x18\v \x01(\rR\n" +
+	"pinVersion\x12J\n" +
+	"\aoptions\x18\f \x03(\v2&.claviger.v1.CatalogEntry.OptionsEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\aoptions\x121\n" +
+	"\rgrace_seconds\x18\r \x01(\x03B\f\xbaH\t\"\a\x18\x80\xe7\x84\x0f(\x00R\fgraceSeconds\x12\x1c\n" +
+	"\trotatable\x18\x0e \x01(\bR\trotatable\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x14\n" +
 	"\x12ListCatalogRequest\"J\n" +
@@ -2033,10 +2898,10 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x13DeleteSecretRequest\x12\x1c\n" +
 	"\x03key\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03key\"\x16\n" +
-	"\x14DeleteSecretResponse\"\xff\x01\n" +
+	"\x14DeleteSecretResponse\"\x9c\x02\n" +
 	"\n" +
-	"Revocation\x12S\n" +
-	"\x04kind\x18\x01 \x01(\tB?\xbaH<r:R\x04chipR\vmeasurementR\x06policyR\bresourceR\x03tcbR\x0esecret_versionR\x04kind\x12 \n" +
+	"Revocation\x12p\n" +
+	"\x04kind\x18\x01 \x01(\tB\\\xbaHYrWR\x04chipR\vmeasurementR\x06policyR\bresourceR\x03tcbR\x0esecret_versionR\badvisoryR\asessionR\bworkloadR\x04kind\x12 \n" +
 	"\x05value\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05value\x12 \n" +
 	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1d\n" +
@@ -2064,8 +2929,71 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\tdecisions\x18\x01 \x03(\v2\x15.claviger.v1.DecisionR\tdecisions\"=\n" +
 	"\bDecision\x12\x1b\n" +
 	"\tlog_index\x18\x01 \x01(\x04R\blogIndex\x12\x14\n" +
-	"\x05entry\x18\x02 \x01(\tR\x05entry2\xef\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\"\x87\x01\n" +
+	"\x12BlastRadiusRequest\x12\x1d\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18 R\x04kind\x12 \n" +
+	"\x05value\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05value\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9f\x01\n" +
+	"\x13BlastRadiusResponse\x123\n" +
+	"\texposures\x18\x01 \x03(\v2\x15.claviger.v1.ExposureR\texposures\x12\x1a\n" +
+	"\breleases\x18\x02 \x01(\x04R\breleases\x12\x18\n" +
+	"\aentries\x18\x03 \x01(\x04R\aentries\x12\x1d\n" +
 	"\n" +
+	"log_origin\x18\x04 \x01(\tR\tlogOrigin\"\xdc\x01\n" +
+	"\bExposure\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\tR\bresource\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
+	"\breleases\x18\x03 \x01(\x04R\breleases\x120\n" +
+	"\x05first\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x1c\n" +
+	"\trotatable\x18\x06 \x01(\bR\trotatable\"=\n" +
+	"\x13RotateSecretRequest\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\"0\n" +
+	"\x14RotateSecretResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\"7\n" +
+	"\rNotifyRequest\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\"\x10\n" +
+	"\x0eNotifyResponse\"<\n" +
+	"\x12ListHoldersRequest\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\"m\n" +
+	"\x13ListHoldersResponse\x12'\n" +
+	"\x0fcurrent_version\x18\x01 \x01(\tR\x0ecurrentVersion\x12-\n" +
+	"\aholders\x18\x02 \x03(\v2\x13.claviger.v1.HolderR\aholders\"\xc6\x02\n" +
+	"\x06Holder\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12C\n" +
+	"\x0facknowledged_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0eacknowledgedAt\x12'\n" +
+	"\x0fpending_version\x18\x04 \x01(\tR\x0ependingVersion\x129\n" +
+	"\n" +
+	"retires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tretiresAt\x12\x17\n" +
+	"\achip_id\x18\x06 \x01(\tR\x06chipId\x12#\n" +
+	"\revidence_type\x18\a \x01(\tR\fevidenceType\x12\x1c\n" +
+	"\tsimulated\x18\b \x01(\bR\tsimulated\"\x15\n" +
+	"\x13ListSessionsRequest\"H\n" +
+	"\x14ListSessionsResponse\x120\n" +
+	"\bsessions\x18\x01 \x03(\v2\x14.claviger.v1.SessionR\bsessions\"\xc1\x03\n" +
+	"\aSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
+	"\n" +
+	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12;\n" +
+	"\vattested_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"attestedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12#\n" +
+	"\revidence_type\x18\x05 \x01(\tR\fevidenceType\x12%\n" +
+	"\x0ehardware_model\x18\x06 \x01(\tR\rhardwareModel\x12\x17\n" +
+	"\achip_id\x18\a \x01(\tR\x06chipId\x12\"\n" +
+	"\fmeasurements\x18\b \x03(\tR\fmeasurements\x12\x1c\n" +
+	"\tsimulated\x18\t \x01(\bR\tsimulated\x12\x1c\n" +
+	"\tresources\x18\n" +
+	" \x03(\tR\tresources\x12\x16\n" +
+	"\x06leases\x18\v \x01(\rR\x06leases\x12\x16\n" +
+	"\x06broker\x18\f \x01(\tR\x06broker2\x80\x0e\n" +
 	"\x05Admin\x12J\n" +
 	"\tGetStatus\x12\x1d.claviger.v1.GetStatusRequest\x1a\x1e.claviger.v1.GetStatusResponse\x12J\n" +
 	"\tGetPolicy\x12\x1d.claviger.v1.GetPolicyRequest\x1a\x1e.claviger.v1.GetPolicyResponse\x12Y\n" +
@@ -2081,7 +3009,12 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\fDeleteSecret\x12 .claviger.v1.DeleteSecretRequest\x1a!.claviger.v1.DeleteSecretResponse\x12A\n" +
 	"\x06Revoke\x12\x1a.claviger.v1.RevokeRequest\x1a\x1b.claviger.v1.RevokeResponse\x12G\n" +
 	"\bUnrevoke\x12\x1c.claviger.v1.UnrevokeRequest\x1a\x1d.claviger.v1.UnrevokeResponse\x12\\\n" +
-	"\x0fListRevocations\x12#.claviger.v1.ListRevocationsRequest\x1a$.claviger.v1.ListRevocationsResponse\x12V\n" +
+	"\x0fListRevocations\x12#.claviger.v1.ListRevocationsRequest\x1a$.claviger.v1.ListRevocationsResponse\x12P\n" +
+	"\vBlastRadius\x12\x1f.claviger.v1.BlastRadiusRequest\x1a .claviger.v1.BlastRadiusResponse\x12S\n" +
+	"\fRotateSecret\x12 .claviger.v1.RotateSecretRequest\x1a!.claviger.v1.RotateSecretResponse\x12A\n" +
+	"\x06Notify\x12\x1a.claviger.v1.NotifyRequest\x1a\x1b.claviger.v1.NotifyResponse\x12P\n" +
+	"\vListHolders\x12\x1f.claviger.v1.ListHoldersRequest\x1a .claviger.v1.ListHoldersResponse\x12S\n" +
+	"\fListSessions\x12 .claviger.v1.ListSessionsRequest\x1a!.claviger.v1.ListSessionsResponse\x12V\n" +
 	"\rListDecisions\x12!.claviger.v1.ListDecisionsRequest\x1a\".claviger.v1.ListDecisionsResponseB;Z9github.com/claviger/claviger/proto/claviger/v1;clavigerv1b\x06proto3"
 
 var (
@@ -2096,7 +3029,7 @@ func file_claviger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_admin_proto_rawDescData
 }
 
-var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_claviger_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),           // 0: claviger.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 1: claviger.v1.GetStatusResponse
@@ -2136,66 +3069,102 @@ var file_claviger_v1_admin_proto_goTypes = []any{
 	(*ListDecisionsRequest)(nil),       // 35: claviger.v1.ListDecisionsRequest
 	(*ListDecisionsResponse)(nil),      // 36: claviger.v1.ListDecisionsResponse
 	(*Decision)(nil),                   // 37: claviger.v1.Decision
-	nil,                                // 38: claviger.v1.ReferenceSet.ValuesEntry
-	nil,                                // 39: claviger.v1.CatalogEntry.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 40: google.protobuf.Timestamp
+	(*BlastRadiusRequest)(nil),         // 38: claviger.v1.BlastRadiusRequest
+	(*BlastRadiusResponse)(nil),        // 39: claviger.v1.BlastRadiusResponse
+	(*Exposure)(nil),                   // 40: claviger.v1.Exposure
+	(*RotateSecretRequest)(nil),        // 41: claviger.v1.RotateSecretRequest
+	(*RotateSecretResponse)(nil),       // 42: claviger.v1.RotateSecretResponse
+	(*NotifyRequest)(nil),              // 43: claviger.v1.NotifyRequest
+	(*NotifyResponse)(nil),             // 44: claviger.v1.NotifyResponse
+	(*ListHoldersRequest)(nil),         // 45: claviger.v1.ListHoldersRequest
+	(*ListHoldersResponse)(nil),        // 46: claviger.v1.ListHoldersResponse
+	(*Holder)(nil),                     // 47: claviger.v1.Holder
+	(*ListSessionsRequest)(nil),        // 48: claviger.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),       // 49: claviger.v1.ListSessionsResponse
+	(*Session)(nil),                    // 50: claviger.v1.Session
+	nil,                                // 51: claviger.v1.ReferenceSet.ValuesEntry
+	nil,                                // 52: claviger.v1.CatalogEntry.LabelsEntry
+	nil,                                // 53: claviger.v1.CatalogEntry.OptionsEntry
+	(*timestamppb.Timestamp)(nil),      // 54: google.protobuf.Timestamp
 }
 var file_claviger_v1_admin_proto_depIdxs = []int32{
-	40, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	40, // 1: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
-	40, // 2: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
-	40, // 3: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
-	38, // 4: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
-	40, // 5: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
+	54, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	54, // 1: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
+	54, // 2: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
+	54, // 3: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
+	51, // 4: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
+	54, // 5: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
 	7,  // 6: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
 	7,  // 7: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
-	39, // 8: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
-	14, // 9: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
-	14, // 10: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
-	25, // 11: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
-	40, // 12: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
-	40, // 13: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	28, // 14: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
-	28, // 15: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
-	37, // 16: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
-	6,  // 17: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
-	0,  // 18: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
-	2,  // 19: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
-	4,  // 20: claviger.v1.Admin.ActivatePolicy:input_type -> claviger.v1.ActivatePolicyRequest
-	8,  // 21: claviger.v1.Admin.ListReferenceSets:input_type -> claviger.v1.ListReferenceSetsRequest
-	10, // 22: claviger.v1.Admin.PutReferenceSet:input_type -> claviger.v1.PutReferenceSetRequest
-	12, // 23: claviger.v1.Admin.DeleteReferenceSet:input_type -> claviger.v1.DeleteReferenceSetRequest
-	15, // 24: claviger.v1.Admin.ListCatalog:input_type -> claviger.v1.ListCatalogRequest
-	17, // 25: claviger.v1.Admin.PutCatalogEntry:input_type -> claviger.v1.PutCatalogEntryRequest
-	19, // 26: claviger.v1.Admin.DeleteCatalogEntry:input_type -> claviger.v1.DeleteCatalogEntryRequest
-	21, // 27: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
-	23, // 28: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
-	26, // 29: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
-	29, // 30: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
-	31, // 31: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
-	33, // 32: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
-	35, // 33: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
-	1,  // 34: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
-	3,  // 35: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
-	5,  // 36: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
-	9,  // 37: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
-	11, // 38: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
-	13, // 39: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
-	16, // 40: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
-	18, // 41: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
-	20, // 42: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
-	22, // 43: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
-	24, // 44: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
-	27, // 45: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
-	30, // 46: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
-	32, // 47: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
-	34, // 48: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
-	36, // 49: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
-	34, // [34:50] is the sub-list for method output_type
-	18, // [18:34] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	52, // 8: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
+	53, // 9: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
+	14, // 10: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
+	14, // 11: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
+	25, // 12: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
+	54, // 13: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
+	54, // 14: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	28, // 15: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
+	28, // 16: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
+	37, // 17: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
+	54, // 18: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
+	40, // 19: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
+	54, // 20: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
+	54, // 21: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
+	47, // 22: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
+	54, // 23: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
+	54, // 24: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
+	50, // 25: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
+	54, // 26: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
+	54, // 27: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
+	54, // 28: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	6,  // 29: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
+	0,  // 30: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
+	2,  // 31: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
+	4,  // 32: claviger.v1.Admin.ActivatePolicy:input_type -> claviger.v1.ActivatePolicyRequest
+	8,  // 33: claviger.v1.Admin.ListReferenceSets:input_type -> claviger.v1.ListReferenceSetsRequest
+	10, // 34: claviger.v1.Admin.PutReferenceSet:input_type -> claviger.v1.PutReferenceSetRequest
+	12, // 35: claviger.v1.Admin.DeleteReferenceSet:input_type -> claviger.v1.DeleteReferenceSetRequest
+	15, // 36: claviger.v1.Admin.ListCatalog:input_type -> claviger.v1.ListCatalogRequest
+	17, // 37: claviger.v1.Admin.PutCatalogEntry:input_type -> claviger.v1.PutCatalogEntryRequest
+	19, // 38: claviger.v1.Admin.DeleteCatalogEntry:input_type -> claviger.v1.DeleteCatalogEntryRequest
+	21, // 39: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
+	23, // 40: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
+	26, // 41: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
+	29, // 42: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
+	31, // 43: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
+	33, // 44: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
+	38, // 45: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
+	41, // 46: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
+	43, // 47: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
+	45, // 48: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
+	48, // 49: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
+	35, // 50: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
+	1,  // 51: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
+	3,  // 52: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
+	5,  // 53: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
+	9,  // 54: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
+	11, // 55: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
+	13, // 56: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
+	16, // 57: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
+	18, // 58: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
+	20, // 59: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
+	22, // 60: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
+	24, // 61: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
+	27, // 62: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
+	30, // 63: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
+	32, // 64: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
+	34, // 65: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
+	39, // 66: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
+	42, // 67: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
+	44, // 68: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
+	46, // 69: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
+	49, // 70: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
+	36, // 71: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
+	51, // [51:72] is the sub-list for method output_type
+	30, // [30:51] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_admin_proto_init() }
@@ -2210,7 +3179,7 @@ func file_claviger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_admin_proto_rawDesc), len(file_claviger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,120 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ReattestReason int32
+
+const (
+	ReattestReason_REATTEST_REASON_UNSPECIFIED ReattestReason = 0
+	// The evidence is getting old.
+	ReattestReason_REATTEST_REASON_EXPIRES ReattestReason = 1
+	// Policy, reference values or catalog changed.
+	ReattestReason_REATTEST_REASON_POLICY ReattestReason = 2
+	// The vendor's collateral says something else about this platform than before.
+	ReattestReason_REATTEST_REASON_COLLATERAL ReattestReason = 3
+)
+
+// Enum value maps for ReattestReason.
+var (
+	ReattestReason_name = map[int32]string{
+		0: "REATTEST_REASON_UNSPECIFIED",
+		1: "REATTEST_REASON_EXPIRES",
+		2: "REATTEST_REASON_POLICY",
+		3: "REATTEST_REASON_COLLATERAL",
+	}
+	ReattestReason_value = map[string]int32{
+		"REATTEST_REASON_UNSPECIFIED": 0,
+		"REATTEST_REASON_EXPIRES":     1,
+		"REATTEST_REASON_POLICY":      2,
+		"REATTEST_REASON_COLLATERAL":  3,
+	}
+)
+
+func (x ReattestReason) Enum() *ReattestReason {
+	p := new(ReattestReason)
+	*p = x
+	return p
+}
+
+func (x ReattestReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReattestReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_claviger_v1_broker_proto_enumTypes[0].Descriptor()
+}
+
+func (ReattestReason) Type() protoreflect.EnumType {
+	return &file_claviger_v1_broker_proto_enumTypes[0]
+}
+
+func (x ReattestReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReattestReason.Descriptor instead.
+func (ReattestReason) EnumDescriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{0}
+}
+
+type EndReason int32
+
+const (
+	EndReason_END_REASON_UNSPECIFIED EndReason = 0
+	// Denied or revoked; the operator's log says why. Coming back will not help.
+	EndReason_END_REASON_DENIED EndReason = 1
+	// New evidence did not come in time.
+	EndReason_END_REASON_EXPIRED EndReason = 2
+	// This broker stops or lost its view of shared state: connect to another and resume.
+	EndReason_END_REASON_MOVED EndReason = 3
+	// The guest does not read what it is sent.
+	EndReason_END_REASON_TOO_SLOW EndReason = 4
+)
+
+// Enum value maps for EndReason.
+var (
+	EndReason_name = map[int32]string{
+		0: "END_REASON_UNSPECIFIED",
+		1: "END_REASON_DENIED",
+		2: "END_REASON_EXPIRED",
+		3: "END_REASON_MOVED",
+		4: "END_REASON_TOO_SLOW",
+	}
+	EndReason_value = map[string]int32{
+		"END_REASON_UNSPECIFIED": 0,
+		"END_REASON_DENIED":      1,
+		"END_REASON_EXPIRED":     2,
+		"END_REASON_MOVED":       3,
+		"END_REASON_TOO_SLOW":    4,
+	}
+)
+
+func (x EndReason) Enum() *EndReason {
+	p := new(EndReason)
+	*p = x
+	return p
+}
+
+func (x EndReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EndReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_claviger_v1_broker_proto_enumTypes[1].Descriptor()
+}
+
+func (EndReason) Type() protoreflect.EnumType {
+	return &file_claviger_v1_broker_proto_enumTypes[1]
+}
+
+func (x EndReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EndReason.Descriptor instead.
+func (EndReason) EnumDescriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{1}
+}
+
 type GetCapabilitiesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -332,7 +446,9 @@ type ReleaseRequest struct {
 	OfferedSuites []string `protobuf:"bytes,4,rep,name=offered_suites,json=offeredSuites,proto3" json:"offered_suites,omitempty"`
 	Resources     []string `protobuf:"bytes,5,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Exactly one today; composite evidence is reserved for a later version.
-	Evidence      []*Evidence `protobuf:"bytes,6,rep,name=evidence,proto3" json:"evidence,omitempty"`
+	Evidence []*Evidence `protobuf:"bytes,6,rep,name=evidence,proto3" json:"evidence,omitempty"`
+	// What the guest sends with a resource (a CSR, a ciphertext). Part of the binding.
+	Inputs        []*ResourceInput `protobuf:"bytes,7,rep,name=inputs,proto3" json:"inputs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -409,6 +525,65 @@ func (x *ReleaseRequest) GetEvidence() []*Evidence {
 	return nil
 }
 
+func (x *ReleaseRequest) GetInputs() []*ResourceInput {
+	if x != nil {
+		return x.Inputs
+	}
+	return nil
+}
+
+type ResourceInput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Input         []byte                 `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResourceInput) Reset() {
+	*x = ResourceInput{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResourceInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResourceInput) ProtoMessage() {}
+
+func (x *ResourceInput) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResourceInput.ProtoReflect.Descriptor instead.
+func (*ResourceInput) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ResourceInput) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *ResourceInput) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
 type ReleaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secrets       []*WrappedSecret       `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
@@ -419,7 +594,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[6]
+	mi := &file_claviger_v1_broker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +606,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[6]
+	mi := &file_claviger_v1_broker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +619,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{6}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReleaseResponse) GetSecrets() []*WrappedSecret {
@@ -472,7 +647,7 @@ type WrappedSecret struct {
 
 func (x *WrappedSecret) Reset() {
 	*x = WrappedSecret{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[7]
+	mi := &file_claviger_v1_broker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +659,7 @@ func (x *WrappedSecret) String() string {
 func (*WrappedSecret) ProtoMessage() {}
 
 func (x *WrappedSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[7]
+	mi := &file_claviger_v1_broker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +672,7 @@ func (x *WrappedSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappedSecret.ProtoReflect.Descriptor instead.
 func (*WrappedSecret) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{7}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WrappedSecret) GetResource() string {
@@ -526,7 +701,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[8]
+	mi := &file_claviger_v1_broker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +713,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[8]
+	mi := &file_claviger_v1_broker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +726,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{8}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Receipt) GetPromise() string {
@@ -568,6 +743,713 @@ func (x *Receipt) GetLogIndex() uint64 {
 	return 0
 }
 
+type AttestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *ReleaseRequest        `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttestRequest) Reset() {
+	*x = AttestRequest{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttestRequest) ProtoMessage() {}
+
+func (x *AttestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
+func (*AttestRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AttestRequest) GetRequest() *ReleaseRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type AttestResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token is the wrapped secret: nobody but the attested workload can present it.
+	Token         *WrappedSecret `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Receipt       *Receipt       `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttestResponse) Reset() {
+	*x = AttestResponse{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttestResponse) ProtoMessage() {}
+
+func (x *AttestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
+func (*AttestResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AttestResponse) GetToken() *WrappedSecret {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *AttestResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+// WatchRequest is what a guest sends on the stream: subscribe first, then
+// acknowledgements, and subscribe again when asked to re-attest.
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*WatchRequest_Subscribe
+	//	*WatchRequest_Acknowledge
+	Message       isWatchRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *WatchRequest) GetMessage() isWatchRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetSubscribe() *Subscribe {
+	if x != nil {
+		if x, ok := x.Message.(*WatchRequest_Subscribe); ok {
+			return x.Subscribe
+		}
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetAcknowledge() *Acknowledge {
+	if x != nil {
+		if x, ok := x.Message.(*WatchRequest_Acknowledge); ok {
+			return x.Acknowledge
+		}
+	}
+	return nil
+}
+
+type isWatchRequest_Message interface {
+	isWatchRequest_Message()
+}
+
+type WatchRequest_Subscribe struct {
+	Subscribe *Subscribe `protobuf:"bytes,1,opt,name=subscribe,proto3,oneof"`
+}
+
+type WatchRequest_Acknowledge struct {
+	Acknowledge *Acknowledge `protobuf:"bytes,2,opt,name=acknowledge,proto3,oneof"`
+}
+
+func (*WatchRequest_Subscribe) isWatchRequest_Message() {}
+
+func (*WatchRequest_Acknowledge) isWatchRequest_Message() {}
+
+type Subscribe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fresh evidence over a fresh nonce: one of Challenge for the first message,
+	// the one in ReattestRequired later. The resources stay the same within a session.
+	Request *ReleaseRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// A session to go on with after the stream broke; empty for a new one. It is
+	// resumed only for the same attested key; otherwise a new session starts.
+	SessionId string `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// What the guest has: those versions are not sent again.
+	Held          []*Held `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subscribe) Reset() {
+	*x = Subscribe{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subscribe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subscribe) ProtoMessage() {}
+
+func (x *Subscribe) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
+func (*Subscribe) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Subscribe) GetRequest() *ReleaseRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Subscribe) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *Subscribe) GetHeld() []*Held {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+type Held struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Held) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Held) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// Acknowledge says that a version is in use.
+type Acknowledge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Acknowledge) Reset() {
+	*x = Acknowledge{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Acknowledge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Acknowledge) ProtoMessage() {}
+
+func (x *Acknowledge) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Acknowledge.ProtoReflect.Descriptor instead.
+func (*Acknowledge) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Acknowledge) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Acknowledge) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*WatchResponse_Session
+	//	*WatchResponse_Secret
+	//	*WatchResponse_Reattest
+	//	*WatchResponse_Ended
+	Message       isWatchResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WatchResponse) GetMessage() isWatchResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetSession() *SessionStarted {
+	if x != nil {
+		if x, ok := x.Message.(*WatchResponse_Session); ok {
+			return x.Session
+		}
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetSecret() *SecretVersion {
+	if x != nil {
+		if x, ok := x.Message.(*WatchResponse_Secret); ok {
+			return x.Secret
+		}
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetReattest() *ReattestRequired {
+	if x != nil {
+		if x, ok := x.Message.(*WatchResponse_Reattest); ok {
+			return x.Reattest
+		}
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetEnded() *SessionEnded {
+	if x != nil {
+		if x, ok := x.Message.(*WatchResponse_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
+type isWatchResponse_Message interface {
+	isWatchResponse_Message()
+}
+
+type WatchResponse_Session struct {
+	Session *SessionStarted `protobuf:"bytes,1,opt,name=session,proto3,oneof"`
+}
+
+type WatchResponse_Secret struct {
+	Secret *SecretVersion `protobuf:"bytes,2,opt,name=secret,proto3,oneof"`
+}
+
+type WatchResponse_Reattest struct {
+	Reattest *ReattestRequired `protobuf:"bytes,3,opt,name=reattest,proto3,oneof"`
+}
+
+type WatchResponse_Ended struct {
+	Ended *SessionEnded `protobuf:"bytes,4,opt,name=ended,proto3,oneof"`
+}
+
+func (*WatchResponse_Session) isWatchResponse_Message() {}
+
+func (*WatchResponse_Secret) isWatchResponse_Message() {}
+
+func (*WatchResponse_Reattest) isWatchResponse_Message() {}
+
+func (*WatchResponse_Ended) isWatchResponse_Message() {}
+
+// SessionStarted answers each accepted Subscribe, before any secret.
+type SessionStarted struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// When new evidence is due; the broker asks for it before.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Whether this goes on with the session that was asked for.
+	Resumed bool `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	// The highest sequence number given out in this session so far.
+	Sequence      uint64 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionStarted) Reset() {
+	*x = SessionStarted{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionStarted) ProtoMessage() {}
+
+func (x *SessionStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionStarted.ProtoReflect.Descriptor instead.
+func (*SessionStarted) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SessionStarted) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *SessionStarted) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *SessionStarted) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
+func (x *SessionStarted) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+// SecretVersion is one version of one resource.
+type SecretVersion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its statement carries the nonce of the session's last evidence, and a
+	// sequence number higher than all before it in the session.
+	Secret  *WrappedSecret `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	Receipt *Receipt       `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	// How long the version before this one may still be used.
+	PreviousRetiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=previous_retires_at,json=previousRetiresAt,proto3" json:"previous_retires_at,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *SecretVersion) Reset() {
+	*x = SecretVersion{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretVersion) ProtoMessage() {}
+
+func (x *SecretVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretVersion.ProtoReflect.Descriptor instead.
+func (*SecretVersion) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SecretVersion) GetSecret() *WrappedSecret {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *SecretVersion) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+func (x *SecretVersion) GetPreviousRetiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PreviousRetiresAt
+	}
+	return nil
+}
+
+// ReattestRequired asks for Subscribe with fresh evidence over this nonce.
+type ReattestRequired struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Deadline      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Reason        ReattestReason         `protobuf:"varint,3,opt,name=reason,proto3,enum=claviger.v1.ReattestReason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReattestRequired) Reset() {
+	*x = ReattestRequired{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReattestRequired) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReattestRequired) ProtoMessage() {}
+
+func (x *ReattestRequired) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReattestRequired.ProtoReflect.Descriptor instead.
+func (*ReattestRequired) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReattestRequired) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *ReattestRequired) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *ReattestRequired) GetReason() ReattestReason {
+	if x != nil {
+		return x.Reason
+	}
+	return ReattestReason_REATTEST_REASON_UNSPECIFIED
+}
+
+// SessionEnded is the last message.
+type SessionEnded struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        EndReason              `protobuf:"varint,1,opt,name=reason,proto3,enum=claviger.v1.EndReason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionEnded) Reset() {
+	*x = SessionEnded{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionEnded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionEnded) ProtoMessage() {}
+
+func (x *SessionEnded) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionEnded.ProtoReflect.Descriptor instead.
+func (*SessionEnded) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SessionEnded) GetReason() EndReason {
+	if x != nil {
+		return x.Reason
+	}
+	return EndReason_END_REASON_UNSPECIFIED
+}
+
 type ProveInclusionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LogIndex      uint64                 `protobuf:"varint,1,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
@@ -577,7 +1459,7 @@ type ProveInclusionRequest struct {
 
 func (x *ProveInclusionRequest) Reset() {
 	*x = ProveInclusionRequest{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[9]
+	mi := &file_claviger_v1_broker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +1471,7 @@ func (x *ProveInclusionRequest) String() string {
 func (*ProveInclusionRequest) ProtoMessage() {}
 
 func (x *ProveInclusionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[9]
+	mi := &file_claviger_v1_broker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +1484,7 @@ func (x *ProveInclusionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveInclusionRequest.ProtoReflect.Descriptor instead.
 func (*ProveInclusionRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{9}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProveInclusionRequest) GetLogIndex() uint64 {
@@ -625,7 +1507,7 @@ type ProveInclusionResponse struct {
 
 func (x *ProveInclusionResponse) Reset() {
 	*x = ProveInclusionResponse{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[10]
+	mi := &file_claviger_v1_broker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +1519,7 @@ func (x *ProveInclusionResponse) String() string {
 func (*ProveInclusionResponse) ProtoMessage() {}
 
 func (x *ProveInclusionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[10]
+	mi := &file_claviger_v1_broker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +1532,7 @@ func (x *ProveInclusionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveInclusionResponse.ProtoReflect.Descriptor instead.
 func (*ProveInclusionResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{10}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProveInclusionResponse) GetCheckpoint() []byte {
@@ -697,7 +1579,7 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\x04type\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x10\x01\x18 2\f^[a-z0-9-]+$R\x04type\x12#\n" +
 	"\x06report\x18\x02 \x01(\fB\v\xbaH\bz\x06\x10\x01\x18\x80\x80\x04R\x06report\x12-\n" +
 	"\fendorsements\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\fendorsements\x12&\n" +
-	"\tevent_log\x18\x04 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80 R\beventLog\"\xe2\x02\n" +
+	"\tevent_log\x18\x04 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80 R\beventLog\"\xa0\x03\n" +
 	"\x0eReleaseRequest\x12 \n" +
 	"\x05nonce\x18\x01 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x10\x18\x80\x02R\x05nonce\x12.\n" +
@@ -708,7 +1590,12 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\x0eoffered_suites\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\b\x01\x10\x10\"\x06r\x04\x10\x01\x18@R\rofferedSuites\x12Y\n" +
 	"\tresources\x18\x05 \x03(\tB;\xbaH8\x92\x015\b\x01\x10\x10\x18\x01\"-r+\x10\x01\x18\x80\x022$^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$R\tresources\x12=\n" +
 	"\bevidence\x18\x06 \x03(\v2\x15.claviger.v1.EvidenceB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x10\x01R\bevidence\"w\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10\x01R\bevidence\x12<\n" +
+	"\x06inputs\x18\a \x03(\v2\x1a.claviger.v1.ResourceInputB\b\xbaH\x05\x92\x01\x02\x10\x10R\x06inputs\"Z\n" +
+	"\rResourceInput\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\x12!\n" +
+	"\x05input\x18\x02 \x01(\fB\v\xbaH\bz\x06\x10\x01\x18\x80\x80\x04R\x05input\"w\n" +
 	"\x0fReleaseResponse\x124\n" +
 	"\asecrets\x18\x01 \x03(\v2\x1a.claviger.v1.WrappedSecretR\asecrets\x12.\n" +
 	"\areceipt\x18\x02 \x01(\v2\x14.claviger.v1.ReceiptR\areceipt\"=\n" +
@@ -717,7 +1604,52 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\x03jwe\x18\x02 \x01(\tR\x03jwe\"@\n" +
 	"\aReceipt\x12\x18\n" +
 	"\apromise\x18\x01 \x01(\tR\apromise\x12\x1b\n" +
-	"\tlog_index\x18\x02 \x01(\x04R\blogIndex\"4\n" +
+	"\tlog_index\x18\x02 \x01(\x04R\blogIndex\"N\n" +
+	"\rAttestRequest\x12=\n" +
+	"\arequest\x18\x01 \x01(\v2\x1b.claviger.v1.ReleaseRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\"r\n" +
+	"\x0eAttestResponse\x120\n" +
+	"\x05token\x18\x01 \x01(\v2\x1a.claviger.v1.WrappedSecretR\x05token\x12.\n" +
+	"\areceipt\x18\x02 \x01(\v2\x14.claviger.v1.ReceiptR\areceipt\"\x96\x01\n" +
+	"\fWatchRequest\x126\n" +
+	"\tsubscribe\x18\x01 \x01(\v2\x16.claviger.v1.SubscribeH\x00R\tsubscribe\x12<\n" +
+	"\vacknowledge\x18\x02 \x01(\v2\x18.claviger.v1.AcknowledgeH\x00R\vacknowledgeB\x10\n" +
+	"\amessage\x12\x05\xbaH\x02\b\x01\"\xa3\x01\n" +
+	"\tSubscribe\x12=\n" +
+	"\arequest\x18\x01 \x01(\v2\x1b.claviger.v1.ReleaseRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x12&\n" +
+	"\n" +
+	"session_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\tsessionId\x12/\n" +
+	"\x04held\x18\x03 \x03(\v2\x11.claviger.v1.HeldB\b\xbaH\x05\x92\x01\x02\x10\x10R\x04held\"R\n" +
+	"\x04Held\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\x12\"\n" +
+	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\aversion\"Y\n" +
+	"\vAcknowledge\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\x12\"\n" +
+	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\aversion\"\xf9\x01\n" +
+	"\rWatchResponse\x127\n" +
+	"\asession\x18\x01 \x01(\v2\x1b.claviger.v1.SessionStartedH\x00R\asession\x124\n" +
+	"\x06secret\x18\x02 \x01(\v2\x1a.claviger.v1.SecretVersionH\x00R\x06secret\x12;\n" +
+	"\breattest\x18\x03 \x01(\v2\x1d.claviger.v1.ReattestRequiredH\x00R\breattest\x121\n" +
+	"\x05ended\x18\x04 \x01(\v2\x19.claviger.v1.SessionEndedH\x00R\x05endedB\t\n" +
+	"\amessage\"\xa0\x01\n" +
+	"\x0eSessionStarted\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x129\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
+	"\aresumed\x18\x03 \x01(\bR\aresumed\x12\x1a\n" +
+	"\bsequence\x18\x04 \x01(\x04R\bsequence\"\xbf\x01\n" +
+	"\rSecretVersion\x122\n" +
+	"\x06secret\x18\x01 \x01(\v2\x1a.claviger.v1.WrappedSecretR\x06secret\x12.\n" +
+	"\areceipt\x18\x02 \x01(\v2\x14.claviger.v1.ReceiptR\areceipt\x12J\n" +
+	"\x13previous_retires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x11previousRetiresAt\"\x95\x01\n" +
+	"\x10ReattestRequired\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x126\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x123\n" +
+	"\x06reason\x18\x03 \x01(\x0e2\x1b.claviger.v1.ReattestReasonR\x06reason\">\n" +
+	"\fSessionEnded\x12.\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x16.claviger.v1.EndReasonR\x06reason\"4\n" +
 	"\x15ProveInclusionRequest\x12\x1b\n" +
 	"\tlog_index\x18\x01 \x01(\x04R\blogIndex\"k\n" +
 	"\x16ProveInclusionResponse\x12\x1e\n" +
@@ -725,11 +1657,24 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
 	"checkpoint\x12\x14\n" +
 	"\x05proof\x18\x02 \x03(\fR\x05proof\x12\x1b\n" +
-	"\tleaf_hash\x18\x03 \x01(\fR\bleafHash2\xd6\x02\n" +
+	"\tleaf_hash\x18\x03 \x01(\fR\bleafHash*\x8a\x01\n" +
+	"\x0eReattestReason\x12\x1f\n" +
+	"\x1bREATTEST_REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17REATTEST_REASON_EXPIRES\x10\x01\x12\x1a\n" +
+	"\x16REATTEST_REASON_POLICY\x10\x02\x12\x1e\n" +
+	"\x1aREATTEST_REASON_COLLATERAL\x10\x03*\x85\x01\n" +
+	"\tEndReason\x12\x1a\n" +
+	"\x16END_REASON_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11END_REASON_DENIED\x10\x01\x12\x16\n" +
+	"\x12END_REASON_EXPIRED\x10\x02\x12\x14\n" +
+	"\x10END_REASON_MOVED\x10\x03\x12\x17\n" +
+	"\x13END_REASON_TOO_SLOW\x10\x042\xdd\x03\n" +
 	"\tKeyBroker\x12\\\n" +
 	"\x0fGetCapabilities\x12#.claviger.v1.GetCapabilitiesRequest\x1a$.claviger.v1.GetCapabilitiesResponse\x12J\n" +
 	"\tChallenge\x12\x1d.claviger.v1.ChallengeRequest\x1a\x1e.claviger.v1.ChallengeResponse\x12D\n" +
-	"\aRelease\x12\x1b.claviger.v1.ReleaseRequest\x1a\x1c.claviger.v1.ReleaseResponse\x12Y\n" +
+	"\aRelease\x12\x1b.claviger.v1.ReleaseRequest\x1a\x1c.claviger.v1.ReleaseResponse\x12B\n" +
+	"\x05Watch\x12\x19.claviger.v1.WatchRequest\x1a\x1a.claviger.v1.WatchResponse(\x010\x01\x12A\n" +
+	"\x06Attest\x12\x1a.claviger.v1.AttestRequest\x1a\x1b.claviger.v1.AttestResponse\x12Y\n" +
 	"\x0eProveInclusion\x12\".claviger.v1.ProveInclusionRequest\x1a#.claviger.v1.ProveInclusionResponseB;Z9github.com/claviger/claviger/proto/claviger/v1;clavigerv1b\x06proto3"
 
 var (
@@ -744,39 +1689,77 @@ func file_claviger_v1_broker_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_broker_proto_rawDescData
 }
 
-var file_claviger_v1_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_claviger_v1_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_claviger_v1_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_claviger_v1_broker_proto_goTypes = []any{
-	(*GetCapabilitiesRequest)(nil),  // 0: claviger.v1.GetCapabilitiesRequest
-	(*GetCapabilitiesResponse)(nil), // 1: claviger.v1.GetCapabilitiesResponse
-	(*ChallengeRequest)(nil),        // 2: claviger.v1.ChallengeRequest
-	(*ChallengeResponse)(nil),       // 3: claviger.v1.ChallengeResponse
-	(*Evidence)(nil),                // 4: claviger.v1.Evidence
-	(*ReleaseRequest)(nil),          // 5: claviger.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),         // 6: claviger.v1.ReleaseResponse
-	(*WrappedSecret)(nil),           // 7: claviger.v1.WrappedSecret
-	(*Receipt)(nil),                 // 8: claviger.v1.Receipt
-	(*ProveInclusionRequest)(nil),   // 9: claviger.v1.ProveInclusionRequest
-	(*ProveInclusionResponse)(nil),  // 10: claviger.v1.ProveInclusionResponse
-	(*timestamppb.Timestamp)(nil),   // 11: google.protobuf.Timestamp
+	(ReattestReason)(0),             // 0: claviger.v1.ReattestReason
+	(EndReason)(0),                  // 1: claviger.v1.EndReason
+	(*GetCapabilitiesRequest)(nil),  // 2: claviger.v1.GetCapabilitiesRequest
+	(*GetCapabilitiesResponse)(nil), // 3: claviger.v1.GetCapabilitiesResponse
+	(*ChallengeRequest)(nil),        // 4: claviger.v1.ChallengeRequest
+	(*ChallengeResponse)(nil),       // 5: claviger.v1.ChallengeResponse
+	(*Evidence)(nil),                // 6: claviger.v1.Evidence
+	(*ReleaseRequest)(nil),          // 7: claviger.v1.ReleaseRequest
+	(*ResourceInput)(nil),           // 8: claviger.v1.ResourceInput
+	(*ReleaseResponse)(nil),         // 9: claviger.v1.ReleaseResponse
+	(*WrappedSecret)(nil),           // 10: claviger.v1.WrappedSecret
+	(*Receipt)(nil),                 // 11: claviger.v1.Receipt
+	(*AttestRequest)(nil),           // 12: claviger.v1.AttestRequest
+	(*AttestResponse)(nil),          // 13: claviger.v1.AttestResponse
+	(*WatchRequest)(nil),            // 14: claviger.v1.WatchRequest
+	(*Subscribe)(nil),               // 15: claviger.v1.Subscribe
+	(*Held)(nil),                    // 16: claviger.v1.Held
+	(*Acknowledge)(nil),             // 17: claviger.v1.Acknowledge
+	(*WatchResponse)(nil),           // 18: claviger.v1.WatchResponse
+	(*SessionStarted)(nil),          // 19: claviger.v1.SessionStarted
+	(*SecretVersion)(nil),           // 20: claviger.v1.SecretVersion
+	(*ReattestRequired)(nil),        // 21: claviger.v1.ReattestRequired
+	(*SessionEnded)(nil),            // 22: claviger.v1.SessionEnded
+	(*ProveInclusionRequest)(nil),   // 23: claviger.v1.ProveInclusionRequest
+	(*ProveInclusionResponse)(nil),  // 24: claviger.v1.ProveInclusionResponse
+	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
 }
 var file_claviger_v1_broker_proto_depIdxs = []int32{
-	11, // 0: claviger.v1.ChallengeResponse.expires_at:type_name -> google.protobuf.Timestamp
-	4,  // 1: claviger.v1.ReleaseRequest.evidence:type_name -> claviger.v1.Evidence
-	7,  // 2: claviger.v1.ReleaseResponse.secrets:type_name -> claviger.v1.WrappedSecret
-	8,  // 3: claviger.v1.ReleaseResponse.receipt:type_name -> claviger.v1.Receipt
-	0,  // 4: claviger.v1.KeyBroker.GetCapabilities:input_type -> claviger.v1.GetCapabilitiesRequest
-	2,  // 5: claviger.v1.KeyBroker.Challenge:input_type -> claviger.v1.ChallengeRequest
-	5,  // 6: claviger.v1.KeyBroker.Release:input_type -> claviger.v1.ReleaseRequest
-	9,  // 7: claviger.v1.KeyBroker.ProveInclusion:input_type -> claviger.v1.ProveInclusionRequest
-	1,  // 8: claviger.v1.KeyBroker.GetCapabilities:output_type -> claviger.v1.GetCapabilitiesResponse
-	3,  // 9: claviger.v1.KeyBroker.Challenge:output_type -> claviger.v1.ChallengeResponse
-	6,  // 10: claviger.v1.KeyBroker.Release:output_type -> claviger.v1.ReleaseResponse
-	10, // 11: claviger.v1.KeyBroker.ProveInclusion:output_type -> claviger.v1.ProveInclusionResponse
-	8,  // [8:12] is the sub-list for method output_type
-	4,  // [4:8] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	25, // 0: claviger.v1.ChallengeResponse.expires_at:type_name -> google.protobuf.Timestamp
+	6,  // 1: claviger.v1.ReleaseRequest.evidence:type_name -> claviger.v1.Evidence
+	8,  // 2: claviger.v1.ReleaseRequest.inputs:type_name -> claviger.v1.ResourceInput
+	10, // 3: claviger.v1.ReleaseResponse.secrets:type_name -> claviger.v1.WrappedSecret
+	11, // 4: claviger.v1.ReleaseResponse.receipt:type_name -> claviger.v1.Receipt
+	7,  // 5: claviger.v1.AttestRequest.request:type_name -> claviger.v1.ReleaseRequest
+	10, // 6: claviger.v1.AttestResponse.token:type_name -> claviger.v1.WrappedSecret
+	11, // 7: claviger.v1.AttestResponse.receipt:type_name -> claviger.v1.Receipt
+	15, // 8: claviger.v1.WatchRequest.subscribe:type_name -> claviger.v1.Subscribe
+	17, // 9: claviger.v1.WatchRequest.acknowledge:type_name -> claviger.v1.Acknowledge
+	7,  // 10: claviger.v1.Subscribe.request:type_name -> claviger.v1.ReleaseRequest
+	16, // 11: claviger.v1.Subscribe.held:type_name -> claviger.v1.Held
+	19, // 12: claviger.v1.WatchResponse.session:type_name -> claviger.v1.SessionStarted
+	20, // 13: claviger.v1.WatchResponse.secret:type_name -> claviger.v1.SecretVersion
+	21, // 14: claviger.v1.WatchResponse.reattest:type_name -> claviger.v1.ReattestRequired
+	22, // 15: claviger.v1.WatchResponse.ended:type_name -> claviger.v1.SessionEnded
+	25, // 16: claviger.v1.SessionStarted.expires_at:type_name -> google.protobuf.Timestamp
+	10, // 17: claviger.v1.SecretVersion.secret:type_name -> claviger.v1.WrappedSecret
+	11, // 18: claviger.v1.SecretVersion.receipt:type_name -> claviger.v1.Receipt
+	25, // 19: claviger.v1.SecretVersion.previous_retires_at:type_name -> google.protobuf.Timestamp
+	25, // 20: claviger.v1.ReattestRequired.deadline:type_name -> google.protobuf.Timestamp
+	0,  // 21: claviger.v1.ReattestRequired.reason:type_name -> claviger.v1.ReattestReason
+	1,  // 22: claviger.v1.SessionEnded.reason:type_name -> claviger.v1.EndReason
+	2,  // 23: claviger.v1.KeyBroker.GetCapabilities:input_type -> claviger.v1.GetCapabilitiesRequest
+	4,  // 24: claviger.v1.KeyBroker.Challenge:input_type -> claviger.v1.ChallengeRequest
+	7,  // 25: claviger.v1.KeyBroker.Release:input_type -> claviger.v1.ReleaseRequest
+	14, // 26: claviger.v1.KeyBroker.Watch:input_type -> claviger.v1.WatchRequest
+	12, // 27: claviger.v1.KeyBroker.Attest:input_type -> claviger.v1.AttestRequest
+	23, // 28: claviger.v1.KeyBroker.ProveInclusion:input_type -> claviger.v1.ProveInclusionRequest
+	3,  // 29: claviger.v1.KeyBroker.GetCapabilities:output_type -> claviger.v1.GetCapabilitiesResponse
+	5,  // 30: claviger.v1.KeyBroker.Challenge:output_type -> claviger.v1.ChallengeResponse
+	9,  // 31: claviger.v1.KeyBroker.Release:output_type -> claviger.v1.ReleaseResponse
+	18, // 32: claviger.v1.KeyBroker.Watch:output_type -> claviger.v1.WatchResponse
+	13, // 33: claviger.v1.KeyBroker.Attest:output_type -> claviger.v1.AttestResponse
+	24, // 34: claviger.v1.KeyBroker.ProveInclusion:output_type -> claviger.v1.ProveInclusionResponse
+	29, // [29:35] is the sub-list for method output_type
+	23, // [23:29] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_broker_proto_init() }
@@ -784,18 +1767,29 @@ func file_claviger_v1_broker_proto_init() {
 	if File_claviger_v1_broker_proto != nil {
 		return
 	}
+	file_claviger_v1_broker_proto_msgTypes[12].OneofWrappers = []any{
+		(*WatchRequest_Subscribe)(nil),
+		(*WatchRequest_Acknowledge)(nil),
+	}
+	file_claviger_v1_broker_proto_msgTypes[16].OneofWrappers = []any{
+		(*WatchResponse_Session)(nil),
+		(*WatchResponse_Secret)(nil),
+		(*WatchResponse_Reattest)(nil),
+		(*WatchResponse_Ended)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_broker_proto_rawDesc), len(file_claviger_v1_broker_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   11,
+			NumEnums:      2,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_claviger_v1_broker_proto_goTypes,
 		DependencyIndexes: file_claviger_v1_broker_proto_depIdxs,
+		EnumInfos:         file_claviger_v1_broker_proto_enumTypes,
 		MessageInfos:      file_claviger_v1_broker_proto_msgTypes,
 	}.Build()
 	File_claviger_v1_broker_proto = out.File

@@ -27,6 +27,8 @@ const (
 	KeyBroker_GetCapabilities_FullMethodName = "/claviger.v1.KeyBroker/GetCapabilities"
 	KeyBroker_Challenge_FullMethodName       = "/claviger.v1.KeyBroker/Challenge"
 	KeyBroker_Release_FullMethodName         = "/claviger.v1.KeyBroker/Release"
+	KeyBroker_Watch_FullMethodName           = "/claviger.v1.KeyBroker/Watch"
+	KeyBroker_Attest_FullMethodName          = "/claviger.v1.KeyBroker/Attest"
 	KeyBroker_ProveInclusion_FullMethodName  = "/claviger.v1.KeyBroker/ProveInclusion"
 )
 
@@ -44,6 +46,12 @@ type KeyBrokerClient interface {
 	// Release appraises evidence and returns the secrets, wrapped to the attested
 	// key: all of them or none.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
+	// Watch is Release that goes on: the guest attests once, and gets each new
+	// version of its resources, wrapped afresh to its key, until its session ends.
+	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error)
+	// Attest is Release for one resource whose catalog entry is of kind "ear": an
+	// EAR token (draft-ietf-rats-ear) about this workload, wrapped to its key.
+	Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error)
 	// ProveInclusion returns the transparency-log proof for a receipt. It is
 	// ready a fraction of a second after the release; until then UNAVAILABLE.
 	ProveInclusion(ctx context.Context, in *ProveInclusionRequest, opts ...grpc.CallOption) (*ProveInclusionResponse, error)
@@ -87,6 +95,29 @@ func (c *keyBrokerClient) Release(ctx context.Context, in *ReleaseRequest, opts 
 	return out, nil
 }
 
+func (c *keyBrokerClient) Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KeyBroker_ServiceDesc.Streams[0], KeyBroker_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeyBroker_WatchClient = grpc.BidiStreamingClient[WatchRequest, WatchResponse]
+
+func (c *keyBrokerClient) Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AttestResponse)
+	err := c.cc.Invoke(ctx, KeyBroker_Attest_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyBrokerClient) ProveInclusion(ctx context.Context, in *ProveInclusionRequest, opts ...grpc.CallOption) (*ProveInclusionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ProveInclusionResponse)
@@ -111,6 +142,12 @@ type KeyBrokerServer interface {
 	// Release appraises evidence and returns the secrets, wrapped to the attested
 	// key: all of them or none.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
+	// Watch is Release that goes on: the guest attests once, and gets each new
+	// version of its resources, wrapped afresh to its key, until its session ends.
+	Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error
+	// Attest is Release for one resource whose catalog entry is of kind "ear": an
+	// EAR token (draft-ietf-rats-ear) about this workload, wrapped to its key.
+	Attest(context.Context, *AttestRequest) (*AttestResponse, error)
 	// ProveInclusion returns the transparency-log proof for a receipt. It is
 	// ready a fraction of a second after the release; until then UNAVAILABLE.
 	ProveInclusion(context.Context, *ProveInclusionRequest) (*ProveInclusionResponse, error)
@@ -132,6 +169,12 @@ func (UnimplementedKeyBrokerServer) Challenge(context.Context, *ChallengeRequest
 }
 func (UnimplementedKeyBrokerServer) Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
+}
+func (UnimplementedKeyBrokerServer) Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedKeyBrokerServer) Attest(context.Context, *AttestRequest) (*AttestResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Attest not implemented")
 }
 func (UnimplementedKeyBrokerServer) ProveInclusion(context.Context, *ProveInclusionRequest) (*ProveInclusionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProveInclusion not implemented")
@@ -211,6 +254,31 @@ func _KeyBroker_Release_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyBroker_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(KeyBrokerServer).Watch(&grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeyBroker_WatchServer = grpc.BidiStreamingServer[WatchRequest, WatchResponse]
+
+func _KeyBroker_Attest_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyBrokerServer).Attest(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyBroker_Attest_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyBrokerServer).Attest(ctx, req.(*AttestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyBroker_ProveInclusion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ProveInclusionRequest)
 	if err := dec(in); err != nil {
@@ -249,10 +317,21 @@ var KeyBroker_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _KeyBroker_Release_Handler,
 		},
 		{
+			MethodName: "Attest",
+			Handler:    _KeyBroker_Attest_Handler,
+		},
+		{
 			MethodName: "ProveInclusion",
 			Handler:    _KeyBroker_ProveInclusion_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Watch",
+			Handler:       _KeyBroker_Watch_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "claviger/v1/broker.proto",
 }
