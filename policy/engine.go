@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"regexp"
 	"slices"
 	"sync"
@@ -381,12 +382,18 @@ func (e *Engine) enforce(c *compiled) error {
 // way keeps what it started with. Values are kept in Rego's form: reading
 // them costs no conversion.
 func newStore(data, refs, config map[string]any) (storage.Store, error) {
-	root := make(map[string]any, len(data)+2)
-	for k, v := range data {
-		root[k] = v
+	ours := map[string]any{"config": config}
+	if len(refs) > 0 {
+		ours["index"] = index(refs)
 	}
+	return storeOf(data, refs, ours)
+}
+
+func storeOf(data, refs, ours map[string]any) (storage.Store, error) {
+	root := make(map[string]any, len(data)+2)
+	maps.Copy(root, data)
 	root["reference"] = refs
-	root["claviger"] = map[string]any{"config": config}
+	root["claviger"] = ours
 	ctx := context.Background()
 	st := inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
 	txn, err := st.NewTransaction(ctx, storage.WriteParams)
@@ -401,6 +408,40 @@ func newStore(data, refs, config map[string]any) (storage.Store, error) {
 		return nil, fmt.Errorf("policy data: %w", err)
 	}
 	return st, nil
+}
+
+// index is data.claviger.index: by type, claim and value, the names of the
+// reference sets that list it, so that a match among thousands of sets costs what
+// it costs among ten. It only proposes: reference.rego holds each candidate
+// against data.reference itself. Without an index (tests that put their own
+// data.reference in place) the library looks at all sets.
+func index(refs map[string]any) map[string]any {
+	out := map[string]any{}
+	sub := func(m map[string]any, key string) map[string]any {
+		if _, ok := m[key]; !ok {
+			m[key] = map[string]any{}
+		}
+		return m[key].(map[string]any)
+	}
+	for _, name := range slices.Sorted(maps.Keys(refs)) {
+		set := refs[name].(map[string]any)
+		values, ok := set["values"].(map[string]any)
+		if !ok { // null: a set without values
+			continue
+		}
+		for claim, list := range values {
+			listed, ok := list.([]any)
+			if !ok {
+				continue
+			}
+			byValue := sub(sub(out, set["type"].(string)), claim)
+			for _, v := range listed {
+				names, _ := byValue[v.(string)].([]any)
+				byValue[v.(string)] = append(names, name)
+			}
+		}
+	}
+	return out
 }
 
 // SetReferences replaces data.reference for all decisions that start afterwards.

@@ -12,6 +12,20 @@ import data.claviger.lib.common
 match(type, claims) if {
 	input.attestation.type == type
 	first := claims[0]
+	v := present[first]
+	v != ""
+	some name in data.claviger.index[type][first][v]
+	set := data.reference[name]
+	set.type == type
+	every claim in claims {
+		present[claim] != ""
+		present[claim] in set.values[claim]
+	}
+	usable(set)
+} else if {
+	not data.claviger.index # as in tests: look at all sets
+	input.attestation.type == type
+	first := claims[0]
 	v := present[first] # cheap, and rules most sets out
 	v != ""
 	some set in data.reference
@@ -23,6 +37,18 @@ match(type, claims) if {
 
 # matching(type, claims) are the names of all such sets.
 matching(type, claims) := {name |
+	input.attestation.type == type
+	first := claims[0]
+	v := present[first]
+	v != ""
+	some name in data.claviger.index[type][first][v]
+	set := data.reference[name]
+	set.type == type
+	agrees(set, claims)
+	usable(set)
+} if {
+	data.claviger.index
+} else := {name |
 	input.attestation.type == type
 	first := claims[0]
 	v := present[first]

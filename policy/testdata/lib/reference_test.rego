@@ -121,3 +121,30 @@ test_host_data_unknown if {
 }
 
 test_no_claims_named if only("aa", "h1", []).rule == "reference_unmatched"
+
+# The broker's index proposes candidates, and decides nothing: names that do not
+# hold what it says are not believed.
+index := {"sev-snp": {"measurement": {"aa": ["one"], "bb": ["one", "gone"], "dd": ["old"], "ff": ["during"], "": ["blank"]}}}
+
+indexed(measurement, host_data, claims) if {
+	reference.match("sev-snp", claims) with input as of(measurement, host_data) with data.reference as sets with data.claviger.index as index
+}
+
+names(measurement, host_data, claims) := found if {
+	found := reference.matching("sev-snp", claims) with input as of(measurement, host_data) with data.reference as sets with data.claviger.index as index
+}
+
+test_index if {
+	indexed("aa", "h2", ["measurement", "host_data"])
+	names("aa", "h2", ["measurement", "host_data"]) == {"one"}
+	indexed("ff", "h1", ["measurement"])
+}
+
+test_index_is_not_believed if {
+	not indexed("bb", "h1", ["measurement"])
+	not indexed("aa", "h9", ["measurement", "host_data"])
+	not indexed("dd", "h1", ["measurement"])
+	not indexed("", "h1", ["measurement"])
+	names("bb", "h1", ["measurement"]) == set()
+	names("dd", "h1", ["measurement"]) == set()
+}
