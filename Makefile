@@ -49,7 +49,7 @@ $(CACHE)/bin/buf: deploy/tools.mod
 	@mkdir -p $(CACHE)/bin
 	go build -modfile=deploy/tools.mod -o $@ github.com/bufbuild/buf/cmd/buf
 
-vault: ## build a real Vault server for the tests, once (about 6 minutes), unless there is one on PATH
+vault: $(CACHE)/bin/plugins/postgresql-database-plugin ## build a real Vault server for the tests, once (about 6 minutes), unless there is one on PATH; and its PostgreSQL plugin
 	@command -v vault >/dev/null || $(MAKE) --no-print-directory $(CACHE)/bin/vault
 
 # Always the same flags: others make go compile Vault again. `-tags minimal`: SERVERS.md, no UI, no cloud backends.
@@ -57,6 +57,10 @@ $(CACHE)/bin/vault: deploy/tools/vault/go.mod
 	@echo "building HashiCorp Vault 1.21.2 for the tests, once; this takes about six minutes"
 	@mkdir -p $(CACHE)/bin
 	go build -C deploy/tools/vault -p 2 -tags minimal -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/hashicorp/vault
+
+$(CACHE)/bin/plugins/postgresql-database-plugin: deploy/tools/vault/go.mod
+	@mkdir -p $(@D)
+	go build -C deploy/tools/vault -p 2 -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/hashicorp/vault/plugins/database/postgresql/postgresql-database-plugin
 
 bench: ## benchmarks beside the cryptographic floor measured in the same run
 	go test -run '^$$' -bench . -benchmem ./broker/... ./policy/...

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"runtime/debug"
 	"slices"
@@ -40,6 +41,19 @@ type Config struct {
 	Store       Store
 	Sources     map[string]Source
 	Log         Log
+	// Leases and Sessions are the brokers' shared memory; Versions tells of rotations. Without
+	// them leased kinds and Watch are refused.
+	Leases   LeaseBook
+	Sessions SessionBook
+	Versions Versions
+	// Instance names this process among the brokers of a cluster; random if empty.
+	Instance string
+	// SessionTTL is how long evidence is believed in a watching session. Default 15 minutes.
+	SessionTTL time.Duration
+	// MaxSessions bounds the watching sessions of this broker. Default 20000.
+	MaxSessions int
+	// Logger is for what happens outside any request; may be nil.
+	Logger *slog.Logger
 	// AllowSimulated lets claims that end at a test root reach the policy. Only
 	// "claviger dev" and tests set it.
 	AllowSimulated bool
@@ -61,6 +75,12 @@ type Broker struct {
 	verifiers map[attest.Type]attest.Verifier
 	catalog   atomic.Pointer[Catalog]
 	seen      *seen
+
+	sessions atomic.Int64 // watching now
+	changed  broadcast    // policy, references, catalog or revocations changed
+	draining broadcast    // this broker stops
+	stopping atomic.Bool
+	shared   shared // reads of the same new version for several sessions
 }
 
 // New checks the configuration. The catalog starts empty: nothing is released.
@@ -89,6 +109,18 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.DenialTime == 0 {
 		cfg.DenialTime = 25 * time.Millisecond
 	}
+	if cfg.SessionTTL == 0 {
+		cfg.SessionTTL = 15 * time.Minute
+	}
+	if cfg.MaxSessions == 0 {
+		cfg.MaxSessions = 20000
+	}
+	if cfg.Instance == "" {
+		cfg.Instance = rand.Text()[:12]
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(context.Context, Event) {}
 	}
@@ -103,7 +135,14 @@ func New(cfg Config) (*Broker, error) {
 }
 
 // SetCatalog puts a catalog in force.
-func (b *Broker) SetCatalog(c *Catalog) { b.catalog.Store(c) }
+func (b *Broker) SetCatalog(c *Catalog) {
+	b.catalog.Store(c)
+	b.Changed()
+}
+
+// Changed has every watching session, and every lease, looked at again:
+// something changed that decides about them.
+func (b *Broker) Changed() { b.changed.fire() }
 
 // Catalog is the one in force, or nil.
 func (b *Broker) Catalog() *Catalog { return b.catalog.Load() }
@@ -135,6 +174,8 @@ type Request struct {
 	Resources     []string
 	Inputs        [][]byte // by position of the resource, or nil; see attest.Transcript
 	Evidence      attest.Evidence
+
+	only Kind // if not empty, the only kind to release
 }
 
 // MaxInput bounds what a guest sends with one resource.
@@ -149,6 +190,7 @@ type Response struct {
 // Wrapped is one secret, signed and encrypted to the attested key.
 type Wrapped struct {
 	Resource string
+	Version  string
 	JWE      string
 }
 
@@ -200,50 +242,38 @@ func (b *Broker) Release(ctx context.Context, req Request) (Response, error) {
 	start := b.cfg.Now()
 	ev := Event{Stage: StageAdmit, Outcome: Denied}
 	resp, err := b.release(ctx, req, start, &ev)
+	b.observe(ctx, ev, err, start)
+	return resp, err
+}
+
+// Attest is Release of one token about the workload itself (KindEAR).
+func (b *Broker) Attest(ctx context.Context, req Request) (Response, error) {
+	if len(req.Resources) != 1 {
+		return Response{}, fmt.Errorf("%w: resources: want exactly one, a token", ErrInvalid)
+	}
+	req.only = KindEAR // anything else is denied like what does not exist
+	return b.Release(ctx, req)
+}
+
+func (b *Broker) observe(ctx context.Context, ev Event, err error, start time.Time) {
 	if errors.Is(err, ErrUnavailable) {
 		ev.Outcome = Failed
 	}
 	ev.Err, ev.Duration = err, b.cfg.Now().Sub(start)
 	b.cfg.Observe(ctx, ev)
-	return resp, err
 }
 
 func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Event) (Response, error) {
-	// 1 Admit: what is cheap and needs no trust. A flood ends here.
-	nonceID, expires, err := b.cfg.Nonces.Check(req.Nonce, now)
-	if err != nil {
-		return Response{}, fmt.Errorf("%w: %w", ErrChallenge, err)
-	}
-	if b.seen.has(nonceID) {
-		return Response{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
-	}
-	verifier, recipient, err := b.admit(req)
+	// 1 to 3 Admit and verify.
+	a, err := b.appraise(ctx, req, now, ev)
 	if err != nil {
 		return Response{}, err
 	}
-
-	// 2, 3 Verify the evidence up to the vendor's root, bound to this very request.
-	ev.Stage, ev.Type = StageVerify, verifier.Type()
-	binding := attest.BindTo(attest.Transcript{
-		Nonce: req.Nonce, BrokerID: b.cfg.Identity.ID(), KeyAlgorithm: req.KeyAlgorithm, PublicKey: req.PublicKey,
-		OfferedSuites: req.OfferedSuites, Resources: req.Resources, Inputs: req.Inputs,
-	})
-	claims, err := verify(ctx, verifier, req.Evidence, binding, b.cfg.Collateral, now)
-	if err != nil {
-		ev.Reason = attest.ReasonOf(err)
-		if ours(ev.Reason) || ctx.Err() != nil {
-			return Response{}, fmt.Errorf("%w: verify evidence: %w", ErrUnavailable, err)
-		}
-		return Response{}, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)
-	}
-
-	// From here on the request leaves exactly one record, and a replay of it none.
-	if !b.seen.add(nonceID, now) {
-		return Response{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
-	}
-	rec := b.newRecord(req, claims, recipient, now)
+	rec := b.newRecord(a, req.Resources, now)
 	ev.RecordID = rec.ID
-	wrapped, err := b.decideAndWrap(ctx, req, claims, recipient, nonceID, expires, &rec, now, ev)
+
+	// 4 to 7.
+	wrapped, err := b.decideAndWrap(ctx, a, &rec, now, ev)
 	if err != nil {
 		return Response{}, b.refuse(ctx, rec, err, now)
 	}
@@ -259,56 +289,144 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 	return Response{Secrets: wrapped, Receipt: receipt}, nil
 }
 
+// appraisal is a request whose evidence verified.
+type appraisal struct {
+	req       Request
+	verifier  attest.Verifier
+	binding   attest.Binding
+	claims    attest.Claims
+	recipient *seal.Recipient
+	nonceID   NonceID
+	expires   time.Time // of the nonce
+}
+
+// appraise is steps 1 to 3. A request that gets past it leaves exactly one record, and a replay of it none.
+func (b *Broker) appraise(ctx context.Context, req Request, now time.Time, ev *Event) (appraisal, error) {
+	// 1 Admit: what is cheap and needs no trust. A flood ends here.
+	nonceID, expires, err := b.cfg.Nonces.Check(req.Nonce, now)
+	if err != nil {
+		return appraisal{}, fmt.Errorf("%w: %w", ErrChallenge, err)
+	}
+	if b.seen.has(nonceID) {
+		return appraisal{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
+	}
+	verifier, recipient, err := b.admit(req)
+	if err != nil {
+		return appraisal{}, err
+	}
+
+	// 2, 3 Verify the evidence up to the vendor's root, bound to this very request.
+	ev.Stage, ev.Type = StageVerify, verifier.Type()
+	binding := attest.BindTo(attest.Transcript{
+		Nonce: req.Nonce, BrokerID: b.cfg.Identity.ID(), KeyAlgorithm: req.KeyAlgorithm, PublicKey: req.PublicKey,
+		OfferedSuites: req.OfferedSuites, Resources: req.Resources, Inputs: req.Inputs,
+	})
+	claims, err := verify(ctx, verifier, req.Evidence, binding, b.cfg.Collateral, now)
+	if err != nil {
+		ev.Reason = attest.ReasonOf(err)
+		if ours(ev.Reason) || ctx.Err() != nil {
+			return appraisal{}, fmt.Errorf("%w: verify evidence: %w", ErrUnavailable, err)
+		}
+		return appraisal{}, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)
+	}
+	if !b.seen.add(nonceID, now) {
+		return appraisal{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
+	}
+	return appraisal{req, verifier, binding, claims, recipient, nonceID, expires}, nil
+}
+
 // decideAndWrap is steps 4 to 7. It notes decisions in rec as it goes.
-func (b *Broker) decideAndWrap(ctx context.Context, req Request, claims attest.Claims, recipient *seal.Recipient,
-	nonceID NonceID, expires time.Time, rec *Record, now time.Time, ev *Event,
-) ([]Wrapped, error) {
+func (b *Broker) decideAndWrap(ctx context.Context, a appraisal, rec *Record, now time.Time, ev *Event) ([]Wrapped, error) {
 	// 4 Decide, for every resource: one "no" denies all.
 	ev.Stage = StageDecide
-	if err := b.revoked(subjectsOf(claims)...); err != nil {
-		return nil, err
-	}
-	grants, err := b.decide(ctx, req, claims, recipient, rec, now)
+	grants, err := b.decide(ctx, a, rec, now)
 	if err != nil {
 		return nil, err
 	}
 
 	// 5 Spend the nonce, once, on every replica.
 	ev.Stage = StageSpend
-	if err := b.cfg.Store.Redeem(ctx, nonceID, expires); errors.Is(err, ErrSpent) {
-		return nil, fmt.Errorf("%w: %w", ErrChallenge, err)
-	} else if err != nil {
-		return nil, fmt.Errorf("%w: spend nonce: %w", ErrUnavailable, err)
+	if err := b.spend(ctx, a); err != nil {
+		return nil, err
 	}
 
-	// 6, 7 Fetch, and wrap to the attested key.
+	// 6, 7 Fetch, and wrap to the attested key. What is leased belongs to an owner that we can end.
+	owners, err := b.openLeases(ctx, rec, a, grants, now)
+	if err != nil {
+		return nil, err
+	}
+	wrapped, err := b.fetchAll(ctx, a, grants, owners, rec, now, ev)
+	if err != nil {
+		owners.abandon(ctx)
+		return nil, err
+	}
+	return wrapped, nil
+}
+
+func (b *Broker) fetchAll(ctx context.Context, a appraisal, grants []allowed, owners *owners, rec *Record, now time.Time, ev *Event) ([]Wrapped, error) {
 	var wrapped []Wrapped
 	for i, g := range grants {
 		ev.Stage = StageFetch
-		secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(Granted{Entry: g.entry}))
-		if errors.Is(err, ErrNoSecret) {
-			return nil, fmt.Errorf("%w: fetch %s: %w", ErrDenied, req.Resources[i], err)
-		} else if err != nil {
-			return nil, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, req.Resources[i], err)
+		secret, err := b.fetch(ctx, a, g, owners.of(g.entry), rec, now)
+		if err != nil {
+			return nil, err
 		}
-		rec.Resources[i].Version = secret.Version
-		ev.Stage = StageSeal
-		jwe, err := b.wrap(req, i, g, recipient, secret, rec, now)
+		w, err := b.wrap(a, g, 0, secret, &rec.Resources[i], rec, now, ev)
 		secret.Wipe()
 		if err != nil {
 			return nil, err
 		}
-		wrapped = append(wrapped, Wrapped{Resource: req.Resources[i], JWE: jwe})
+		wrapped = append(wrapped, w)
+	}
+	if err := owners.save(ctx); err != nil {
+		return nil, err
 	}
 	// A revocation acknowledged while we fetched still counts.
-	subjects := append(subjectsOf(claims), Subject{RevokePolicy, rec.PolicyDigest})
-	for _, r := range rec.Resources {
-		subjects = append(subjects, Subject{RevokeResource, r.Path}, Subject{RevokeSecretVersion, r.Path + "@" + r.Version})
-	}
-	if err := b.revoked(subjects...); err != nil {
+	if err := b.stillAllowed(a.claims, rec); err != nil {
 		return nil, err
 	}
 	return wrapped, nil
+}
+
+func (b *Broker) spend(ctx context.Context, a appraisal) error {
+	if err := b.cfg.Store.Redeem(ctx, a.nonceID, a.expires); errors.Is(err, ErrSpent) {
+		return fmt.Errorf("%w: %w", ErrChallenge, err)
+	} else if err != nil {
+		return fmt.Errorf("%w: spend nonce: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner, rec *Record, now time.Time) (Secret, error) {
+	secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(Granted{
+		Entry: g.entry, Input: g.input, Recipient: a.recipient, PublicKey: a.req.PublicKey, Owner: owner,
+		Claims: a.claims, PolicyDigest: rec.PolicyDigest, DecisionID: rec.ID, TTL: g.ttl, Now: now,
+	}))
+	if secret.Lease != "" && owner != nil {
+		owner.Leases = append(owner.Leases, secret.Lease)
+	}
+	switch {
+	case errors.Is(err, ErrNoSecret), errors.Is(err, ErrInput):
+		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrDenied, g.path, err)
+	case err != nil:
+		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, g.path, err)
+	}
+	return secret, nil
+}
+
+// stillAllowed asks once more whether anything in the record was revoked.
+func (b *Broker) stillAllowed(c attest.Claims, rec *Record) error {
+	subjects := append(subjectsOf(c), Subject{RevokePolicy, rec.PolicyDigest})
+	for _, r := range rec.Resources {
+		subjects = append(subjects, Subject{RevokeResource, r.Path})
+		if !r.Unchanged {
+			subjects = append(subjects, Subject{RevokeSecretVersion, r.Path + "@" + r.Version})
+		}
+	}
+	if rec.Session != "" {
+		subjects = append(subjects, Subject{RevokeSession, rec.Session})
+	}
+	return b.revoked(subjects...)
 }
 
 // ours says whether evidence was not believed for want of something that the
@@ -366,18 +484,30 @@ func verify(ctx context.Context, v attest.Verifier, e attest.Evidence, bind atte
 
 // allowed is a resource that policy granted.
 type allowed struct {
+	path  string
 	entry CatalogEntry
+	input []byte
 	ttl   time.Duration
 }
 
-func (b *Broker) decide(ctx context.Context, req Request, claims attest.Claims, to *seal.Recipient, rec *Record, now time.Time) ([]allowed, error) {
+// decide asks about every resource of the record.
+func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.Time) ([]allowed, error) {
+	subjects := subjectsOf(a.claims)
+	if rec.Session != "" {
+		subjects = append(subjects, Subject{RevokeSession, rec.Session})
+	}
+	if err := b.revoked(subjects...); err != nil {
+		return nil, err
+	}
+	req, claims, to := a.req, a.claims, a.recipient
 	catalog := b.catalog.Load()
 	var grants []allowed
 	var refusal error
-	for i, path := range req.Resources {
+	for i := range rec.Resources {
 		rr := &rec.Resources[i]
+		path := rr.Path
 		entry, params, ok := catalog.Lookup(path)
-		if !ok {
+		if !ok || req.only != "" && entry.Kind != req.only {
 			rr.Reasons = []DecisionReason{{Rule: "unknown_resource", Message: "no catalog entry matches this path"}}
 			refusal = fmt.Errorf("%w: %s: no catalog entry", ErrDenied, path)
 			continue
@@ -422,7 +552,7 @@ func (b *Broker) decide(ctx context.Context, req Request, claims attest.Claims, 
 		if ttl == 0 {
 			ttl = b.cfg.TTL
 		}
-		grants = append(grants, allowed{entry: entry, ttl: ttl})
+		grants = append(grants, allowed{path: path, entry: entry, input: a.input(path), ttl: ttl})
 	}
 	if refusal != nil {
 		return nil, refusal
@@ -449,8 +579,12 @@ func (b *Broker) enforce(d Decision, c attest.Claims, to *seal.Recipient, e Cata
 	if d.Obligations.MaxHolders > 0 {
 		deny("max_holders", "policy limits holders, which this version cannot count")
 	}
-	if _, ok := b.cfg.Sources[e.Source]; !ok {
+	src, ok := b.cfg.Sources[e.Source]
+	if !ok {
 		deny("unknown_source", fmt.Sprintf("catalog entry %s names source %q, which is not configured", e.Pattern, e.Source))
+	}
+	if _, can := src.(LeasedSource); ok && e.Kind.Leased() && (!can || b.cfg.Leases == nil) {
+		deny("not_leasable", fmt.Sprintf("catalog entry %s is of kind %s, which source %q cannot lease", e.Pattern, e.Kind, e.Source))
 	}
 	return d
 }
@@ -466,35 +600,50 @@ func (b *Broker) revoked(subjects ...Subject) error {
 	return nil
 }
 
-func (b *Broker) wrap(req Request, i int, g allowed, to *seal.Recipient, s Secret, rec *Record, now time.Time) (string, error) {
-	out, err := seal.Seal(b.cfg.Identity, to, seal.Statement{
-		Resource: req.Resources[i], Decision: rec.ID, IssuedAt: now.Unix(), Expires: now.Add(g.ttl).Unix(),
-		Nonce: base64.RawURLEncoding.EncodeToString(req.Nonce), Version: s.Version, Lease: s.Lease,
-		Policy: rec.PolicyDigest, Secret: s.Value,
+func (b *Broker) wrap(a appraisal, g allowed, sequence uint64, s Secret, rr *RecordResource, rec *Record, now time.Time, ev *Event) (Wrapped, error) {
+	ev.Stage = StageSeal
+	rr.Version, rr.FromCache = s.Version, s.FromCache
+	expires := now.Add(g.ttl)
+	if !s.Expires.IsZero() && s.Expires.Before(expires) {
+		expires = s.Expires
+	}
+	out, err := seal.Seal(b.cfg.Identity, a.recipient, seal.Statement{
+		Resource: g.path, Decision: rec.ID, IssuedAt: now.Unix(), Expires: expires.Unix(),
+		Nonce: base64.RawURLEncoding.EncodeToString(a.req.Nonce), Version: s.Version, Lease: s.Lease, Sequence: sequence,
+		ContentType: s.ContentType, Policy: rec.PolicyDigest, Secret: s.Value,
 	})
 	if err != nil {
-		return "", fmt.Errorf("%w: seal %s: %w", ErrUnavailable, req.Resources[i], err)
+		return Wrapped{}, fmt.Errorf("%w: seal %s: %w", ErrUnavailable, g.path, err)
 	}
-	return out, nil
+	return Wrapped{Resource: g.path, Version: s.Version, JWE: out}, nil
 }
 
-func (b *Broker) newRecord(req Request, c attest.Claims, to *seal.Recipient, now time.Time) Record {
-	id := b.cfg.Identity.ID()
-	evidence := sha256.Sum256(req.Evidence.Report)
+// input is what the guest sent for a resource.
+func (a appraisal) input(path string) []byte {
+	if i := slices.Index(a.req.Resources, path); i >= 0 && i < len(a.req.Inputs) {
+		return a.req.Inputs[i]
+	}
+	return nil
+}
+
+func (b *Broker) newRecord(a appraisal, resources []string, now time.Time) Record {
+	id, c := b.cfg.Identity.ID(), a.claims
+	evidence := sha256.Sum256(a.req.Evidence.Report)
 	doc, err := json.Marshal(c)
 	if err != nil { // only a verifier's bug; the record then says so by an empty-document digest
 		doc = nil
 	}
-	thumb := seal.Thumbprint(to.Suite(), req.PublicKey)
+	thumb := seal.Thumbprint(a.recipient.Suite(), a.req.PublicKey)
 	rec := Record{
 		Version: 1, ID: rand.Text(), Time: now.UTC(), BrokerID: hex.EncodeToString(id[:]), Simulated: c.Simulated,
 		EvidenceType: c.Type, EvidenceDigest: digest(evidence), ClaimsDigest: digest(sha256.Sum256(doc)),
-		HardwareModel: c.HardwareModel, ChipID: c.ChipID, Recipient: hex.EncodeToString(thumb[:]),
+		HardwareModel: c.HardwareModel, ChipID: c.ChipID, HostData: c.HostData, TCBStatus: c.TCB.Status, Advisories: c.TCB.Advisories,
+		Recipient: hex.EncodeToString(thumb[:]),
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Measurements)) {
 		rec.Measurements = append(rec.Measurements, name+"="+c.Measurements[name])
 	}
-	for _, path := range req.Resources {
+	for _, path := range resources {
 		rec.Resources = append(rec.Resources, RecordResource{Path: path})
 	}
 	return rec

@@ -30,9 +30,13 @@ type Record struct {
 	ClaimsDigest   string           `json:"claims_digest"`   // "sha256:…" over the policy's input.attestation
 	HardwareModel  string           `json:"hardware_model"`
 	ChipID         string           `json:"chip_id,omitempty"`
+	HostData       string           `json:"host_data,omitempty"`
+	TCBStatus      string           `json:"tcb_status,omitempty"`
+	Advisories     []string         `json:"advisories,omitempty"`
 	Measurements   []string         `json:"measurements"`
 	Recipient      string           `json:"recipient"` // thumbprint of the attested key, hex
 	PolicyDigest   string           `json:"policy_digest,omitempty"`
+	Session        string           `json:"session,omitempty"` // the watching session, or whose leases these are
 	Resources      []RecordResource `json:"resources"`
 	// Error is what went wrong besides policy, for operators.
 	Error string `json:"error,omitempty"`
@@ -45,6 +49,10 @@ type RecordResource struct {
 	Allow   bool             `json:"allow"`
 	Reasons []DecisionReason `json:"reasons,omitempty"`
 	Version string           `json:"version,omitempty"`
+	// Unchanged: the guest has that version, it was not sent again.
+	Unchanged bool `json:"unchanged,omitempty"`
+	// FromCache: the source did not answer, an earlier answer stood in.
+	FromCache bool `json:"served_from_cache,omitempty"`
 }
 
 // Position is where a record stands in the log.

@@ -19,6 +19,9 @@ const (
 	RevokeResource      RevocationKind = "resource"       // path
 	RevokeTCB           RevocationKind = "tcb"            // "{hardware_model}/{TCB status}"
 	RevokeSecretVersion RevocationKind = "secret_version" // "{resource}@{version}"
+	RevokeAdvisory      RevocationKind = "advisory"       // any of Claims.TCB.Advisories
+	RevokeSession       RevocationKind = "session"        // a session's id
+	RevokeWorkload      RevocationKind = "workload"       // Claims.HostData
 )
 
 // Subject is one thing that can be revoked.
@@ -32,9 +35,9 @@ func (s Subject) String() string { return fmt.Sprintf("%s %s", s.Kind, s.Value) 
 // Validate names the field that is wrong.
 func (s Subject) Validate() error {
 	switch s.Kind {
-	case RevokeChip, RevokeMeasurement, RevokePolicy, RevokeResource, RevokeTCB, RevokeSecretVersion:
+	case RevokeChip, RevokeMeasurement, RevokePolicy, RevokeResource, RevokeTCB, RevokeSecretVersion, RevokeAdvisory, RevokeSession, RevokeWorkload:
 	default:
-		return fmt.Errorf("kind: %q is none of chip, measurement, policy, resource, tcb, secret_version", s.Kind)
+		return fmt.Errorf("kind: %q is none of chip, measurement, policy, resource, tcb, secret_version, advisory, session, workload", s.Kind)
 	}
 	if s.Value == "" || len(s.Value) > 512 {
 		return fmt.Errorf("value: want 1 to 512 bytes, got %d", len(s.Value))
@@ -44,7 +47,7 @@ func (s Subject) Validate() error {
 
 // Canonical is the form that is stored and compared: hex is lower case.
 func (s Subject) Canonical() Subject {
-	if s.Kind == RevokeChip || s.Kind == RevokeMeasurement {
+	if s.Kind == RevokeChip || s.Kind == RevokeMeasurement || s.Kind == RevokeWorkload {
 		s.Value = strings.ToLower(s.Value)
 	}
 	return s
@@ -72,6 +75,12 @@ func subjectsOf(c attest.Claims) []Subject {
 	}
 	for _, m := range c.Measurements {
 		s = append(s, Subject{RevokeMeasurement, m})
+	}
+	for _, a := range c.TCB.Advisories {
+		s = append(s, Subject{RevokeAdvisory, a})
+	}
+	if c.HostData != "" {
+		s = append(s, Subject{RevokeWorkload, c.HostData})
 	}
 	return s
 }

@@ -101,10 +101,14 @@ type Secret struct {
 	Resource string
 	Value    []byte
 	Version  string
-	Lease    string
-	Expires  time.Time
-	Policy   string
-	decision string // the record's id, the same for all secrets of a release
+	// ContentType is the media type of Value; empty: opaque bytes.
+	ContentType string
+	Lease       string
+	Expires     time.Time
+	Policy      string
+	// PreviousRetires is when the version before this one may not be used any more; zero: nobody says.
+	PreviousRetires time.Time
+	decision        string // the record's id, the same for all secrets of a release
 }
 
 // Wipe overwrites the value.
@@ -204,9 +208,16 @@ func (c *Client) open(key *seal.PrivateKey, nonce []byte, resources []string, re
 		if len(out) > 0 && out[0].decision != st.Decision {
 			return nil, fmt.Errorf("%s: comes from another decision than %s", want, out[0].Resource)
 		}
-		out = append(out, Secret{Resource: want, Value: st.Secret, Version: st.Version, Lease: st.Lease, Expires: time.Unix(st.Expires, 0), Policy: st.Policy, decision: st.Decision})
+		out = append(out, secretOf(st))
 	}
 	return out, nil
+}
+
+func secretOf(st seal.Statement) Secret {
+	return Secret{
+		Resource: st.Resource, Value: st.Secret, Version: st.Version, ContentType: st.ContentType, Lease: st.Lease,
+		Expires: time.Unix(st.Expires, 0), Policy: st.Policy, decision: st.Decision,
+	}
 }
 
 // promise mirrors the payload of a receipt (proto/README.md).

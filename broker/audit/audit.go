@@ -11,6 +11,7 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/transparency-dev/formats/log"
@@ -55,6 +56,7 @@ type Log struct {
 	app      *tessera.Appender
 	shutdown func(context.Context) error
 	stop     context.CancelFunc
+	size     atomic.Uint64 // that the log must have at least, by what was appended
 }
 
 // Open opens or creates the log in dir. signer is a note signer key ("PRIVATE+KEY+…").
@@ -109,10 +111,31 @@ func (l *Log) Append(ctx context.Context, rec broker.Record) (broker.Position, e
 		if r.err != nil {
 			return broker.Position{}, fmt.Errorf("append to audit log: %w", r.err)
 		}
+		for seen := l.size.Load(); seen <= r.index.Index && !l.size.CompareAndSwap(seen, r.index.Index+1); {
+			seen = l.size.Load()
+		}
 		return broker.Position{Origin: l.origin, Index: r.index.Index, LeafHash: [32]byte(rfc6962.DefaultHasher.HashLeaf(entry))}, nil
 	case <-ctx.Done():
 		return broker.Position{}, fmt.Errorf("append to audit log: %w", ctx.Err())
 	}
+}
+
+// Settle waits until all that was appended before is in a published
+// checkpoint, which is what a Reader sees.
+func (l *Log) Settle(ctx context.Context) error {
+	want := l.size.Load()
+	for want > 0 {
+		size, err := l.Size(ctx)
+		if err == nil && size >= want {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for a checkpoint: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 // Close publishes what is outstanding and stops.

@@ -98,6 +98,33 @@ func (s *Store) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, erro
 	return broker.Secret{}, fmt.Errorf("local %s: %w", e.Key, state.ErrConflict)
 }
 
+// CurrentVersion implements broker.Versioner.
+func (s *Store) CurrentVersion(ctx context.Context, e broker.CatalogEntry) (string, error) {
+	r, _, err := s.read(ctx, e.Key)
+	if err != nil {
+		return "", err
+	}
+	clear(r.Value)
+	if r.Version == 0 {
+		return "", fmt.Errorf("local %s: %w", e.Key, broker.ErrNoSecret)
+	}
+	return strconv.FormatUint(r.Version, 10), nil
+}
+
+// Rotate implements broker.Rotator.
+func (s *Store) Rotate(ctx context.Context, e broker.CatalogEntry) (string, error) {
+	if !e.Rotatable || e.CreateBytes == 0 {
+		return "", fmt.Errorf("local %s: %w", e.Key, broker.ErrNotRotatable)
+	}
+	value := make([]byte, e.CreateBytes)
+	if _, err := rand.Read(value); err != nil {
+		return "", fmt.Errorf("read random: %w", err)
+	}
+	defer clear(value)
+	v, err := s.Put(ctx, e.Key, value, nil)
+	return strconv.FormatUint(v, 10), err
+}
+
 // Put writes a new version. expected, if not nil, is the version that must be current (0: none).
 func (s *Store) Put(ctx context.Context, key string, value []byte, expected *uint64) (uint64, error) {
 	if len(value) == 0 || len(value) > MaxValue {

@@ -43,6 +43,7 @@ type Admin struct {
 	pb.UnimplementedAdminServer
 	State       State
 	Secrets     Secrets
+	Sessions    Sessions
 	ListSecret  func(ctx context.Context, prefix string) ([]*pb.SecretInfo, error)
 	Catalog     func() []broker.CatalogEntry
 	Policy      func() *pb.GetPolicyResponse
@@ -216,8 +217,9 @@ func (a *Admin) ListCatalog(context.Context, *pb.ListCatalogRequest) (*pb.ListCa
 	out := &pb.ListCatalogResponse{}
 	for _, e := range a.Catalog() {
 		out.Entries = append(out.Entries, &pb.CatalogEntry{
-			Pattern: e.Pattern, Source: e.Source, Key: e.Key, Field: e.Field, Policy: e.Policy,
-			CreateBytes: uint32(e.CreateBytes), TtlSeconds: int64(e.TTL / time.Second), Labels: e.Labels,
+			Pattern: e.Pattern, Source: e.Source, Kind: string(e.Kind), Mount: e.Mount, Key: e.Key, Field: e.Field, Policy: e.Policy,
+			PinVersion: uint32(e.PinVersion), Options: e.Options, CreateBytes: uint32(e.CreateBytes), TtlSeconds: int64(e.TTL / time.Second),
+			GraceSeconds: int64(e.Grace / time.Second), Rotatable: e.Rotatable, Labels: e.Labels,
 		})
 	}
 	return out, nil
@@ -227,8 +229,10 @@ func (a *Admin) ListCatalog(context.Context, *pb.ListCatalogRequest) (*pb.ListCa
 func (a *Admin) PutCatalogEntry(ctx context.Context, r *pb.PutCatalogEntryRequest) (*pb.PutCatalogEntryResponse, error) {
 	m := r.GetEntry()
 	e := broker.CatalogEntry{
-		Pattern: m.GetPattern(), Source: m.GetSource(), Key: m.GetKey(), Field: m.GetField(), Policy: m.GetPolicy(),
-		CreateBytes: int(m.GetCreateBytes()), TTL: time.Duration(m.GetTtlSeconds()) * time.Second, Labels: maps.Clone(m.GetLabels()),
+		Pattern: m.GetPattern(), Source: m.GetSource(), Kind: broker.Kind(m.GetKind()), Mount: m.GetMount(), Key: m.GetKey(), Field: m.GetField(),
+		Policy: m.GetPolicy(), PinVersion: int(m.GetPinVersion()), Options: maps.Clone(m.GetOptions()), CreateBytes: int(m.GetCreateBytes()),
+		TTL: time.Duration(m.GetTtlSeconds()) * time.Second, Grace: time.Duration(m.GetGraceSeconds()) * time.Second,
+		Rotatable: m.GetRotatable(), Labels: maps.Clone(m.GetLabels()),
 	}
 	others := slices.DeleteFunc(a.Catalog(), func(o broker.CatalogEntry) bool { return o.Pattern == e.Pattern })
 	if _, err := broker.NewCatalog(append(others, e)); err != nil {
@@ -249,6 +253,10 @@ func (a *Admin) PutSecret(ctx context.Context, r *pb.PutSecretRequest) (*pb.PutS
 	v, err := a.Secrets.Put(ctx, r.GetKey(), r.GetValue(), r.ExpectedVersion)
 	if err != nil {
 		return nil, a.adminError(err)
+	}
+	// Workloads that watch it need not wait for the next question; if this fails they do.
+	if err := a.Sessions.Notify(ctx, broker.CatalogEntry{Source: "local", Key: r.GetKey()}); err != nil {
+		a.Log.WarnContext(ctx, "cannot tell of a new version", "key", r.GetKey(), "error", err)
 	}
 	return &pb.PutSecretResponse{Version: v}, nil
 }

@@ -61,12 +61,78 @@ func (a *Admission) Intercept(ctx context.Context, req any, info *grpc.UnaryServ
 	if d := a.peerDelay(ctx); d > 0 {
 		return nil, retry(codes.ResourceExhausted, "too many requests from this address", d)
 	}
-	if info.FullMethod != pb.KeyBroker_Release_FullMethodName {
+	if info.FullMethod != pb.KeyBroker_Release_FullMethodName && info.FullMethod != pb.KeyBroker_Attest_FullMethodName {
 		return next(ctx, req)
 	}
+	release, err := a.slot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return next(ctx, req)
+}
+
+// InterceptStream does the same for Watch: each message with evidence waits for a slot.
+func (a *Admission) InterceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if info.FullMethod != pb.KeyBroker_Watch_FullMethodName {
+		return next(srv, ss)
+	}
+	if d := a.peerDelay(ss.Context()); d > 0 {
+		return retry(codes.ResourceExhausted, "too many requests from this address", d)
+	}
+	st := &admitted{ServerStream: ss, a: a}
+	defer st.leave()
+	return next(srv, st)
+}
+
+// admitted holds a slot from the arrival of evidence until it is answered.
+type admitted struct {
+	grpc.ServerStream
+	a *Admission
+
+	mu      sync.Mutex
+	release func() // guarded by mu; nil: holds no slot
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s *admitted) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	r, ok := m.(*pb.WatchRequest)
+	if !ok || r.GetSubscribe() == nil {
+		return nil
+	}
+	release, err := s.a.slot(s.Context())
+	if err != nil {
+		return err
+	}
+	s.leave() // of a Subscribe that was never answered
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.release = release
+	return nil
+}
+
+// SendMsg implements grpc.ServerStream.
+func (s *admitted) SendMsg(m any) error {
+	s.leave()
+	return s.ServerStream.SendMsg(m)
+}
+
+func (s *admitted) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.release != nil {
+		s.release()
+		s.release = nil
+	}
+}
+
+// slot waits for a place among the releases that are appraised at once.
+func (a *Admission) slot(ctx context.Context) (release func(), err error) {
 	select {
 	case a.queue <- struct{}{}:
-		defer func() { <-a.queue }()
 	default:
 		return nil, retry(codes.ResourceExhausted, "queue is full", a.limits.QueueTime)
 	}
@@ -74,13 +140,14 @@ func (a *Admission) Intercept(ctx context.Context, req any, info *grpc.UnaryServ
 	defer timer.Stop()
 	select {
 	case a.slots <- struct{}{}:
-		defer func() { <-a.slots }()
+		return func() { <-a.slots; <-a.queue }, nil
 	case <-timer.C:
-		return nil, retry(codes.ResourceExhausted, "waited too long in the queue", a.limits.QueueTime)
+		err = retry(codes.ResourceExhausted, "waited too long in the queue", a.limits.QueueTime)
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		err = ctx.Err()
 	}
-	return next(ctx, req)
+	<-a.queue
+	return nil, err
 }
 
 // Waiting is how many releases are in the queue or running.

@@ -34,6 +34,8 @@ const MaxRequest = 1 << 20
 type Broker interface {
 	Challenge() (nonce []byte, expires time.Time, err error)
 	Release(ctx context.Context, req broker.Request) (broker.Response, error)
+	Attest(ctx context.Context, req broker.Request) (broker.Response, error)
+	Watch(ctx context.Context, st broker.Stream) error
 	Identity() []byte
 	EvidenceTypes() []attest.Type
 	AcceptsSimulated() bool
@@ -88,9 +90,9 @@ func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Relea
 	if err != nil {
 		return nil, Status(err)
 	}
-	resp := &pb.ReleaseResponse{Receipt: &pb.Receipt{Promise: out.Receipt.Promise, LogIndex: out.Receipt.LogIndex}}
+	resp := &pb.ReleaseResponse{Receipt: receipt(out.Receipt)}
 	for _, s := range out.Secrets {
-		resp.Secrets = append(resp.Secrets, &pb.WrappedSecret{Resource: s.Resource, Jwe: s.JWE})
+		resp.Secrets = append(resp.Secrets, wrapped(s))
 	}
 	return resp, nil
 }
@@ -141,6 +143,10 @@ func Status(err error) error {
 	case errors.Is(err, broker.ErrDenied):
 		return status.Error(codes.PermissionDenied, broker.ErrDenied.Error())
 	default:
+		// Of a stream: the field rules' and admission's own words.
+		if s, ok := status.FromError(err); ok && (s.Code() == codes.InvalidArgument || s.Code() == codes.ResourceExhausted) {
+			return s.Err()
+		}
 		return retry(codes.Unavailable, broker.ErrUnavailable.Error(), time.Second)
 	}
 }
@@ -166,7 +172,7 @@ func ServerOptions(log *slog.Logger, more ...grpc.UnaryServerInterceptor) ([]grp
 		grpc.MaxRecvMsgSize(MaxRequest), grpc.MaxConcurrentStreams(256), grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.ChainUnaryInterceptor(chain...),
+		grpc.ChainUnaryInterceptor(chain...), grpc.ChainStreamInterceptor(recoverStream(log), validateStream(v)),
 	}, nil
 }
 
@@ -179,6 +185,18 @@ func recoverPanic(log *slog.Logger) grpc.UnaryServerInterceptor {
 			}
 		}()
 		return next(ctx, req)
+	}
+}
+
+func recoverStream(log *slog.Logger) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.ErrorContext(ss.Context(), "panic in a stream", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+				err = Status(broker.ErrUnavailable)
+			}
+		}()
+		return next(srv, ss)
 	}
 }
 

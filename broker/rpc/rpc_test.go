@@ -97,9 +97,13 @@ func (fakeBroker) Challenge() ([]byte, time.Time, error) { return make([]byte, 4
 func (f fakeBroker) Release(ctx context.Context, r broker.Request) (broker.Response, error) {
 	return f.release(ctx, r)
 }
-func (fakeBroker) Identity() []byte             { return []byte("identity") }
-func (fakeBroker) EvidenceTypes() []attest.Type { return []attest.Type{attest.TypeSNP} }
-func (fakeBroker) AcceptsSimulated() bool       { return false }
+func (f fakeBroker) Attest(ctx context.Context, r broker.Request) (broker.Response, error) {
+	return f.Release(ctx, r)
+}
+func (fakeBroker) Watch(context.Context, broker.Stream) error { return broker.ErrDenied }
+func (fakeBroker) Identity() []byte                           { return []byte("identity") }
+func (fakeBroker) EvidenceTypes() []attest.Type               { return []attest.Type{attest.TypeSNP} }
+func (fakeBroker) AcceptsSimulated() bool                     { return false }
 
 // serve runs a server on loopback and returns its address.
 func serve(t *testing.T, register func(*grpc.Server), opts ...grpc.ServerOption) string {

@@ -44,6 +44,8 @@ type State struct {
 	OnReferences func([]broker.ReferenceSet)
 	OnCatalog    func([]broker.CatalogEntry)
 	OnPolicyPin  func(digest string)
+	// OnChange is called after the others.
+	OnChange func()
 
 	mu         sync.RWMutex
 	revoked    map[broker.Subject]broker.Revocation // guarded by mu
@@ -80,7 +82,7 @@ func New(cfg Config) (*State, error) {
 	}
 	return &State{
 		kv: cfg.KV, seal: aead, log: cfg.Logger, now: cfg.Now, revoked: map[broker.Subject]broker.Revocation{},
-		OnReferences: func([]broker.ReferenceSet) {}, OnCatalog: func([]broker.CatalogEntry) {}, OnPolicyPin: func(string) {},
+		OnReferences: func([]broker.ReferenceSet) {}, OnCatalog: func([]broker.CatalogEntry) {}, OnPolicyPin: func(string) {}, OnChange: func() {},
 	}, nil
 }
 
@@ -163,6 +165,7 @@ func (s *State) apply(all []Pair) {
 	s.OnReferences(refs)
 	s.OnCatalog(entries)
 	s.OnPolicyPin(pin)
+	s.OnChange()
 }
 
 // Revoked implements broker.Revocations: from memory, and never from an old view.

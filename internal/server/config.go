@@ -34,6 +34,7 @@ type Config struct {
 	Evidence  Evidence  `json:"evidence"`
 	Audit     Audit     `json:"audit"`
 	Limits    Limits    `json:"limits"`
+	Sessions  Sessions  `json:"sessions"`
 	Nonce     Duration  `json:"nonce_lifetime"` // default 2m
 	SecretTTL Duration  `json:"secret_ttl"`     // default 5m
 	Log       LogConfig `json:"log"`
@@ -78,7 +79,13 @@ type Policy struct {
 type Entry struct {
 	Pattern     string            `json:"pattern"`
 	Source      string            `json:"source"`
+	Kind        string            `json:"kind"`
+	Mount       string            `json:"mount"`
 	Key         string            `json:"key"`
+	PinVersion  int               `json:"pin_version"`
+	Options     map[string]string `json:"options"`
+	Grace       Duration          `json:"grace"`
+	Rotatable   bool              `json:"rotatable"`
 	Field       string            `json:"field"`
 	Policy      string            `json:"policy"`
 	CreateBytes int               `json:"create_bytes"`
@@ -138,6 +145,13 @@ type Limits struct {
 	QueueTime   Duration `json:"queue_time"`
 	PeerRate    *float64 `json:"peer_rate"`
 	PeerBurst   int      `json:"peer_burst"`
+}
+
+// Sessions are workloads that watch for new versions.
+type Sessions struct {
+	TTL  Duration `json:"ttl"`  // how long evidence is believed; default 15m
+	Max  int      `json:"max"`  // watching this broker at once; default 20000
+	Poll Duration `json:"poll"` // between two questions about a secret's version, once for all brokers; default 1s
 }
 
 // LogConfig of the structured log on standard error.
@@ -289,8 +303,9 @@ func (c *Config) catalog() ([]broker.CatalogEntry, error) {
 	var out []broker.CatalogEntry
 	for _, e := range c.Catalog {
 		out = append(out, broker.CatalogEntry{
-			Pattern: e.Pattern, Source: e.Source, Key: e.Key, Field: e.Field, Policy: e.Policy,
-			CreateBytes: e.CreateBytes, TTL: time.Duration(e.TTL), Labels: e.Labels,
+			Pattern: e.Pattern, Source: e.Source, Kind: broker.Kind(e.Kind), Mount: e.Mount, Key: e.Key, Field: e.Field, Policy: e.Policy,
+			PinVersion: e.PinVersion, Options: e.Options, CreateBytes: e.CreateBytes, TTL: time.Duration(e.TTL), Grace: time.Duration(e.Grace),
+			Rotatable: e.Rotatable, Labels: e.Labels,
 		})
 	}
 	return out, nil

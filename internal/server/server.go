@@ -33,6 +33,7 @@ import (
 	"github.com/claviger/claviger/broker/audit"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/etcd"
+	"github.com/claviger/claviger/broker/feed"
 	"github.com/claviger/claviger/broker/local"
 	"github.com/claviger/claviger/broker/rpc"
 	"github.com/claviger/claviger/broker/seal"
@@ -62,6 +63,8 @@ type Server struct {
 	kv      *etcd.Store
 	state   *state.State
 	secrets *local.Store
+	sources map[string]broker.Source
+	feed    *feed.Feed
 	audit   *audit.Log
 	engine  *policy.Engine
 	broker  *broker.Broker
@@ -229,7 +232,7 @@ func (s *Server) openAudit(ctx, _ context.Context) error {
 	return os.WriteFile(filepath.Join(s.cfg.Audit.Dir, "log.vkey"), []byte(verifier+"\n"), 0o644)
 }
 
-func (s *Server) openPolicy(_, run context.Context) error {
+func (s *Server) openPolicy(context.Context, context.Context) error {
 	keys := map[string]policy.VerificationKey{}
 	for id, file := range s.cfg.Policy.VerificationKeys {
 		b, err := os.ReadFile(file)
@@ -250,12 +253,12 @@ func (s *Server) openPolicy(_, run context.Context) error {
 		Dir: s.cfg.Policy.Dir, Logger: s.log, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), VerificationKeys: keys, ExtraData: extra,
 		OnChange: func(st policy.Status) {
 			s.log.Info("policy in force", "digest", st.Digest, "packages", st.Packages, "error", st.Error)
+			s.broker.Changed()
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("policy.dir: %w", err)
 	}
-	s.spawn("policy", func() error { return s.engine.Run(run) })
 	return nil
 }
 
@@ -292,12 +295,22 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 		s.spawn("vault "+v.Name, func() error { return src.Run(run) })
 		sources[v.Name] = src
 	}
+	s.sources = sources
+	instance := rand.Text()[:12]
+	s.feed = feed.New(feed.Config{KV: s.kv, Sources: sources, Instance: instance, Interval: time.Duration(s.cfg.Sessions.Poll), Logger: s.log})
 	s.broker, err = broker.New(broker.Config{
 		Identity: s.id, Nonces: nonces, Verifiers: verifiers, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
-		Observe: s.observe(),
+		Leases: s.state, Sessions: s.state, Versions: s.feed, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
+		MaxSessions: s.cfg.Sessions.Max, Logger: s.log, Observe: s.observe(),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	s.spawn("version feed", func() error { return s.feed.Run(run) })
+	s.spawn("leases", func() error { return s.broker.KeepLeases(run) })
+	s.spawn("session sweep", func() error { return s.state.SweepSessions(run) })
+	return nil
 }
 
 func (s *Server) collateral() (attest.Collateral, error) {
@@ -363,6 +376,8 @@ func (s *Server) follow(ctx, run context.Context) error {
 			s.log.Error("cannot put the pinned policy in force", "digest", digest, "error", err)
 		}
 	}
+	s.state.OnChange = s.broker.Changed
+	s.spawn("policy", func() error { return s.engine.Run(run) })
 	ready := make(chan struct{})
 	s.spawn("shared state", func() error { return s.state.Run(run, ready) })
 	select {
@@ -414,6 +429,7 @@ func (s *Server) serveWorkloads(_, run context.Context) error {
 	if err != nil {
 		return err
 	}
+	opts = append(opts, grpc.ChainStreamInterceptor(s.admission.InterceptStream))
 	s.workloads = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)), grpc.StatsHandler(otelgrpc.NewServerHandler()))...)
 	pb.RegisterKeyBrokerServer(s.workloads, &rpc.Workload{Broker: s.broker, BrokerID: s.id.ID(), Version: s.opt.Version, Prove: s.prove})
 	s.health = health.NewServer()
@@ -467,7 +483,7 @@ func (s *Server) serveAdmin(context.Context, context.Context) error {
 	}
 	s.admin = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)))...)
 	pb.RegisterAdminServer(s.admin, &rpc.Admin{
-		State: s.state, Secrets: s.secrets, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
+		State: s.state, Secrets: s.secrets, Sessions: sessions{s}, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
 		Policy: s.policyStatus, GetStatusFn: s.status, Decisions: s.decisions,
 		Conflict: func(err error) bool { return errors.Is(err, state.ErrConflict) }, Now: time.Now, Log: s.log,
 	})
@@ -599,6 +615,9 @@ func (s *Server) Identity() []byte { return s.id.PublicKey() }
 // LogVerifierKey verifies the audit log.
 func (s *Server) LogVerifierKey() string { return s.audit.VerifierKey() }
 
+// Drain ends all watching sessions; their guests come back, to this or another broker.
+func (s *Server) Drain() { s.broker.Drain() }
+
 // Wait returns when ctx ends or a part of the server fails.
 func (s *Server) Wait(ctx context.Context) error {
 	select {
@@ -613,6 +632,9 @@ func (s *Server) Wait(ctx context.Context) error {
 func (s *Server) Close(ctx context.Context) error {
 	if s.health != nil {
 		s.health.Shutdown()
+	}
+	if s.broker != nil {
+		s.broker.Stop()
 	}
 	for _, g := range []*grpc.Server{s.workloads, s.admin} {
 		if g == nil {

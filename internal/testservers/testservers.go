@@ -1,10 +1,11 @@
 // Package testservers starts the real servers that tests talk to: HashiCorp
-// Vault and etcd, as processes on loopback. They stop with the test.
+// Vault, PostgreSQL and etcd, as processes on loopback. They stop with the test.
 package testservers
 
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -49,11 +50,12 @@ func skipShort(t testing.TB, what string) {
 type Vault struct {
 	Address string
 	Token   string
+	CAFile  string // with TLS
 	cmd     *exec.Cmd
 }
 
-// StartVault starts the vault on PATH, else the one that `make vault` built.
-func StartVault(t testing.TB) *Vault {
+// VaultBinary is the vault on PATH, else the one that `make vault` built.
+func VaultBinary(t testing.TB) string {
 	t.Helper()
 	skipShort(t, "HashiCorp Vault")
 	bin, err := exec.LookPath("vault")
@@ -63,14 +65,49 @@ func StartVault(t testing.TB) *Vault {
 			t.Fatalf("no vault on PATH and none built: run `make vault` (about 6 minutes, once), or `make test-short`: %v", err)
 		}
 	}
+	return bin
+}
+
+// PostgresPlugin is Vault's plugin postgresql-database-plugin, which StartVault makes known to it.
+func PostgresPlugin(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(Root(t), ".cache", "bin", "plugins", "postgresql-database-plugin")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("no PostgreSQL plugin for Vault: run `make vault`: %v", err)
+	}
+	return path
+}
+
+// StartVault starts a dev server on loopback, without TLS.
+func StartVault(t testing.TB) *Vault {
+	t.Helper()
 	addr := freeAddr(t)
-	dir := t.TempDir()
-	v := &Vault{Address: "http://" + addr, Token: "root"}
-	v.cmd = exec.Command(bin, "server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token", "-dev-listen-address="+addr, "-log-level=warn")
-	v.cmd.Env = append(os.Environ(), "HOME="+dir)
+	return startVault(t, "http://"+addr, http.DefaultClient, "-dev", "-dev-listen-address="+addr)
+}
+
+// StartVaultTLS starts one whose listener has TLS, with a certificate of CAFile's CA.
+func StartVaultTLS(t testing.TB) *Vault {
+	t.Helper()
+	addr, dir := freeAddr(t), t.TempDir()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // only to see that it is there
+	defer transport.CloseIdleConnections()
+	v := startVault(t, "https://"+addr, &http.Client{Transport: transport}, "-dev-tls", "-dev-tls-cert-dir="+dir, "-dev-listen-address="+addr)
+	v.CAFile = filepath.Join(dir, "vault-ca.pem")
+	return v
+}
+
+func startVault(t testing.TB, address string, client *http.Client, args ...string) *Vault {
+	t.Helper()
+	bin := VaultBinary(t)
+	args = append([]string{"server", "-dev-root-token-id=root", "-dev-no-store-token", "-log-level=warn"}, args...)
+	if plugins := filepath.Join(Root(t), ".cache", "bin", "plugins"); exists(plugins) {
+		args = append(args, "-dev-plugin-dir="+plugins)
+	}
+	v := &Vault{Address: address, Token: "root", cmd: exec.Command(bin, args...)}
+	v.cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 	start(t, v.cmd)
 	waitFor(t, "vault", func() error {
-		resp, err := http.Get(v.Address + "/v1/sys/health")
+		resp, err := client.Get(v.Address + "/v1/sys/health")
 		if err != nil {
 			return err
 		}
@@ -81,6 +118,11 @@ func StartVault(t testing.TB) *Vault {
 		return nil
 	})
 	return v
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // Pause and Resume stop the process as a stalled server would.

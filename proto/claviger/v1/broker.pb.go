@@ -933,7 +933,9 @@ type Subscribe struct {
 	// resumed only for the same attested key; otherwise a new session starts.
 	SessionId string `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// What the guest has: those versions are not sent again.
-	Held          []*Held `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
+	Held []*Held `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
+	// The highest sequence number that the guest has accepted: the broker goes on above it.
+	Sequence      uint64 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,6 +989,13 @@ func (x *Subscribe) GetHeld() []*Held {
 		return x.Held
 	}
 	return nil
+}
+
+func (x *Subscribe) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
 }
 
 type Held struct {
@@ -1215,9 +1224,7 @@ type SessionStarted struct {
 	// When new evidence is due; the broker asks for it before.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Whether this goes on with the session that was asked for.
-	Resumed bool `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
-	// The highest sequence number given out in this session so far.
-	Sequence      uint64 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Resumed       bool `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1271,13 +1278,6 @@ func (x *SessionStarted) GetResumed() bool {
 		return x.Resumed
 	}
 	return false
-}
-
-func (x *SessionStarted) GetSequence() uint64 {
-	if x != nil {
-		return x.Sequence
-	}
-	return 0
 }
 
 // SecretVersion is one version of one resource.
@@ -1613,12 +1613,13 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\fWatchRequest\x126\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x16.claviger.v1.SubscribeH\x00R\tsubscribe\x12<\n" +
 	"\vacknowledge\x18\x02 \x01(\v2\x18.claviger.v1.AcknowledgeH\x00R\vacknowledgeB\x10\n" +
-	"\amessage\x12\x05\xbaH\x02\b\x01\"\xa3\x01\n" +
+	"\amessage\x12\x05\xbaH\x02\b\x01\"\xbf\x01\n" +
 	"\tSubscribe\x12=\n" +
 	"\arequest\x18\x01 \x01(\v2\x1b.claviger.v1.ReleaseRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x12&\n" +
 	"\n" +
 	"session_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\tsessionId\x12/\n" +
-	"\x04held\x18\x03 \x03(\v2\x11.claviger.v1.HeldB\b\xbaH\x05\x92\x01\x02\x10\x10R\x04held\"R\n" +
+	"\x04held\x18\x03 \x03(\v2\x11.claviger.v1.HeldB\b\xbaH\x05\x92\x01\x02\x10\x10R\x04held\x12\x1a\n" +
+	"\bsequence\x18\x04 \x01(\x04R\bsequence\"R\n" +
 	"\x04Held\x12&\n" +
 	"\bresource\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\x12\"\n" +
@@ -1632,14 +1633,13 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\x06secret\x18\x02 \x01(\v2\x1a.claviger.v1.SecretVersionH\x00R\x06secret\x12;\n" +
 	"\breattest\x18\x03 \x01(\v2\x1d.claviger.v1.ReattestRequiredH\x00R\breattest\x121\n" +
 	"\x05ended\x18\x04 \x01(\v2\x19.claviger.v1.SessionEndedH\x00R\x05endedB\t\n" +
-	"\amessage\"\xa0\x01\n" +
+	"\amessage\"\x84\x01\n" +
 	"\x0eSessionStarted\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x129\n" +
 	"\n" +
 	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
-	"\aresumed\x18\x03 \x01(\bR\aresumed\x12\x1a\n" +
-	"\bsequence\x18\x04 \x01(\x04R\bsequence\"\xbf\x01\n" +
+	"\aresumed\x18\x03 \x01(\bR\aresumed\"\xbf\x01\n" +
 	"\rSecretVersion\x122\n" +
 	"\x06secret\x18\x01 \x01(\v2\x1a.claviger.v1.WrappedSecretR\x06secret\x12.\n" +
 	"\areceipt\x18\x02 \x01(\v2\x14.claviger.v1.ReceiptR\areceipt\x12J\n" +

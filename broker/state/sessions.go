@@ -1,0 +1,135 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/claviger/claviger/broker"
+)
+
+const (
+	sessions = "sessions/"
+	leases   = "leases/"
+)
+
+// PutSession implements broker.SessionBook.
+func (s *State) PutSession(ctx context.Context, v broker.Session) error {
+	return s.putJSON(ctx, sessions+v.ID, v)
+}
+
+// GetSession implements broker.SessionBook.
+func (s *State) GetSession(ctx context.Context, id string) (broker.Session, error) {
+	v, _, err := getJSON[broker.Session](ctx, s.kv, sessions+id)
+	return v, err
+}
+
+// DeleteSession implements broker.SessionBook.
+func (s *State) DeleteSession(ctx context.Context, id string) error {
+	_, err := s.kv.Delete(ctx, sessions+id)
+	return err
+}
+
+// Sessions lists the sessions that have not expired.
+func (s *State) Sessions(ctx context.Context) ([]broker.Session, error) {
+	all, err := listJSON[broker.Session](ctx, s.kv, sessions)
+	if err != nil {
+		return nil, err
+	}
+	live := all[:0]
+	for _, v := range all {
+		if s.now().Before(v.ExpiresAt) {
+			live = append(live, v)
+		}
+	}
+	return live, nil
+}
+
+// SweepSessions forgets sessions that expired some time ago, now and then, until ctx ends.
+func (s *State) SweepSessions(ctx context.Context) error {
+	t := time.NewTicker(time.Minute)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+		all, err := listJSON[broker.Session](ctx, s.kv, sessions)
+		if err != nil {
+			s.log.WarnContext(ctx, "cannot look for expired sessions", "error", err)
+			continue
+		}
+		for _, v := range all {
+			if s.now().Sub(v.ExpiresAt) < 10*time.Minute {
+				continue
+			}
+			if err := s.DeleteSession(ctx, v.ID); err != nil {
+				s.log.WarnContext(ctx, "cannot forget an expired session", "session", v.ID, "error", err)
+			}
+		}
+	}
+}
+
+// PutLease implements broker.LeaseBook.
+func (s *State) PutLease(ctx context.Context, r broker.LeaseRecord) (broker.LeaseRecord, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return r, fmt.Errorf("encode lease record: %w", err)
+	}
+	won, err := s.kv.PutIf(ctx, leases+r.Session, b, r.Revision)
+	if err != nil {
+		return r, err
+	}
+	if !won {
+		return r, fmt.Errorf("lease record %s: %w", r.Session, broker.ErrChanged)
+	}
+	// The revision of our own write is not known from PutIf; a later update finds out.
+	return s.GetLease(ctx, r.Session)
+}
+
+// GetLease implements broker.LeaseBook.
+func (s *State) GetLease(ctx context.Context, session string) (broker.LeaseRecord, error) {
+	r, rev, err := getJSON[broker.LeaseRecord](ctx, s.kv, leases+session)
+	r.Revision = rev
+	return r, err
+}
+
+// DeleteLease implements broker.LeaseBook.
+func (s *State) DeleteLease(ctx context.Context, session string) error {
+	_, err := s.kv.Delete(ctx, leases+session)
+	return err
+}
+
+// Leases implements broker.LeaseBook.
+func (s *State) Leases(ctx context.Context) ([]broker.LeaseRecord, error) {
+	pairs, err := s.kv.List(ctx, leases)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]broker.LeaseRecord, 0, len(pairs))
+	for _, p := range pairs {
+		var r broker.LeaseRecord
+		if err := json.Unmarshal(p.Value, &r); err != nil {
+			return nil, fmt.Errorf("decode %s: %w", p.Key, err)
+		}
+		r.Revision = p.Revision
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+func getJSON[T any](ctx context.Context, kv KV, key string) (v T, revision int64, err error) {
+	b, rev, err := kv.Get(ctx, key)
+	if err != nil {
+		return v, 0, err
+	}
+	if rev == 0 {
+		return v, 0, fmt.Errorf("%s: %w", key, broker.ErrNoSecret)
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, 0, fmt.Errorf("decode %s: %w", key, err)
+	}
+	return v, rev, nil
+}

@@ -1,0 +1,169 @@
+package vault
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+const maxResponse = 4 << 20 // of Vault's answers; KV v2 allows 1 MiB a secret
+
+// newClient also returns a function that drops idle connections. Only the
+// configuration counts, nothing of the environment: the client's own defaults
+// would take VAULT_SKIP_VERIFY and VAULT_TOKEN from whoever starts the broker.
+func newClient(cfg Config) (*api.Client, func(), error) {
+	t := &http.Transport{
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		Proxy:               http.ProxyFromEnvironment,
+		ForceAttemptHTTP2:   true,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: cfg.Timeout}, // a dead peer is noticed
+		TLSHandshakeTimeout: cfg.Timeout,
+		MaxIdleConnsPerHost: cfg.MaxConcurrency,
+		IdleConnTimeout:     time.Minute,
+	}
+	if cfg.CAFile != "" {
+		pem, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, nil, fmt.Errorf("ca: %w", err)
+		}
+		t.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, nil, fmt.Errorf("ca: no certificate in %s", cfg.CAFile)
+		}
+	}
+	if k := cfg.Certificate; k != nil {
+		t.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(k.CertFile, k.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("certificate: %w", err)
+			}
+			return &pair, nil
+		}
+	}
+	c, err := api.NewClient(&api.Config{
+		Address: cfg.Address,
+		HttpClient: &http.Client{
+			Transport:     bounded{t},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		MaxRetries: 0, // the guest retries; we do not multiply load
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	c.ClearToken()
+	c.SetHeaders(http.Header{api.RequestHeaderName: {"true"}})
+	if cfg.Namespace != "" {
+		c.SetNamespace(cfg.Namespace)
+	}
+	return c, t.CloseIdleConnections, nil
+}
+
+// bounded limits what is read of an answer.
+type bounded struct{ http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxResponse), resp.Body}
+	}
+	return resp, err
+}
+
+// request is one call of Vault's API. An empty method reads.
+type request struct {
+	method  string
+	mount   string // the engine; what is broken in one does not stop the others
+	path    string // below the mount
+	query   url.Values
+	body    map[string]any
+	wrapTTL string
+}
+
+func read(mount, path string) request { return request{mount: mount, path: path} }
+func write(mount, path string, body map[string]any) request {
+	return request{method: http.MethodPut, mount: mount, path: path, body: body}
+}
+
+// call makes a request with the broker's own token. A token that is not good
+// any more looks like a denial; then there is a fresh login and a second try.
+func (s *Source) call(ctx context.Context, r request) (*api.Secret, error) {
+	token := *s.token.Load()
+	got, err := s.do(ctx, token, r)
+	if status(err) != http.StatusForbidden {
+		return got, err
+	}
+	if fresh, lerr := s.loginAfter(ctx, token); lerr != nil {
+		return nil, errors.Join(err, lerr)
+	} else if !fresh {
+		return nil, err
+	}
+	return s.do(ctx, *s.token.Load(), r)
+}
+
+// do makes a request as token. The answer is nil where Vault says 404 and nothing more.
+func (s *Source) do(ctx context.Context, token string, r request) (*api.Secret, error) {
+	c := s.client.WithRequestCallbacks(func(q *api.Request) { q.ClientToken, q.WrapTTL = token, r.wrapTTL })
+	path := r.mount + "/" + r.path
+	got, err := s.through(ctx, r.mount, func(ctx context.Context) (*api.Secret, error) {
+		switch r.method {
+		case http.MethodPut:
+			return c.Logical().WriteWithContext(ctx, path, r.body)
+		case http.MethodDelete:
+			return c.Logical().DeleteWithContext(ctx, path)
+		}
+		return c.Logical().ReadWithDataWithContext(ctx, path, r.query)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("vault: %s: %w", path, err)
+	}
+	return got, nil
+}
+
+// through makes a request when it is its turn, and tells the gate how it went.
+func (s *Source) through(ctx context.Context, mount string, call func(context.Context) (*api.Secret, error)) (got *api.Secret, err error) {
+	leave, err := s.gate.enter(ctx, mount)
+	if err != nil {
+		return nil, err
+	}
+	timed, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	defer func() {
+		switch {
+		case err == nil || status(err) != 0 && status(err) < 500:
+			leave(answered, nil)
+		case ctx.Err() != nil: // a guest that hangs up says nothing about Vault
+			leave(unknown, nil)
+		default:
+			leave(failed, err)
+		}
+	}()
+	return call(timed)
+}
+
+// status is Vault's HTTP status, or 0 where it did not answer.
+func status(err error) int {
+	if r, ok := errors.AsType[*api.ResponseError](err); ok {
+		return r.StatusCode
+	}
+	return 0
+}
+
+// says looks for a text in Vault's own words.
+func says(err error, text string) bool {
+	r, ok := errors.AsType[*api.ResponseError](err)
+	return ok && strings.Contains(strings.Join(r.Errors, " "), text)
+}

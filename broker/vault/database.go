@@ -1,0 +1,106 @@
+package vault
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/claviger/claviger/broker"
+)
+
+const databaseMount = "database"
+
+// fetchDatabase makes a user in the database that lives as long as the owner.
+func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *broker.Owner) (broker.Secret, error) {
+	mount := cmp.Or(e.Mount, databaseMount)
+	now := time.Now()
+	got, err := s.asOwner(ctx, o, read(mount, "creds/"+e.Key))
+	if err != nil {
+		return broker.Secret{}, unknownRole(err, e)
+	}
+	out, err := login(got, e)
+	if err != nil {
+		return broker.Secret{}, err
+	}
+	if got.LeaseID == "" {
+		return broker.Secret{}, fmt.Errorf("vault: %s/creds/%s: the answer has no lease", mount, e.Key)
+	}
+	out.Lease, out.Expires = got.LeaseID, now.Add(lifetime(got))
+	return out, nil
+}
+
+// fetchStatic reads the password of a user whose password Vault changes from time to time.
+func (s *Source) fetchStatic(ctx context.Context, e broker.CatalogEntry) (broker.Secret, error) {
+	mount := cmp.Or(e.Mount, databaseMount)
+	now := time.Now()
+	got, err := s.call(ctx, read(mount, "static-creds/"+e.Key))
+	if err != nil {
+		return broker.Secret{}, unknownRole(err, e)
+	}
+	out, err := login(got, e)
+	if err != nil {
+		return broker.Secret{}, err
+	}
+	if out.Version, err = rotation(got, e); err != nil {
+		return broker.Secret{}, err
+	}
+	if ttl := integer(got.Data["ttl"]); ttl > 0 {
+		out.Expires = now.Add(time.Duration(ttl) * time.Second)
+	}
+	return out, nil
+}
+
+// staticVersion reads the role: no password travels.
+func (s *Source) staticVersion(ctx context.Context, e broker.CatalogEntry) (string, error) {
+	got, err := s.call(ctx, read(cmp.Or(e.Mount, databaseMount), "static-roles/"+e.Key))
+	if err != nil {
+		return "", unknownRole(err, e)
+	}
+	return rotation(got, e)
+}
+
+func (s *Source) rotateStatic(ctx context.Context, e broker.CatalogEntry) (string, error) {
+	if _, err := s.call(ctx, write(cmp.Or(e.Mount, databaseMount), "rotate-role/"+e.Key, nil)); err != nil {
+		return "", unknownRole(err, e)
+	}
+	return s.staticVersion(ctx, e)
+}
+
+// login turns Vault's answer into {"username", "password"}.
+func login(got *api.Secret, e broker.CatalogEntry) (broker.Secret, error) {
+	if got == nil {
+		return broker.Secret{}, fmt.Errorf("vault: no role %s: %w", e.Key, broker.ErrNoSecret)
+	}
+	user, _ := got.Data["username"].(string)
+	password, _ := got.Data["password"].(string)
+	if user == "" || password == "" {
+		return broker.Secret{}, fmt.Errorf("vault: %s: the answer has no username and password", e.Key)
+	}
+	value, err := canonical(map[string]string{"username": user, "password": password})
+	return broker.Secret{Value: value, ContentType: "application/json"}, err
+}
+
+// rotation names the version of a static password by the time it was set.
+func rotation(got *api.Secret, e broker.CatalogEntry) (string, error) {
+	if got == nil {
+		return "", fmt.Errorf("vault: no static role %s: %w", e.Key, broker.ErrNoSecret)
+	}
+	text, _ := got.Data["last_vault_rotation"].(string)
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return "", fmt.Errorf("vault: %s: last_vault_rotation: %w", e.Key, err)
+	}
+	return at.UTC().Format(time.RFC3339Nano), nil
+}
+
+// unknownRole recognises Vault's answer for a role that it does not have: 400 with this text.
+func unknownRole(err error, e broker.CatalogEntry) error {
+	if status(err) == http.StatusBadRequest && says(err, "unknown role") {
+		return fmt.Errorf("vault: no role %s: %w: %w", e.Key, broker.ErrNoSecret, err)
+	}
+	return err
+}

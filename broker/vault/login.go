@@ -1,0 +1,220 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/hashicorp/vault/api/auth/approle"
+)
+
+const (
+	// checkEvery limits how often refused requests make us look at our token.
+	checkEvery = 2 * time.Second
+	// loginEvery limits how often they make us log in although the token is
+	// good: a fresh login has the role's new policies, but one path that stays
+	// forbidden must not make tokens without end.
+	loginEvery = 5 * time.Minute
+)
+
+// login replaces the token. The old one stays good for whoever still uses it. mu is held.
+func (s *Source) login(ctx context.Context) error {
+	var secret *api.Secret
+	var err error
+	method := ""
+	switch {
+	case s.cfg.TokenFile != "":
+		method = "token_file"
+		secret, err = s.loginToken(ctx, s.cfg.TokenFile)
+	case s.cfg.AppRole != nil:
+		method = "approle"
+		secret, err = s.loginAppRole(ctx, s.cfg.AppRole)
+	case s.cfg.Kubernetes != nil:
+		method = "kubernetes"
+		secret, err = s.loginJWT(ctx, s.cfg.Kubernetes)
+	case s.cfg.JWT != nil:
+		method = "jwt"
+		secret, err = s.loginJWT(ctx, s.cfg.JWT)
+	case s.cfg.Certificate != nil:
+		method = "certificate"
+		s.idle() // the login counts the certificate of its connection: a new handshake reads the files again
+		k := s.cfg.Certificate
+		body := map[string]any{}
+		if k.Role != "" {
+			body["name"] = k.Role
+		}
+		secret, err = s.do(ctx, "", write("auth", k.Mount+"/login", body))
+	}
+	if err != nil {
+		return fmt.Errorf("vault %s: %s login: %w", s.cfg.Name, method, err)
+	}
+	if secret == nil || secret.Auth == nil || secret.Auth.ClientToken == "" {
+		return fmt.Errorf("vault %s: %s login: the answer has no token", s.cfg.Name, method)
+	}
+	s.token.Store(&secret.Auth.ClientToken)
+	return nil
+}
+
+func (s *Source) loginToken(ctx context.Context, file string) (*api.Secret, error) {
+	token, err := readFile(file)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.do(ctx, token, read("auth", "token/lookup-self")); err != nil {
+		return nil, err
+	}
+	return &api.Secret{Auth: &api.SecretAuth{ClientToken: token}}, nil
+}
+
+// loginJWT is the login of both auth/kubernetes and auth/jwt: they take the same body.
+func (s *Source) loginJWT(ctx context.Context, j *JWT) (*api.Secret, error) {
+	jwt, err := readFile(j.File)
+	if err != nil {
+		return nil, err
+	}
+	return s.do(ctx, "", write("auth", j.Mount+"/login", map[string]any{"role": j.Role, "jwt": jwt}))
+}
+
+func (s *Source) loginAppRole(ctx context.Context, a *AppRole) (*api.Secret, error) {
+	opts := []approle.LoginOption{approle.WithMountPath(a.Mount)}
+	if a.Wrapped {
+		opts = append(opts, approle.WithWrappingToken())
+	}
+	auth, err := approle.NewAppRoleAuth(a.RoleID, &approle.SecretID{FromFile: a.SecretIDFile}, opts...)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := s.through(ctx, "auth", func(ctx context.Context) (*api.Secret, error) {
+		return auth.Login(ctx, s.client.WithRequestCallbacks()) // a copy: unwrapping sets its token
+	})
+	if status(err) == http.StatusBadRequest {
+		if a.Wrapped {
+			return nil, fmt.Errorf("the wrapped secret id in %s was used or has expired, or role_id is wrong; put a new one there: %w", a.SecretIDFile, err)
+		}
+		return nil, fmt.Errorf("the secret id in %s has expired, is used up or was revoked, or role_id is wrong; put a new one there: %w", a.SecretIDFile, err)
+	}
+	return secret, err
+}
+
+func readFile(name string) (string, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return "", fmt.Errorf("read token: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", fmt.Errorf("read token: %s is empty", name)
+	}
+	return token, nil
+}
+
+// loginAfter is called when Vault refused a request made with the token. It
+// says whether there is another token now, worth a second try.
+func (s *Source) loginAfter(ctx context.Context, refused string) (fresh bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if *s.token.Load() != refused {
+		return true, nil
+	}
+	if time.Since(s.checked) < checkEvery {
+		return false, nil
+	}
+	s.checked = time.Now()
+	// All requests wait for this login: it must not die with the one that came first.
+	ctx = context.WithoutCancel(ctx)
+	_, err = s.do(ctx, refused, read("auth", "token/lookup-self"))
+	switch {
+	case err == nil && time.Since(s.loggedIn) < loginEvery:
+		return false, nil
+	case err != nil && status(err) != http.StatusForbidden:
+		return false, err
+	}
+	s.loggedIn = time.Now()
+	if err := s.login(ctx); err != nil {
+		return false, err
+	}
+	s.log.InfoContext(ctx, "vault refused a request, logged in again", "source", s.cfg.Name)
+	return *s.token.Load() != refused, nil
+}
+
+// Run renews the token until ctx ends, and logs in again when it cannot be renewed any more.
+func (s *Source) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		token := *s.token.Load()
+		err := s.renew(ctx, token)
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		s.log.WarnContext(ctx, "vault token is not renewed, logging in again", "source", s.cfg.Name, "error", err)
+		s.mu.Lock()
+		if *s.token.Load() == token { // nobody else has
+			if err := s.login(ctx); err != nil {
+				s.log.ErrorContext(ctx, "cannot log in to vault", "source", s.cfg.Name, "error", err)
+			}
+		}
+		s.mu.Unlock()
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+// renew waits for half the token's life and renews it.
+func (s *Source) renew(ctx context.Context, token string) error {
+	self, err := s.do(ctx, token, read("auth", "token/lookup-self"))
+	if err != nil {
+		return fmt.Errorf("look up token: %w", err)
+	}
+	ttl, err := self.TokenTTL()
+	if err != nil {
+		return fmt.Errorf("read token's lifetime: %w", err)
+	}
+	renewable, err := self.TokenIsRenewable()
+	if err != nil {
+		return fmt.Errorf("read whether token is renewable: %w", err)
+	}
+	wait := ttl / 2
+	// A root or other token without an end. (A lifetime of 0 says little: Vault counts in whole seconds.)
+	if self.Data["expire_time"] == nil {
+		wait = time.Hour
+	}
+	select {
+	case <-time.After(max(wait, 200*time.Millisecond)):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	switch {
+	case self.Data["expire_time"] == nil:
+		return nil
+	case *s.token.Load() != token:
+		return nil // it is somebody else's turn to be renewed
+	case !renewable:
+		return errors.New("token is not renewable")
+	}
+	renewed, err := s.do(ctx, token, write("auth", "token/renew-self", nil)) // by the role's own period
+	if err != nil {
+		return fmt.Errorf("renew token: %w", err)
+	}
+	// At its maximum lifetime Vault "renews" for ever less: then it is time for a new one.
+	if got := lifetime(renewed); got <= wait/2 {
+		return fmt.Errorf("token nears its maximum lifetime, %s left", got)
+	}
+	return nil
+}
+
+func lifetime(s *api.Secret) time.Duration {
+	switch {
+	case s == nil:
+		return 0
+	case s.Auth != nil:
+		return time.Duration(s.Auth.LeaseDuration) * time.Second
+	}
+	return time.Duration(s.LeaseDuration) * time.Second
+}

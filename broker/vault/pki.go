@@ -1,0 +1,206 @@
+package vault
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/claviger/claviger/broker"
+)
+
+const (
+	pkiMount = "pki"
+	maxCSR   = 16 << 10
+)
+
+// names are what a certificate may be for.
+type names struct {
+	commonName string
+	dns, uris  []string
+}
+
+// namesOf are the names of the catalog entry. The guest never chooses one.
+func namesOf(e broker.CatalogEntry) names {
+	list := func(s string) []string {
+		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	return names{e.Options["common_name"], list(e.Options["dns_sans"]), list(e.Options["uri_sans"])}
+}
+
+// fetchPKI has the guest's key certified, for the names of the entry.
+func (s *Source) fetchPKI(ctx context.Context, e broker.CatalogEntry, der []byte) (broker.Secret, error) {
+	mount, allowed := cmp.Or(e.Mount, pkiMount), namesOf(e)
+	csr, err := checkCSR(der, allowed)
+	if err != nil {
+		return broker.Secret{}, fmt.Errorf("vault: %s/%s: %w: %w", mount, e.Key, broker.ErrInput, err)
+	}
+	body := map[string]any{
+		"csr":         string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})),
+		"common_name": allowed.commonName,
+		"alt_names":   strings.Join(allowed.dns, ","),
+		"uri_sans":    strings.Join(allowed.uris, ","),
+		// Else Vault makes the common name a DNS name too.
+		"exclude_cn_from_sans": true,
+	}
+	if ttl := e.Options["ttl"]; ttl != "" {
+		body["ttl"] = ttl
+	}
+	got, err := s.call(ctx, write(mount, "sign/"+e.Key, body))
+	if err != nil {
+		if status(err) == http.StatusBadRequest && says(err, "unknown role") {
+			return broker.Secret{}, fmt.Errorf("%w: %w", broker.ErrNoSecret, err)
+		}
+		return broker.Secret{}, err
+	}
+	if got == nil {
+		return broker.Secret{}, fmt.Errorf("vault: %s/sign/%s: %w", mount, e.Key, broker.ErrNoSecret)
+	}
+	leaf, chain, err := certificates(got.Data)
+	if err == nil {
+		err = checkLeaf(leaf, csr, allowed)
+	}
+	if err != nil {
+		return broker.Secret{}, fmt.Errorf("vault: %s/sign/%s: %w", mount, e.Key, err)
+	}
+	serial, _ := got.Data["serial_number"].(string)
+	return broker.Secret{Value: chain, ContentType: "application/pem-certificate-chain", Version: serial, Expires: leaf.NotAfter}, nil
+}
+
+// checkCSR refuses a request for more than is allowed, or for a key that is too
+// weak or not the guest's.
+func checkCSR(der []byte, allowed names) (*x509.CertificateRequest, error) {
+	if len(der) == 0 || len(der) > maxCSR {
+		return nil, fmt.Errorf("certificate request of %d bytes, want 1 to %d", len(der), maxCSR)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, fmt.Errorf("certificate request: %w", err)
+	}
+	if err := csr.CheckSignature(); err != nil { // a key that somebody else holds
+		return nil, fmt.Errorf("certificate request: signature by its own key: %w", err)
+	}
+	switch k := csr.PublicKey.(type) {
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n < 2048 || n > 8192 {
+			return nil, fmt.Errorf("certificate request: RSA key of %d bits, want 2048 to 8192", n)
+		}
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
+			return nil, fmt.Errorf("certificate request: curve %s, want P-256 or P-384", k.Params().Name)
+		}
+	case ed25519.PublicKey:
+	default:
+		return nil, fmt.Errorf("certificate request: key type %s, want RSA, ECDSA or Ed25519", csr.PublicKeyAlgorithm)
+	}
+	cn := 0
+	for _, a := range csr.Subject.Names {
+		if !a.Type.Equal(asn1.ObjectIdentifier{2, 5, 4, 3}) || cn > 0 {
+			return nil, fmt.Errorf("certificate request: subject has %v, want a common name only", a.Type)
+		}
+		cn++
+	}
+	if csr.Subject.CommonName != "" && csr.Subject.CommonName != allowed.commonName {
+		return nil, fmt.Errorf("certificate request: common name %q, want %q", csr.Subject.CommonName, allowed.commonName)
+	}
+	sans := 0
+	for _, x := range csr.Extensions {
+		if !x.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) {
+			return nil, fmt.Errorf("certificate request: asks for extension %v", x.Id)
+		}
+		// Go's parser passes over kinds of names that it does not know.
+		var all []asn1.RawValue
+		if rest, err := asn1.Unmarshal(x.Value, &all); err != nil || len(rest) > 0 {
+			return nil, fmt.Errorf("certificate request: malformed alternative names")
+		}
+		sans += len(all)
+	}
+	if sans != len(csr.DNSNames)+len(csr.URIs) {
+		return nil, fmt.Errorf("certificate request: alternative names that are neither DNS names nor URIs")
+	}
+	return csr, within(csr.DNSNames, uris(csr.URIs), allowed)
+}
+
+func within(dns, uris []string, allowed names) error {
+	for _, n := range dns {
+		if !slices.ContainsFunc(allowed.dns, func(a string) bool { return strings.EqualFold(a, n) }) {
+			return fmt.Errorf("DNS name %q is not one of %q", n, allowed.dns)
+		}
+	}
+	for _, n := range uris {
+		if !slices.Contains(allowed.uris, n) {
+			return fmt.Errorf("URI %q is not one of %q", n, allowed.uris)
+		}
+	}
+	return nil
+}
+
+func uris[T fmt.Stringer](in []T) []string {
+	out := make([]string, len(in))
+	for i, u := range in {
+		out[i] = u.String()
+	}
+	return out
+}
+
+// certificates reads Vault's answer: the leaf, and all of it as PEM, leaf first, without a self-signed root's repetition.
+func certificates(data map[string]any) (*x509.Certificate, []byte, error) {
+	text, _ := data["certificate"].(string)
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return nil, nil, fmt.Errorf("the answer has no certificate")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("parse certificate: %w", err)
+	}
+	var issuers []string
+	if list, _ := data["ca_chain"].([]any); len(list) > 0 {
+		for _, c := range list {
+			t, _ := c.(string)
+			issuers = append(issuers, t)
+		}
+	} else if t, _ := data["issuing_ca"].(string); t != "" {
+		issuers = []string{t}
+	}
+	out := pem.EncodeToMemory(block)
+	for _, t := range issuers {
+		b, _ := pem.Decode([]byte(t))
+		if b == nil || b.Type != "CERTIFICATE" {
+			return nil, nil, fmt.Errorf("the answer's chain is not PEM")
+		}
+		out = append(out, pem.EncodeToMemory(b)...)
+	}
+	return leaf, out, nil
+}
+
+// checkLeaf holds what Vault signed against what was asked: a role that takes
+// its names from the request, or makes CAs, gives out more than the catalog says.
+func checkLeaf(leaf *x509.Certificate, csr *x509.CertificateRequest, allowed names) error {
+	switch {
+	case !bytes.Equal(leaf.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo):
+		return fmt.Errorf("the certificate is for another key")
+	case leaf.IsCA:
+		return fmt.Errorf("the role makes CA certificates")
+	case leaf.Subject.CommonName != "" && leaf.Subject.CommonName != allowed.commonName:
+		return fmt.Errorf("the certificate has common name %q, want %q", leaf.Subject.CommonName, allowed.commonName)
+	case len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0:
+		return fmt.Errorf("the certificate has IP or e-mail addresses")
+	case len(leaf.DNSNames) < len(allowed.dns) || len(leaf.URIs) < len(allowed.uris) || allowed.commonName != "" && leaf.Subject.CommonName == "":
+		return fmt.Errorf("the certificate lacks names of the entry: set use_csr_common_name and use_csr_sans of the role to false")
+	}
+	if err := within(leaf.DNSNames, uris(leaf.URIs), allowed); err != nil {
+		return fmt.Errorf("the certificate: %w", err)
+	}
+	return nil
+}

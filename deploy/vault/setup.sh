@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Sets up a Vault (or OpenBao) for Claviger: policies, AppRole, token roles, KV v2 at secret/, and
+# what else is named. It can be run again: what is there stays, what differs is brought in line.
+#
+#   VAULT_ADDR=https://vault.example:8200 VAULT_TOKEN=<an admin's> deploy/vault/setup.sh [database] [pki] [transit]
+#
+#   SECRET_ID_FILE      where the broker's secret id goes, if there is no such file; default ./vault-secret-id
+#   database:  POSTGRES=host:port/database, POSTGRES_USER and POSTGRES_PASSWORD of a user that may create roles,
+#              POSTGRES_SSLMODE (default verify-full), POSTGRES_STATIC_USER (a user for static role "app-static"; optional)
+#   pki:       PKI_DOMAIN, default claviger.internal
+#   VAULT       the vault (or bao) binary; default: on PATH, else .cache/bin/vault
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+vault=${VAULT:-$(command -v vault || command -v bao || echo "$here/../../.cache/bin/vault")}
+: "${VAULT_ADDR:?}" "${VAULT_TOKEN:?}"
+export VAULT_ADDR VAULT_TOKEN
+secret_id_file=${SECRET_ID_FILE:-vault-secret-id}
+kinds=" $* "
+
+say() { echo "setup: $*" >&2; }
+v() { "$vault" "$@" >/dev/null; }
+has() { "$vault" read "$1" >/dev/null 2>&1; }
+want() { [[ $kinds == *" $1 "* ]]; }
+policy() { v policy write "claviger-$1" "$here/$1.hcl" && say "policy claviger-$1"; }
+engine() { # type, path, options
+  has "sys/mounts/$2" && { say "$2/ is there already"; return; }
+  v secrets enable -path="$2" "${@:3}" "$1" && say "$1 at $2/"
+}
+for k in "$@"; do
+  case $k in database | pki | transit) ;; *) say "unknown: $k; want database, pki, transit"; exit 2 ;; esac
+done
+v token lookup || { say "VAULT_TOKEN is not good at $VAULT_ADDR"; exit 1; }
+
+# KV v2. A mount that is version 1 is refused: it has no versions and no check-and-set.
+engine kv secret -version=2
+[[ $("$vault" read -field=options sys/mounts/secret) == *version:2* ]] || { say "secret/ is not KV v2"; exit 1; }
+policies=claviger-broker-base,claviger-broker-kv
+policy broker-base
+policy broker-kv
+
+# Sessions: orphans, so that they outlive the broker that made them; renewable and without a period,
+# so that they end by themselves when no broker renews them.
+policy session
+policy guest
+v write auth/token/roles/claviger-session allowed_policies=claviger-session orphan=true renewable=true token_period=0 \
+  token_type=service token_no_default_policy=true
+v write auth/token/roles/claviger-login allowed_policies=claviger-guest orphan=false renewable=true token_period=0 \
+  token_type=service token_no_default_policy=true
+say "token roles claviger-session and claviger-login"
+
+if want database; then
+  : "${POSTGRES:?}" "${POSTGRES_USER:?}" "${POSTGRES_PASSWORD:?}"
+  engine database database
+  has database/config/app || v write database/config/app plugin_name=postgresql-database-plugin allowed_roles='app,app-static' \
+    connection_url="postgresql://{{username}}:{{password}}@$POSTGRES?sslmode=${POSTGRES_SSLMODE:-verify-full}" \
+    username="$POSTGRES_USER" password="$POSTGRES_PASSWORD"
+  # default_ttl is how long a user lives if its session never renews it; max_ttl bounds a session.
+  v write database/roles/app db_name=app default_ttl="${DATABASE_TTL:-15m}" max_ttl=24h \
+    creation_statements="CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}';"
+  say "database role app"
+  if [[ -n ${POSTGRES_STATIC_USER:-} ]] && ! has database/static-roles/app-static; then
+    v write database/static-roles/app-static db_name=app username="$POSTGRES_STATIC_USER" rotation_period=24h
+    say "static database role app-static"
+  fi
+  policy broker-database
+  policies+=,claviger-broker-database
+fi
+
+if want pki; then
+  domain=${PKI_DOMAIN:-claviger.internal}
+  engine pki pki -max-lease-ttl=87600h
+  "$vault" read -field=certificate pki/cert/ca 2>/dev/null | grep -q BEGIN || v write pki/root/generate/internal common_name="$domain CA" ttl=87600h
+  # The names come from the broker's catalog, never from the guest's request.
+  v write pki/roles/workload allowed_domains="$domain" allow_bare_domains=true allow_subdomains=true allowed_uri_sans="spiffe://$domain/*" \
+    allow_ip_sans=false use_csr_common_name=false use_csr_sans=false require_cn=false key_type=any max_ttl=24h no_store=true
+  say "pki role workload for $domain"
+  policy broker-pki
+  policies+=,claviger-broker-pki
+fi
+
+if want transit; then
+  engine transit transit
+  has transit/keys/app || v write -f transit/keys/app
+  has transit/keys/export || v write transit/keys/export exportable=true
+  say "transit keys app and export (exportable)"
+  policy broker-transit
+  policies+=,claviger-broker-transit
+fi
+
+has sys/auth/approle || v auth enable approle
+# A period: the broker renews its token for as long as it lives.
+v write auth/approle/role/claviger token_policies="$policies" token_period=1h token_no_default_policy=true
+say "AppRole claviger with $policies"
+if [[ ! -s $secret_id_file ]]; then
+  (umask 077 && "$vault" write -f -field=secret_id auth/approle/role/claviger/secret-id >"$secret_id_file")
+  say "secret id in $secret_id_file; remove the file and run this again for a new one"
+fi
+
+cat <<YAML
+# claviger.yaml
+vault:
+  - name: vault
+    address: $VAULT_ADDR
+    approle:
+      role_id: $("$vault" read -field=role_id auth/approle/role/claviger/role-id)
+      secret_id_file: $secret_id_file
+YAML
