@@ -46,6 +46,8 @@ type Config struct {
 	Leases   LeaseBook
 	Sessions SessionBook
 	Versions Versions
+	// Cache keeps copies of secrets whose policy allows that (Obligations.Cache); nil: none are kept.
+	Cache Cache
 	// Instance names this process among the brokers of a cluster; random if empty.
 	Instance string
 	// SessionTTL is how long evidence is believed in a watching session. Default 15 minutes.
@@ -80,6 +82,7 @@ type Broker struct {
 	changed  broadcast    // policy, references, catalog or revocations changed
 	draining broadcast    // this broker stops
 	stopping atomic.Bool
+	cache    copies
 	shared   shared // reads of the same new version for several sessions
 }
 
@@ -407,10 +410,15 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 	}
 	switch {
 	case errors.Is(err, ErrNoSecret), errors.Is(err, ErrInput):
+		b.forgetCopy(ctx, g)
 		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrDenied, g.path, err)
 	case err != nil:
+		if copied, ok := b.standIn(ctx, g, now); ok {
+			return copied, nil
+		}
 		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, g.path, err)
 	}
+	b.keepCopy(ctx, g, secret, now)
 	return secret, nil
 }
 
@@ -488,6 +496,7 @@ type allowed struct {
 	entry CatalogEntry
 	input []byte
 	ttl   time.Duration
+	cache time.Duration // how old a copy may be that stands in for a source that does not answer
 }
 
 // decide asks about every resource of the record.
@@ -552,7 +561,7 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 		if ttl == 0 {
 			ttl = b.cfg.TTL
 		}
-		grants = append(grants, allowed{path: path, entry: entry, input: a.input(path), ttl: ttl})
+		grants = append(grants, allowed{path: path, entry: entry, input: a.input(path), ttl: ttl, cache: d.Obligations.Cache})
 	}
 	if refusal != nil {
 		return nil, refusal

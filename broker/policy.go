@@ -59,7 +59,10 @@ type DecisionReason struct {
 
 // Obligations are conditions on a release.
 type Obligations struct {
-	TTL        time.Duration `json:"ttl"`         // how long the guest may use the secret; 0: the catalog's default
+	TTL time.Duration `json:"ttl"` // how long the guest may use the secret; 0: the catalog's default
+	// Cache lets the broker keep a copy of the secret, encrypted, for that long,
+	// and give it out while its source does not answer; 0: never.
+	Cache      time.Duration `json:"cache"`
 	MaxHolders int           `json:"max_holders"` // 0: no limit
 	RequirePQ  bool          `json:"require_pq"`  // the hybrid post-quantum wrap is required
 	Approvals  int           `json:"approvals"`   // operators who must agree; more than is supported denies

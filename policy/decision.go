@@ -168,6 +168,8 @@ func obligations(v ast.Value) (broker.Obligations, error) {
 		switch name {
 		case "ttl":
 			o.TTL, err = ttl(t.Value)
+		case "cache":
+			o.Cache, err = ttl(t.Value)
 		case "max_holders":
 			o.MaxHolders, err = count(t.Value, maxHolders)
 		case "approvals":

@@ -41,9 +41,11 @@ type Secrets interface {
 // Admin serves the operators' service. Every field is required.
 type Admin struct {
 	pb.UnimplementedAdminServer
-	State       State
-	Secrets     Secrets
-	Sessions    Sessions
+	State    State
+	Secrets  Secrets
+	Sessions Sessions
+	// RotateKey makes a new key for tokens; nil where none are issued.
+	RotateKey   func(ctx context.Context, replace bool) (kid string, err error)
 	ListSecret  func(ctx context.Context, prefix string) ([]*pb.SecretInfo, error)
 	Catalog     func() []broker.CatalogEntry
 	Policy      func() *pb.GetPolicyResponse
@@ -78,6 +80,7 @@ var needs = map[string]Role{
 	pb.Admin_BlastRadius_FullMethodName:        Operator,
 	pb.Admin_RotateSecret_FullMethodName:       Operator,
 	pb.Admin_Notify_FullMethodName:             Operator,
+	pb.Admin_RotateTokenKey_FullMethodName:     Operator,
 	pb.Admin_ActivatePolicy_FullMethodName:     Operator,
 	pb.Admin_PutReferenceSet_FullMethodName:    Operator,
 	pb.Admin_DeleteReferenceSet_FullMethodName: Operator,

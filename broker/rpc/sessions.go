@@ -123,3 +123,12 @@ func (a *Admin) BlastRadius(ctx context.Context, r *pb.BlastRadiusRequest) (*pb.
 	}
 	return out, nil
 }
+
+// RotateTokenKey implements Admin.
+func (a *Admin) RotateTokenKey(ctx context.Context, r *pb.RotateTokenKeyRequest) (*pb.RotateTokenKeyResponse, error) {
+	if a.RotateKey == nil {
+		return nil, status.Error(codes.FailedPrecondition, "this broker issues no tokens: tokens.issuer is not configured")
+	}
+	kid, err := a.RotateKey(ctx, r.GetReplace())
+	return &pb.RotateTokenKeyResponse{KeyId: kid}, a.adminError(err)
+}

@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -46,8 +47,8 @@ func (s *State) Sessions(ctx context.Context) ([]broker.Session, error) {
 	return live, nil
 }
 
-// SweepSessions forgets sessions that expired some time ago, now and then, until ctx ends.
-func (s *State) SweepSessions(ctx context.Context) error {
+// Sweep forgets sessions and copies that expired, now and then, until ctx ends.
+func (s *State) Sweep(ctx context.Context) error {
 	t := time.NewTicker(time.Minute)
 	defer t.Stop()
 	for {
@@ -56,20 +57,24 @@ func (s *State) SweepSessions(ctx context.Context) error {
 			return ctx.Err()
 		case <-t.C:
 		}
-		all, err := listJSON[broker.Session](ctx, s.kv, sessions)
-		if err != nil {
-			s.log.WarnContext(ctx, "cannot look for expired sessions", "error", err)
-			continue
-		}
-		for _, v := range all {
-			if s.now().Sub(v.ExpiresAt) < 10*time.Minute {
-				continue
-			}
-			if err := s.DeleteSession(ctx, v.ID); err != nil {
-				s.log.WarnContext(ctx, "cannot forget an expired session", "session", v.ID, "error", err)
-			}
+		if err := errors.Join(s.sweepSessions(ctx), s.sweepCopies(ctx)); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "cannot forget all that expired", "error", err)
 		}
 	}
+}
+
+func (s *State) sweepSessions(ctx context.Context) error {
+	all, err := listJSON[broker.Session](ctx, s.kv, sessions)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range all {
+		if s.now().Sub(v.ExpiresAt) > 10*time.Minute {
+			errs = append(errs, s.DeleteSession(ctx, v.ID))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // PutLease implements broker.LeaseBook.

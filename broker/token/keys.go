@@ -79,7 +79,7 @@ func (s *Source) rotate(ctx context.Context, replace bool) (string, error) {
 			return "", err
 		}
 		newest := keys[len(keys)-1]
-		if !replace && newest.number > 1 && newest.starts(s.cfg.Lead).After(s.cfg.Now()) {
+		if !replace && newest.starts(s.cfg.Lead).After(s.cfg.Now()) {
 			s.publish(keys)
 			return newest.kid, nil
 		}
@@ -87,7 +87,7 @@ func (s *Source) rotate(ctx context.Context, replace bool) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		keys = append(keys[:len(keys):len(keys)], next)
+		keys = append(keys, next)
 		if !replace || next.replaces {
 			s.publish(keys)
 			return next.kid, nil
@@ -128,7 +128,6 @@ func (s *Source) publish(keys []generation) {
 // load appends the generations that were made since. It returns those it could
 // read even with an error.
 func (s *Source) load(ctx context.Context, keys []generation) ([]generation, error) {
-	keys = keys[:len(keys):len(keys)] // others hold the same array
 	for {
 		n := keys[len(keys)-1].number + 1
 		b, err := s.cfg.Key(ctx, keyName(n), func() ([]byte, error) { return nil, errNext })

@@ -114,6 +114,10 @@ func TestRotationReachesOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.add(refreshEvery)
+	// Even if the one who asks first hangs up.
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(gone, "GET", keysPath, nil))
 	if !slices.Contains(kids(t, b), fresh) {
 		t.Errorf("the other replica does not publish %s", fresh)
 	}
@@ -146,11 +150,10 @@ func TestReplace(t *testing.T) {
 	if d := cmp.Diff([]string{fresh}, kids(t, newSource(t, cfg))); d != "" {
 		t.Errorf("clock behind (-want +got): %s", d)
 	}
-	// And it ends like any other.
-	c.add(time.Hour)
+	// And it ends like any other; it does not count as one that waits.
 	next, err := b.Rotate(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || next == fresh {
+		t.Fatalf("rotated from %s to %s: %v", fresh, next, err)
 	}
 	c.add(2 * time.Hour)
 	if d := cmp.Diff([]string{next}, kids(t, b)); d != "" {
@@ -309,6 +312,10 @@ func TestParseKeyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	long, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
 	short, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
 		t.Fatal(err)
@@ -330,7 +337,7 @@ func TestParseKeyRefuses(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"nothing": nil, "not JSON": []byte("x"), "no key": []byte(`{"v":1,"alg":"ES256"}`),
 		"another version": enc(2, ES256, p256), "RS256 with an EC key": enc(1, RS256, p256), "HS256": enc(1, "HS256", p256),
-		"P-384": enc(1, ES256, p384), "ES256 with an RSA key": enc(1, ES256, short), "short RSA": enc(1, RS256, short),
+		"P-384": enc(1, ES256, p384), "ES256 with an RSA key": enc(1, ES256, long), "short RSA": enc(1, RS256, short),
 	} {
 		if _, err := parseKey(1, b); err == nil {
 			t.Errorf("%s: accepted", name)
@@ -357,7 +364,11 @@ func TestHandler(t *testing.T) {
 				}
 			}
 		}
-		for _, path := range []string{"/", prefix + "/", prefix + "/.well-known/", prefix + keysPath + "/", prefix + "/x/.." + keysPath, prefix + "//.well-known/jwks.json", prefix + "/.well-known%2fjwks.json", prefix + "/.well-known/JWKS.json", "/other" + keysPath} {
+		outside := []string{"/other" + keysPath}
+		if prefix != "" {
+			outside = append(outside, keysPath, discoveryPath)
+		}
+		for _, path := range append(outside, "/", prefix+"/", prefix+"/.well-known/", prefix+keysPath+"/", prefix+"/x/.."+keysPath, prefix+"//.well-known/jwks.json", prefix+"/.well-known%2fjwks.json", prefix+"/.well-known/JWKS.json") {
 			if w := get(t, s, "GET", path); w.Code != http.StatusNotFound {
 				t.Errorf("%s: %d", path, w.Code)
 			}

@@ -73,7 +73,7 @@ type Source struct {
 
 	loading sync.Mutex // held while reading the shared state
 	mu      sync.Mutex
-	keys    []generation // oldest first, never empty; guarded by mu
+	keys    []generation // oldest first, never empty; guarded by mu, and appended to only with loading
 	loaded  time.Time    // when keys was last read; guarded by mu
 }
 
@@ -145,7 +145,7 @@ func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, err
 	ttl := min(what.TTL, s.cfg.MaxTTL)
 	issued, expires := what.Now.Unix(), what.Now.Add(ttl).Unix()
 	// A grant that was laid aside must not come back as a fresh token.
-	if ttl <= 0 || expires <= issued || expires <= s.cfg.Now().Unix() {
+	if expires <= issued || expires <= s.cfg.Now().Unix() {
 		return broker.Secret{}, fmt.Errorf("token: grant of %s for %s has expired", what.Now.UTC().Format(time.RFC3339), what.TTL)
 	}
 	payload, err := s.claims(what, issued, expires)

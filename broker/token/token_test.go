@@ -320,6 +320,17 @@ func TestVerify(t *testing.T) {
 			t.Errorf("%v (-want +got):\n%s", c.path, d)
 		}
 	}
+	for _, bits := range []struct{ debuggable, simulated, tee bool }{{true, false, false}, {false, true, false}, {false, false, true}} {
+		m := decode(t, payload(t, mint(t, s, granted(t, start, func(g *broker.Granted) {
+			g.Claims.Debuggable, g.Claims.Simulated, g.Claims.BoundToCPUTEE = bits.debuggable, bits.simulated, bits.tee
+		}))))
+		ev := at(t, m, "submods", "sev-snp", "ear_claviger_annotated_evidence").(map[string]any)
+		flat := m["claviger"].(map[string]any)
+		if ev["debuggable"] != bits.debuggable || ev["simulated"] != bits.simulated || ev["bound_to_cpu_tee"] != bits.tee ||
+			flat["debuggable"] != fmt.Sprint(bits.debuggable) || flat["simulated"] != fmt.Sprint(bits.simulated) {
+			t.Errorf("%+v: evidence %v, flat %v", bits, ev, flat)
+		}
+	}
 	if bytes.Contains(payload(t, string(token)), []byte("secret_vendor_section")) {
 		t.Error("the vendor's section is in the token")
 	}
@@ -348,6 +359,7 @@ func TestRefuses(t *testing.T) {
 		"another kind":          func(g *broker.Granted) { g.Entry.Kind = broker.KindKV },
 		"no kind":               func(g *broker.Granted) { g.Entry.Kind = "" },
 		"no lifetime":           func(g *broker.Granted) { g.TTL = 0 },
+		"no lifetime, ahead":    func(g *broker.Granted) { g.TTL, g.Now = 0, start.Add(time.Minute) },
 		"negative lifetime":     func(g *broker.Granted) { g.TTL = -time.Minute },
 		"less than a second":    func(g *broker.Granted) { g.TTL = time.Millisecond },
 		"expired":               func(g *broker.Granted) { g.Now = start.Add(-3 * time.Minute) },
@@ -406,7 +418,8 @@ func TestLifetime(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	key := new(store).Key
+	filled := &store{keys: map[string][]byte{"token/1": fixedKey(t)}}
+	key := filled.Key
 	for name, cfg := range map[string]Config{
 		"no issuer":         {Key: key},
 		"http":              {Issuer: "http://broker.example", Key: key},

@@ -97,9 +97,9 @@ func rotation(got *api.Secret, e broker.CatalogEntry) (string, error) {
 	return at.UTC().Format(time.RFC3339Nano), nil
 }
 
-// unknownRole recognises Vault's answer for a role that it does not have: 400 with this text.
+// unknownRole recognises Vault's answers for a role that it does not have: 400 with these texts.
 func unknownRole(err error, e broker.CatalogEntry) error {
-	if status(err) == http.StatusBadRequest && says(err, "unknown role") {
+	if status(err) == http.StatusBadRequest && (says(err, "unknown role") || says(err, "no static role found")) {
 		return fmt.Errorf("vault: no role %s: %w: %w", e.Key, broker.ErrNoSecret, err)
 	}
 	return err

@@ -2,8 +2,6 @@ package vault
 
 import (
 	"bytes"
-	"context"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +10,11 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
+	"sigs.k8s.io/yaml"
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/internal/grant"
 	"github.com/claviger/claviger/internal/testservers"
-	"sigs.k8s.io/yaml"
 )
 
 // deployed is a Vault that deploy/vault/setup.sh has set up, and a Source with
@@ -157,7 +155,6 @@ func TestLeastPrivilege(t *testing.T) {
 		"transit/keys/app/config":               {"deletion_allowed": true},
 		"secret/delete/disks/x":                 {"versions": "1"},
 	} {
-		r := request{mount: "x", path: path}
 		c := d.root.WithRequestCallbacks(func(q *api.Request) { q.ClientToken = token })
 		var err error
 		if body == nil {
@@ -166,14 +163,7 @@ func TestLeastPrivilege(t *testing.T) {
 			_, err = c.Logical().WriteWithContext(t.Context(), path, body)
 		}
 		if status(err) != 403 {
-			t.Errorf("%s: got %v, want 403", r.path, err)
+			t.Errorf("%s: got %v, want 403", path, err)
 		}
 	}
 }
-
-func testLog(t testing.TB) (*slog.Logger, *bytes.Buffer) {
-	var b bytes.Buffer
-	return slog.New(slog.NewTextHandler(&b, nil)), &b
-}
-
-var _ = context.Background

@@ -165,70 +165,21 @@ func TestLoginOutlivesToken(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go w.src.Run(ctx)
-		before := w.src.client.Token()
+		before := *w.src.token.Load()
 		time.Sleep(5 * time.Second)
 		if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
 			t.Fatal(err)
 		}
-		if w.src.client.Token() != before {
+		if *w.src.token.Load() != before {
 			t.Error("logged in again where renewal would have done")
 		}
 	})
 	t.Run("revoked token: logs in again", func(t *testing.T) {
-		if err := w.root.Auth().Token().RevokeTree(w.src.client.Token()); err != nil {
+		if err := w.root.Auth().Token().RevokeTree(*w.src.token.Load()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
 			t.Fatal(err)
 		}
 	})
-}
-
-// A Vault that is sealed, slow or gone is our fault, within the time limit, and never ErrNoSecret.
-func TestVaultInTrouble(t *testing.T) {
-	w := newWorld(t, "1h")
-	w.put(t, "db/orders", map[string]any{"value": "x"})
-	unavailable := func(t *testing.T) {
-		t.Helper()
-		start := time.Now()
-		_, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders", CreateBytes: 32})
-		if err == nil || errors.Is(err, broker.ErrNoSecret) {
-			t.Fatalf("got %v", err)
-		}
-		if d := time.Since(start); d > 10*time.Second {
-			t.Errorf("took %s", d)
-		}
-	}
-	t.Run("slow", func(t *testing.T) {
-		w.vault.Pause(t)
-		defer w.vault.Resume(t)
-		unavailable(t)
-	})
-	t.Run("sealed", func(t *testing.T) {
-		if err := w.root.Sys().Seal(); err != nil {
-			t.Fatal(err)
-		}
-		unavailable(t)
-	})
-	t.Run("gone", func(t *testing.T) {
-		w.vault.Kill(t)
-		unavailable(t)
-	})
-}
-
-func TestNewRefuses(t *testing.T) {
-	for name, cfg := range map[string]Config{
-		"no login":         {Address: "https://v"},
-		"two logins":       {Address: "https://v", TokenFile: "f", AppRole: &AppRole{}},
-		"plain HTTP":       {Address: "http://vault.example:8200", TokenFile: "f"},
-		"no token file":    {Address: "http://127.0.0.1:1", TokenFile: filepath.Join(t.TempDir(), "none")},
-		"no CA file":       {Address: "https://v", CAFile: filepath.Join(t.TempDir(), "none"), TokenFile: "f"},
-		"nobody listening": {Address: "http://127.0.0.1:1", AppRole: &AppRole{RoleID: "r", SecretIDFile: os.DevNull}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := New(t.Context(), cfg); err == nil {
-				t.Fatal("accepted")
-			}
-		})
-	}
 }

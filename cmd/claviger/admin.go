@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -237,14 +238,16 @@ func dash(s string) string {
 func catalogCommand(a *adminFlags) *cobra.Command {
 	group := &cobra.Command{Use: "catalog", Short: "List, set and delete catalog entries"}
 	var e pb.CatalogEntry
-	var ttl time.Duration
+	var ttl, grace time.Duration
 	set := &cobra.Command{
 		Use: "set PATTERN --source SOURCE --key KEY --policy POLICY", Short: "Set a catalog entry in the shared state",
 		Example: `  claviger catalog set 'disks/{vm}' --source local --key 'disks/{vm}' --policy disks --create-bytes 32
-  claviger catalog set db/orders --source vault --key db/orders --field password --policy workload`,
+  claviger catalog set db/orders --source vault --key db/orders --field password --policy workload --grace 10m
+  claviger catalog set db/reports --source vault --kind database --key reports-ro --policy workload
+  claviger catalog set 'certs/{vm}' --source vault --kind pki --key vm --option 'common_name={vm}' --policy disks`,
 		Args: exactArgs("PATTERN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e.Pattern, e.TtlSeconds = args[0], int64(ttl/time.Second)
+			e.Pattern, e.TtlSeconds, e.GraceSeconds = args[0], int64(ttl/time.Second), int64(grace/time.Second)
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.PutCatalogEntry(ctx, &pb.PutCatalogEntryRequest{Entry: &e})
 				return err
@@ -254,7 +257,13 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 	f := set.Flags()
 	f.StringVar(&e.Source, "source", "local", "local, or a vault of the broker's configuration")
 	f.StringVar(&e.Key, "key", "", "the secret's path in the source")
-	f.StringVar(&e.Field, "field", "", "field of a Vault KV secret (default value)")
+	f.StringVar(&e.Kind, "kind", "", "what to get: kv, database, database_static, pki, transit_decrypt, transit_datakey, transit_export, wrapped, login, ear (default kv)")
+	f.StringVar(&e.Mount, "mount", "", "path of the engine in Vault (default: the usual one of the kind)")
+	f.StringVar(&e.Field, "field", "", "field of a Vault KV secret, * for the whole (default value)")
+	f.Uint32Var(&e.PinVersion, "pin-version", 0, "the only version of a KV secret that is given out")
+	f.StringToStringVar(&e.Options, "option", nil, "setting of the kind, NAME=VALUE; repeat")
+	f.DurationVar(&grace, "grace", 0, "how long the version before the newest may still be used after a rotation")
+	f.BoolVar(&e.Rotatable, "rotatable", false, "let `revoke --rotate` make a new random value; not for disk keys")
 	f.StringVar(&e.Policy, "policy", "", "package under claviger.release")
 	f.Uint32Var(&e.CreateBytes, "create-bytes", 0, "make a random secret of that length where there is none")
 	f.DurationVar(&ttl, "ttl", 0, "lifetime of a wrapped secret")
@@ -266,9 +275,10 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(cmd.OutOrStdout(), r, "PATTERN SOURCE KEY FIELD POLICY CREATE", func(row func(...any)) {
+				return a.print(cmd.OutOrStdout(), r, "PATTERN SOURCE KIND KEY FIELD POLICY CREATE GRACE ROTATABLE", func(row func(...any)) {
 					for _, e := range r.GetEntries() {
-						row(e.GetPattern(), e.GetSource(), e.GetKey(), dash(e.GetField()), e.GetPolicy(), e.GetCreateBytes())
+						row(e.GetPattern(), e.GetSource(), cmp.Or(e.GetKind(), "kv"), e.GetKey(), dash(e.GetField()), e.GetPolicy(), e.GetCreateBytes(),
+							time.Duration(e.GetGraceSeconds())*time.Second, e.GetRotatable())
 					}
 				})
 			})
@@ -351,32 +361,6 @@ func secretCommand(a *adminFlags) *cobra.Command {
 		},
 	})
 	return group
-}
-
-const revocationKinds = `KIND and VALUE:
-  chip            CHIP_ID or PIID, hex
-  measurement     hex
-  tcb             "{hardware model}/{TCB status}", as TDX/OutOfDate
-  policy          sha256:… of a bundle
-  resource        path
-  secret_version  resource@version`
-
-func revokeCommand(a *adminFlags) *cobra.Command {
-	var reason string
-	c := &cobra.Command{
-		Use: "revoke KIND VALUE", Short: "Stop releases to or of something, on every replica within a second",
-		Long:    "Stop releases. When this returns the revocation is durable; within a second it holds on every replica.\n\n" + revocationKinds,
-		Example: "  claviger revoke chip 4d2a… --reason 'stolen machine'\n  claviger revoke measurement 5b3c…",
-		Args:    exactArgs("KIND", "VALUE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.call(cmd.Context(), func(ctx context.Context, cl pb.AdminClient) error {
-				_, err := cl.Revoke(ctx, &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: args[0], Value: args[1], Reason: reason}})
-				return err
-			})
-		},
-	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	return c
 }
 
 func unrevokeCommand(a *adminFlags) *cobra.Command {

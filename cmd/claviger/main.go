@@ -63,7 +63,7 @@ Exit codes: 0 done, 1 failed or "no", 2 usage.`,
 	var a adminFlags
 	a.register(root)
 	root.AddCommand(serveCommand(), devCommand(), statusCommand(&a), policyCommand(&a), referenceCommand(&a), catalogCommand(&a),
-		secretCommand(&a), revokeCommand(&a), unrevokeCommand(&a), revocationsCommand(&a), auditCommand(&a),
+		secretCommand(&a), revokeCommand(&a), unrevokeCommand(&a), revocationsCommand(&a), holdersCommand(&a), sessionsCommand(&a), notifyCommand(&a), tokenCommand(&a), auditCommand(&a),
 		evidenceCommand(&a), collateralCommand())
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {

@@ -62,7 +62,7 @@ its environment variable, which wins over the file.`,
 }
 
 func devCommand() *cobra.Command {
-	var dir, listen, admin, metrics string
+	var dir, file, listen, admin, metrics string
 	c := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a broker for trying things out, with SIMULATED hardware",
@@ -75,7 +75,9 @@ The policies lie in DIR/policies: change one and it is in force a moment later.`
   # in a second terminal:
   . ` + defaultDevDir() + `/env
   claviger-agent get db/orders --simulated-device $CLAVIGER_DEV/device.json
-  claviger audit tail`,
+  claviger audit tail
+
+  claviger dev --config vault.yaml     # with secrets of a Vault beside the embedded ones`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			env, err := dev.Prepare(dir, time.Now())
@@ -83,6 +85,15 @@ The policies lie in DIR/policies: change one and it is in force a moment later.`
 				return err
 			}
 			env.Config.Listen, env.Config.Admin.Listen, env.Config.Metrics = listen, admin, metrics
+			if file != "" {
+				more, err := server.Load(file)
+				if err != nil {
+					return err
+				}
+				if err := env.Add(more); err != nil {
+					return err
+				}
+			}
 			return serve(cmd.Context(), env.Config, server.Options{Version: version, TestRoots: env.TestRoots()}, cmd.ErrOrStderr(),
 				func(s *server.Server) error {
 					if err := env.Finish(s); err != nil {
@@ -97,6 +108,7 @@ The policies lie in DIR/policies: change one and it is in force a moment later.`
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", defaultDevDir(), "folder for everything that dev mode makes")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file whose vault, catalog, sessions, tokens and limits are added")
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:7443", "address for workloads")
 	c.Flags().StringVar(&admin, "admin-listen", "127.0.0.1:7444", "address for operators")
 	c.Flags().StringVar(&metrics, "metrics-listen", "127.0.0.1:7445", "address for metrics, or off")

@@ -22,6 +22,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -83,6 +84,19 @@ func Prepare(dir string, now time.Time) (*Env, error) {
 		Log: server.LogConfig{Format: "text"},
 	}
 	return e, nil
+}
+
+// Add takes over what may be added to a dev broker, and refuses the rest: a
+// configuration for production is not tried out under a test root by mistake.
+func (e *Env) Add(c server.Config) error {
+	rest := c
+	rest.Vault, rest.Catalog, rest.Sessions, rest.Tokens, rest.Limits = nil, nil, server.Sessions{}, server.Tokens{}, server.Limits{}
+	if !reflect.DeepEqual(rest, server.Config{}) {
+		return errors.New("configuration: dev mode takes vault, catalog, sessions, tokens and limits only")
+	}
+	e.Config.Vault, e.Config.Sessions, e.Config.Tokens, e.Config.Limits = c.Vault, c.Sessions, c.Tokens, c.Limits
+	e.Config.Catalog = append(e.Config.Catalog, c.Catalog...)
+	return nil
 }
 
 // TestRoots is what makes the device acceptable to a broker.
@@ -200,7 +214,7 @@ func (e *Env) certificate(name string, ca *x509.Certificate, caKey *ecdsa.Privat
 
 // Finish writes what guests and operators need once the server runs: identity.pem, agent.json, env.
 func (e *Env) Finish(s *server.Server) error {
-	workloads, admin, _ := s.Addresses()
+	workloads, admin, metrics := s.Addresses()
 	agent, err := json.MarshalIndent(map[string]string{"broker": workloads, "ca": e.path("ca.pem"), "identity": e.path("identity.pem")}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode agent.json: %w", err)
@@ -209,7 +223,8 @@ func (e *Env) Finish(s *server.Server) error {
 export CLAVIGER_DEV=%[1]s
 export CLAVIGER_BROKER=%[2]s CLAVIGER_CA=%[1]s/ca.pem CLAVIGER_IDENTITY=%[1]s/identity.pem
 export CLAVIGER_ADMIN=%[3]s CLAVIGER_ADMIN_CA=%[1]s/ca.pem CLAVIGER_ADMIN_CERT=%[1]s/operator.pem CLAVIGER_ADMIN_KEY=%[1]s/operator.key
-`, e.Dir, workloads, admin)
+export CLAVIGER_METRICS=%[4]s
+`, e.Dir, workloads, admin, metrics)
 	return errors.Join(
 		os.WriteFile(e.path("identity.pem"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: s.Identity()}), 0o600),
 		os.WriteFile(e.path("agent.json"), append(agent, '\n'), 0o600),

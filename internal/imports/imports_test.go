@@ -47,7 +47,7 @@ func TestOneImporter(t *testing.T) {
 		"github.com/lestrrat-go/jwx":        {"broker/seal", "broker/token"},
 		"github.com/prometheus":             {"broker/telemetry"},
 		module + "broker/internal/grant":    {"broker"},
-		module + "broker/tee/teesim":        {"internal/dev", "cmd/claviger-agent", "broker/brokertest"},
+		module + "broker/tee/teesim":        {"internal/dev", "internal/load", "cmd/claviger-agent", "broker/brokertest"},
 		module + "internal/dev":             {"cmd/claviger", "broker/brokertest"},
 		module + "broker/dcap/dcaptest":     {},
 		module + "broker/tee/teetest":       {},

@@ -17,6 +17,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/rpc"
+	"github.com/claviger/claviger/broker/token"
 )
 
 // Config is the configuration file of `claviger serve` (docs/configuration.md), YAML or JSON.
@@ -35,6 +36,7 @@ type Config struct {
 	Audit     Audit     `json:"audit"`
 	Limits    Limits    `json:"limits"`
 	Sessions  Sessions  `json:"sessions"`
+	Tokens    Tokens    `json:"tokens"`
 	Nonce     Duration  `json:"nonce_lifetime"` // default 2m
 	SecretTTL Duration  `json:"secret_ttl"`     // default 5m
 	Log       LogConfig `json:"log"`
@@ -154,6 +156,15 @@ type Sessions struct {
 	Poll Duration `json:"poll"` // between two questions about a secret's version, once for all brokers; default 1s
 }
 
+// Tokens are attestation results (EAR) for relying parties (docs/tokens.md).
+type Tokens struct {
+	Issuer      string   `json:"issuer"`       // https URL that relying parties know the broker by; empty: no tokens
+	Listen      string   `json:"listen"`       // HTTPS for discovery and keys, with tls; default 0.0.0.0:7446, "off" if something else serves them
+	Algorithm   string   `json:"algorithm"`    // ES256 (default) or RS256
+	MaxTTL      Duration `json:"max_ttl"`      // default 5m
+	RotateEvery Duration `json:"rotate_every"` // a new signing key; default 720h
+}
+
 // LogConfig of the structured log on standard error.
 type LogConfig struct {
 	Level  string `json:"level"`  // debug, info, warn, error; default info
@@ -223,6 +234,12 @@ func (c *Config) Complete() error {
 	def(&c.Audit.Origin, "claviger/"+host)
 	def(&c.Log.Level, "info")
 	def(&c.Log.Format, "json")
+	if c.Tokens.Issuer != "" {
+		def(&c.Tokens.Listen, "0.0.0.0:7446")
+		if c.Tokens.RotateEvery == 0 {
+			c.Tokens.RotateEvery = Duration(30 * 24 * time.Hour)
+		}
+	}
 	if c.Nonce == 0 {
 		c.Nonce = Duration(2 * time.Minute)
 	}
@@ -240,7 +257,11 @@ func (c *Config) Complete() error {
 	if c.TestRoot != "" {
 		bad("test_root: a test root makes SIMULATED hardware acceptable; `claviger serve` never loads one (`claviger dev` makes its own)")
 	}
-	for name, addr := range map[string]string{"listen": c.Listen, "admin.listen": c.Admin.Listen, "metrics_listen": c.Metrics} {
+	addrs := map[string]string{"listen": c.Listen, "admin.listen": c.Admin.Listen, "metrics_listen": c.Metrics}
+	if c.Tokens.Issuer != "" {
+		addrs["tokens.listen"] = c.Tokens.Listen
+	}
+	for name, addr := range addrs {
 		if _, _, err := net.SplitHostPort(addr); err != nil && !(addr == "off" && name != "listen") {
 			bad("%s: %q is not host:port", name, addr)
 		}
@@ -274,7 +295,7 @@ func (c *Config) Complete() error {
 	if r := c.Limits.PeerRate; r != nil && *r < 0 {
 		bad("limits.peer_rate: %g is negative; 0 switches the limit off", *r)
 	}
-	names := map[string]bool{"local": true}
+	names := map[string]bool{"local": true, "token": c.Tokens.Issuer != ""}
 	for i, v := range c.Vault {
 		switch {
 		case v.Name == "" || names[v.Name]:
@@ -292,7 +313,13 @@ func (c *Config) Complete() error {
 		bad("catalog: %w", err)
 	}
 	for _, e := range entries {
-		if !names[e.Source] {
+		if e.Source == "token" && !names["token"] {
+			bad("catalog: %s: source token: tokens.issuer is not configured", e.Pattern)
+		} else if e.Source == "token" {
+			if err := token.Check(e); err != nil {
+				bad("catalog: %s: %w", e.Pattern, err)
+			}
+		} else if !names[e.Source] {
 			bad("catalog: %s: source %q is neither local nor a vault of this file", e.Pattern, e.Source)
 		}
 	}

@@ -40,6 +40,7 @@ import (
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/broker/tee"
 	"github.com/claviger/claviger/broker/telemetry"
+	"github.com/claviger/claviger/broker/token"
 	"github.com/claviger/claviger/broker/vault"
 	"github.com/claviger/claviger/policy"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
@@ -65,6 +66,7 @@ type Server struct {
 	secrets *local.Store
 	sources map[string]broker.Source
 	feed    *feed.Feed
+	tokens  *token.Source
 	audit   *audit.Log
 	engine  *policy.Engine
 	broker  *broker.Broker
@@ -77,6 +79,8 @@ type Server struct {
 	health           *health.Server
 	addr, adminAddr  net.Addr
 	metricsAddr      net.Addr
+	tokensServer     *http.Server
+	tokensAddr       net.Addr
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -105,7 +109,7 @@ func Start(ctx context.Context, cfg Config, opt Options) (_ *Server, err error) 
 		return nil, fmt.Errorf("data_dir: %w", err)
 	}
 	for _, step := range []func(ctx, run context.Context) error{
-		s.openState, s.openAudit, s.openPolicy, s.openBroker, s.follow, s.serveMetrics, s.serveWorkloads, s.serveAdmin,
+		s.openState, s.openAudit, s.openPolicy, s.openBroker, s.follow, s.serveMetrics, s.serveTokens, s.serveWorkloads, s.serveAdmin,
 	} {
 		if err := step(ctx, run); err != nil {
 			return nil, err
@@ -295,13 +299,22 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 		s.spawn("vault "+v.Name, func() error { return src.Run(run) })
 		sources[v.Name] = src
 	}
+	if t := s.cfg.Tokens; t.Issuer != "" {
+		s.tokens, err = token.New(ctx, token.Config{
+			Issuer: t.Issuer, Key: s.state.SealedKey, Algorithm: t.Algorithm, MaxTTL: time.Duration(t.MaxTTL), Logger: s.log,
+		})
+		if err != nil {
+			return fmt.Errorf("tokens: %w", err)
+		}
+		sources["token"] = s.tokens
+	}
 	s.sources = sources
 	instance := rand.Text()[:12]
 	s.feed = feed.New(feed.Config{KV: s.kv, Sources: sources, Instance: instance, Interval: time.Duration(s.cfg.Sessions.Poll), Logger: s.log})
 	s.broker, err = broker.New(broker.Config{
 		Identity: s.id, Nonces: nonces, Verifiers: verifiers, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
-		Leases: s.state, Sessions: s.state, Versions: s.feed, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
+		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
 		MaxSessions: s.cfg.Sessions.Max, Logger: s.log, Observe: s.observe(),
 	})
 	if err != nil {
@@ -309,7 +322,7 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	}
 	s.spawn("version feed", func() error { return s.feed.Run(run) })
 	s.spawn("leases", func() error { return s.broker.KeepLeases(run) })
-	s.spawn("session sweep", func() error { return s.state.SweepSessions(run) })
+	s.spawn("sweep", func() error { return s.state.Sweep(run) })
 	return nil
 }
 
@@ -482,11 +495,15 @@ func (s *Server) serveAdmin(context.Context, context.Context) error {
 		return err
 	}
 	s.admin = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)))...)
-	pb.RegisterAdminServer(s.admin, &rpc.Admin{
+	admin := &rpc.Admin{
 		State: s.state, Secrets: s.secrets, Sessions: sessions{s}, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
 		Policy: s.policyStatus, GetStatusFn: s.status, Decisions: s.decisions,
 		Conflict: func(err error) bool { return errors.Is(err, state.ErrConflict) }, Now: time.Now, Log: s.log,
-	})
+	}
+	if s.tokens != nil {
+		admin.RotateKey = s.rotateTokenKey
+	}
+	pb.RegisterAdminServer(s.admin, admin)
 	s.adminAddr, err = s.serve("admin", s.cfg.Admin.Listen, s.admin)
 	return err
 }
@@ -529,6 +546,59 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+// serveTokens serves what relying parties verify tokens with.
+func (s *Server) serveTokens(_, run context.Context) error {
+	if s.tokens == nil {
+		return nil
+	}
+	s.spawn("token keys", func() error { return s.rotateTokenKeys(run) })
+	if s.cfg.Tokens.Listen == "off" {
+		return nil
+	}
+	creds, err := serverTLS(s.cfg.TLS, nil)
+	if err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	l, err := net.Listen("tcp", s.cfg.Tokens.Listen)
+	if err != nil {
+		return fmt.Errorf("tokens.listen: %w", err)
+	}
+	s.tokensAddr = l.Addr()
+	s.tokensServer = &http.Server{
+		Handler: s.tokens, TLSConfig: creds, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	s.spawn("tokens", func() error {
+		if err := s.tokensServer.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+// rotateTokenKeys makes a new signing key now and then. Brokers that do so at once make one.
+func (s *Server) rotateTokenKeys(ctx context.Context) error {
+	t := time.NewTicker(time.Duration(s.cfg.Tokens.RotateEvery))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+		kid, err := s.tokens.Rotate(ctx)
+		s.log.Info("token key rotated", "kid", kid, "error", err)
+	}
+}
+
+func (s *Server) rotateTokenKey(ctx context.Context, replace bool) (string, error) {
+	if replace {
+		return s.tokens.Replace(ctx)
+	}
+	return s.tokens.Rotate(ctx)
 }
 
 func (s *Server) prove(ctx context.Context, index uint64) (rpc.Proof, bool, error) {
@@ -609,6 +679,14 @@ func (s *Server) Addresses() (workloads, admin, metrics string) {
 	return str(s.addr), str(s.adminAddr), str(s.metricsAddr)
 }
 
+// TokensAddress is where discovery and keys of tokens are served, "" if they are not.
+func (s *Server) TokensAddress() string {
+	if s.tokensAddr == nil {
+		return ""
+	}
+	return s.tokensAddr.String()
+}
+
 // Identity is the broker's public key, to be pinned by guests (SubjectPublicKeyInfo, DER).
 func (s *Server) Identity() []byte { return s.id.PublicKey() }
 
@@ -648,8 +726,10 @@ func (s *Server) Close(ctx context.Context) error {
 			g.Stop()
 		}
 	}
-	if s.metricsServer != nil {
-		_ = s.metricsServer.Shutdown(ctx)
+	for _, h := range []*http.Server{s.metricsServer, s.tokensServer} {
+		if h != nil {
+			_ = h.Shutdown(ctx)
+		}
 	}
 	s.cancel()
 	s.wg.Wait()

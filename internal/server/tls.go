@@ -29,7 +29,7 @@ type reloader struct {
 
 	mu      sync.Mutex
 	cert    *tls.Certificate // guarded by mu
-	changed time.Time        // guarded by mu; of the file that cert came from
+	changed time.Time        // guarded by mu; when the newer of the two files did
 	checked time.Time        // guarded by mu
 }
 
@@ -40,14 +40,14 @@ func (r *reloader) get() (*tls.Certificate, error) {
 		return r.cert, nil
 	}
 	r.checked = time.Now()
-	info, err := os.Stat(r.files.Cert)
-	if err == nil && r.cert != nil && info.ModTime().Equal(r.changed) {
+	changed, err := lastChange(r.files.Cert, r.files.Key)
+	if err == nil && r.cert != nil && changed.Equal(r.changed) {
 		return r.cert, nil
 	}
 	if err == nil {
 		var pair tls.Certificate
 		if pair, err = tls.LoadX509KeyPair(r.files.Cert, r.files.Key); err == nil {
-			r.cert, r.changed = &pair, info.ModTime()
+			r.cert, r.changed = &pair, changed
 			return r.cert, nil
 		}
 	}
@@ -55,4 +55,17 @@ func (r *reloader) get() (*tls.Certificate, error) {
 		return r.cert, nil
 	}
 	return nil, fmt.Errorf("load certificate: %w", err)
+}
+
+func lastChange(files ...string) (newest time.Time, err error) {
+	for _, f := range files {
+		info, err := os.Stat(f)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if info.ModTime().After(newest) {
+			newest = info.ModTime()
+		}
+	}
+	return newest, nil
 }

@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // Postgres is a running PostgreSQL server with database "app".
@@ -33,23 +35,24 @@ func StartPostgres(t testing.TB) *Postgres {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	var as []string
+	var uid, gid int
 	if os.Geteuid() == 0 { // it refuses to run as root
 		u, err := user.Lookup("postgres")
 		if err != nil {
 			t.Fatalf("PostgreSQL does not run as root, and there is no user postgres: %v", err)
 		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
+		uid, _ = strconv.Atoi(u.Uid)
+		gid, _ = strconv.Atoi(u.Gid)
 		if err := os.Chown(dir, uid, gid); err != nil {
 			t.Fatal(err)
 		}
-		as = []string{"runuser", "-u", "postgres", "--"}
 	}
-	command := func(args ...string) *exec.Cmd {
-		args = slices.Concat(as, args)
-		cmd := exec.Command(args[0], args[1:]...)
+	command := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(name, args...)
 		cmd.Dir = dir
+		if uid != 0 {
+			runAs(cmd, uint32(uid), uint32(gid))
+		}
 		return cmd
 	}
 	p := &Postgres{User: "claviger", Password: "postgres-test-password", psql: psql}
@@ -66,7 +69,17 @@ func StartPostgres(t testing.TB) *Postgres {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, command(server, "-D", data, "-h", host, "-p", port, "-k", dir, "-c", "fsync=off", "-c", "log_min_messages=fatal"))
+	cmd := command(server, "-D", data, "-h", host, "-p", port, "-k", dir, "-c", "fsync=off", "-c", "log_min_messages=fatal")
+	start(t, cmd)
+	t.Cleanup(func() { // at once, but so that it gives back its shared memory
+		signal(t, cmd, syscall.SIGQUIT)
+		for range 100 {
+			if !exists(filepath.Join(data, "postmaster.pid")) {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
 	waitFor(t, "postgres", func() error {
 		_, err := p.query("postgres", "SELECT 1")
 		return err

@@ -198,11 +198,12 @@ func start(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	ownGroup(cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", cmd.Path, err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		killGroup(cmd)
 		_ = cmd.Wait()
 		if t.Failed() && out.Len() > 0 {
 			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), out.String())

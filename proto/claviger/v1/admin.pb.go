@@ -2782,6 +2782,96 @@ func (x *Session) GetBroker() string {
 	return ""
 }
 
+type RotateTokenKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The present key leaked: the new one signs at once, and all earlier ones are
+	// withdrawn. Otherwise it is published for a while before it signs.
+	Replace       bool `protobuf:"varint,1,opt,name=replace,proto3" json:"replace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateTokenKeyRequest) Reset() {
+	*x = RotateTokenKeyRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateTokenKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateTokenKeyRequest) ProtoMessage() {}
+
+func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateTokenKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateTokenKeyRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RotateTokenKeyRequest) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+type RotateTokenKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateTokenKeyResponse) Reset() {
+	*x = RotateTokenKeyResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateTokenKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateTokenKeyResponse) ProtoMessage() {}
+
+func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateTokenKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateTokenKeyResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *RotateTokenKeyResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
 var File_claviger_v1_admin_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_admin_proto_rawDesc = "" +
@@ -2993,7 +3083,11 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\tresources\x18\n" +
 	" \x03(\tR\tresources\x12\x16\n" +
 	"\x06leases\x18\v \x01(\rR\x06leases\x12\x16\n" +
-	"\x06broker\x18\f \x01(\tR\x06broker2\x80\x0e\n" +
+	"\x06broker\x18\f \x01(\tR\x06broker\"1\n" +
+	"\x15RotateTokenKeyRequest\x12\x18\n" +
+	"\areplace\x18\x01 \x01(\bR\areplace\"/\n" +
+	"\x16RotateTokenKeyResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xdb\x0e\n" +
 	"\x05Admin\x12J\n" +
 	"\tGetStatus\x12\x1d.claviger.v1.GetStatusRequest\x1a\x1e.claviger.v1.GetStatusResponse\x12J\n" +
 	"\tGetPolicy\x12\x1d.claviger.v1.GetPolicyRequest\x1a\x1e.claviger.v1.GetPolicyResponse\x12Y\n" +
@@ -3012,7 +3106,8 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x0fListRevocations\x12#.claviger.v1.ListRevocationsRequest\x1a$.claviger.v1.ListRevocationsResponse\x12P\n" +
 	"\vBlastRadius\x12\x1f.claviger.v1.BlastRadiusRequest\x1a .claviger.v1.BlastRadiusResponse\x12S\n" +
 	"\fRotateSecret\x12 .claviger.v1.RotateSecretRequest\x1a!.claviger.v1.RotateSecretResponse\x12A\n" +
-	"\x06Notify\x12\x1a.claviger.v1.NotifyRequest\x1a\x1b.claviger.v1.NotifyResponse\x12P\n" +
+	"\x06Notify\x12\x1a.claviger.v1.NotifyRequest\x1a\x1b.claviger.v1.NotifyResponse\x12Y\n" +
+	"\x0eRotateTokenKey\x12\".claviger.v1.RotateTokenKeyRequest\x1a#.claviger.v1.RotateTokenKeyResponse\x12P\n" +
 	"\vListHolders\x12\x1f.claviger.v1.ListHoldersRequest\x1a .claviger.v1.ListHoldersResponse\x12S\n" +
 	"\fListSessions\x12 .claviger.v1.ListSessionsRequest\x1a!.claviger.v1.ListSessionsResponse\x12V\n" +
 	"\rListDecisions\x12!.claviger.v1.ListDecisionsRequest\x1a\".claviger.v1.ListDecisionsResponseB;Z9github.com/claviger/claviger/proto/claviger/v1;clavigerv1b\x06proto3"
@@ -3029,7 +3124,7 @@ func file_claviger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_admin_proto_rawDescData
 }
 
-var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_claviger_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),           // 0: claviger.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 1: claviger.v1.GetStatusResponse
@@ -3082,41 +3177,43 @@ var file_claviger_v1_admin_proto_goTypes = []any{
 	(*ListSessionsRequest)(nil),        // 48: claviger.v1.ListSessionsRequest
 	(*ListSessionsResponse)(nil),       // 49: claviger.v1.ListSessionsResponse
 	(*Session)(nil),                    // 50: claviger.v1.Session
-	nil,                                // 51: claviger.v1.ReferenceSet.ValuesEntry
-	nil,                                // 52: claviger.v1.CatalogEntry.LabelsEntry
-	nil,                                // 53: claviger.v1.CatalogEntry.OptionsEntry
-	(*timestamppb.Timestamp)(nil),      // 54: google.protobuf.Timestamp
+	(*RotateTokenKeyRequest)(nil),      // 51: claviger.v1.RotateTokenKeyRequest
+	(*RotateTokenKeyResponse)(nil),     // 52: claviger.v1.RotateTokenKeyResponse
+	nil,                                // 53: claviger.v1.ReferenceSet.ValuesEntry
+	nil,                                // 54: claviger.v1.CatalogEntry.LabelsEntry
+	nil,                                // 55: claviger.v1.CatalogEntry.OptionsEntry
+	(*timestamppb.Timestamp)(nil),      // 56: google.protobuf.Timestamp
 }
 var file_claviger_v1_admin_proto_depIdxs = []int32{
-	54, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	54, // 1: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
-	54, // 2: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
-	54, // 3: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
-	51, // 4: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
-	54, // 5: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
+	56, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	56, // 1: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
+	56, // 2: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
+	56, // 3: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
+	53, // 4: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
+	56, // 5: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
 	7,  // 6: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
 	7,  // 7: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
-	52, // 8: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
-	53, // 9: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
+	54, // 8: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
+	55, // 9: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
 	14, // 10: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
 	14, // 11: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
 	25, // 12: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
-	54, // 13: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
-	54, // 14: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	56, // 13: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
+	56, // 14: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
 	28, // 15: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
 	28, // 16: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
 	37, // 17: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
-	54, // 18: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
+	56, // 18: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
 	40, // 19: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
-	54, // 20: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
-	54, // 21: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
+	56, // 20: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
+	56, // 21: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
 	47, // 22: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
-	54, // 23: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
-	54, // 24: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
+	56, // 23: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
+	56, // 24: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
 	50, // 25: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
-	54, // 26: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
-	54, // 27: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
-	54, // 28: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	56, // 26: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
+	56, // 27: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
+	56, // 28: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
 	6,  // 29: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
 	0,  // 30: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
 	2,  // 31: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
@@ -3136,32 +3233,34 @@ var file_claviger_v1_admin_proto_depIdxs = []int32{
 	38, // 45: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
 	41, // 46: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
 	43, // 47: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
-	45, // 48: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
-	48, // 49: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
-	35, // 50: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
-	1,  // 51: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
-	3,  // 52: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
-	5,  // 53: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
-	9,  // 54: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
-	11, // 55: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
-	13, // 56: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
-	16, // 57: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
-	18, // 58: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
-	20, // 59: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
-	22, // 60: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
-	24, // 61: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
-	27, // 62: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
-	30, // 63: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
-	32, // 64: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
-	34, // 65: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
-	39, // 66: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
-	42, // 67: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
-	44, // 68: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
-	46, // 69: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
-	49, // 70: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
-	36, // 71: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
-	51, // [51:72] is the sub-list for method output_type
-	30, // [30:51] is the sub-list for method input_type
+	51, // 48: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
+	45, // 49: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
+	48, // 50: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
+	35, // 51: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
+	1,  // 52: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
+	3,  // 53: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
+	5,  // 54: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
+	9,  // 55: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
+	11, // 56: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
+	13, // 57: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
+	16, // 58: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
+	18, // 59: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
+	20, // 60: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
+	22, // 61: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
+	24, // 62: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
+	27, // 63: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
+	30, // 64: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
+	32, // 65: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
+	34, // 66: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
+	39, // 67: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
+	42, // 68: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
+	44, // 69: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
+	52, // 70: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
+	46, // 71: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
+	49, // 72: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
+	36, // 73: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
+	52, // [52:74] is the sub-list for method output_type
+	30, // [30:52] is the sub-list for method input_type
 	30, // [30:30] is the sub-list for extension type_name
 	30, // [30:30] is the sub-list for extension extendee
 	0,  // [0:30] is the sub-list for field type_name
@@ -3179,7 +3278,7 @@ func file_claviger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_admin_proto_rawDesc), len(file_claviger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

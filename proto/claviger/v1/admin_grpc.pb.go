@@ -39,6 +39,7 @@ const (
 	Admin_BlastRadius_FullMethodName        = "/claviger.v1.Admin/BlastRadius"
 	Admin_RotateSecret_FullMethodName       = "/claviger.v1.Admin/RotateSecret"
 	Admin_Notify_FullMethodName             = "/claviger.v1.Admin/Notify"
+	Admin_RotateTokenKey_FullMethodName     = "/claviger.v1.Admin/RotateTokenKey"
 	Admin_ListHolders_FullMethodName        = "/claviger.v1.Admin/ListHolders"
 	Admin_ListSessions_FullMethodName       = "/claviger.v1.Admin/ListSessions"
 	Admin_ListDecisions_FullMethodName      = "/claviger.v1.Admin/ListDecisions"
@@ -75,6 +76,8 @@ type AdminClient interface {
 	RotateSecret(ctx context.Context, in *RotateSecretRequest, opts ...grpc.CallOption) (*RotateSecretResponse, error)
 	// Notify says that a secret changed in its source: every broker looks at once.
 	Notify(ctx context.Context, in *NotifyRequest, opts ...grpc.CallOption) (*NotifyResponse, error)
+	// RotateTokenKey makes a new key for EAR tokens.
+	RotateTokenKey(ctx context.Context, in *RotateTokenKeyRequest, opts ...grpc.CallOption) (*RotateTokenKeyResponse, error)
 	// ListHolders says which sessions hold which version of a resource.
 	ListHolders(ctx context.Context, in *ListHoldersRequest, opts ...grpc.CallOption) (*ListHoldersResponse, error)
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
@@ -270,6 +273,16 @@ func (c *adminClient) Notify(ctx context.Context, in *NotifyRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) RotateTokenKey(ctx context.Context, in *RotateTokenKeyRequest, opts ...grpc.CallOption) (*RotateTokenKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateTokenKeyResponse)
+	err := c.cc.Invoke(ctx, Admin_RotateTokenKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) ListHolders(ctx context.Context, in *ListHoldersRequest, opts ...grpc.CallOption) (*ListHoldersResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListHoldersResponse)
@@ -331,6 +344,8 @@ type AdminServer interface {
 	RotateSecret(context.Context, *RotateSecretRequest) (*RotateSecretResponse, error)
 	// Notify says that a secret changed in its source: every broker looks at once.
 	Notify(context.Context, *NotifyRequest) (*NotifyResponse, error)
+	// RotateTokenKey makes a new key for EAR tokens.
+	RotateTokenKey(context.Context, *RotateTokenKeyRequest) (*RotateTokenKeyResponse, error)
 	// ListHolders says which sessions hold which version of a resource.
 	ListHolders(context.Context, *ListHoldersRequest) (*ListHoldersResponse, error)
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
@@ -399,6 +414,9 @@ func (UnimplementedAdminServer) RotateSecret(context.Context, *RotateSecretReque
 }
 func (UnimplementedAdminServer) Notify(context.Context, *NotifyRequest) (*NotifyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Notify not implemented")
+}
+func (UnimplementedAdminServer) RotateTokenKey(context.Context, *RotateTokenKeyRequest) (*RotateTokenKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateTokenKey not implemented")
 }
 func (UnimplementedAdminServer) ListHolders(context.Context, *ListHoldersRequest) (*ListHoldersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListHolders not implemented")
@@ -754,6 +772,24 @@ func _Admin_Notify_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RotateTokenKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateTokenKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RotateTokenKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RotateTokenKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RotateTokenKey(ctx, req.(*RotateTokenKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_ListHolders_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListHoldersRequest)
 	if err := dec(in); err != nil {
@@ -886,6 +922,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Notify",
 			Handler:    _Admin_Notify_Handler,
+		},
+		{
+			MethodName: "RotateTokenKey",
+			Handler:    _Admin_RotateTokenKey_Handler,
 		},
 		{
 			MethodName: "ListHolders",

@@ -1,0 +1,345 @@
+package vault
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/internal/grant"
+	"github.com/claviger/claviger/internal/testservers"
+)
+
+func TestNewRefuses(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none")
+	for name, c := range map[string]struct {
+		cfg  Config
+		want string // the field that is wrong
+	}{
+		"no login":           {Config{Address: "https://v"}, "want one login"},
+		"two logins":         {Config{Address: "https://v", TokenFile: "f", AppRole: &AppRole{}}, "not approle and token_file"},
+		"plain HTTP":         {Config{Address: "http://vault.example:8200", TokenFile: "f"}, "address"},
+		"no token file":      {Config{Address: "http://127.0.0.1:1", TokenFile: none}, none},
+		"empty token file":   {Config{Address: "http://127.0.0.1:1", TokenFile: os.DevNull}, "empty"},
+		"no CA file":         {Config{Address: "https://v", CAFile: none, TokenFile: "f"}, "ca:"},
+		"CA file of no CA":   {Config{Address: "https://v", CAFile: os.DevNull, TokenFile: "f"}, "ca:"},
+		"no role id":         {Config{Address: "https://v", AppRole: &AppRole{SecretIDFile: "f"}}, "approle.role_id"},
+		"no secret id":       {Config{Address: "https://v", AppRole: &AppRole{RoleID: "r"}}, "approle.secret_id_file"},
+		"kubernetes":         {Config{Address: "https://v", Kubernetes: &JWT{}}, "kubernetes.role"},
+		"jwt":                {Config{Address: "https://v", JWT: &JWT{Role: "r"}}, "jwt.file"},
+		"certificate":        {Config{Address: "https://v", Certificate: &Certificate{CertFile: "c"}}, "certificate.key"},
+		"certificate, plain": {Config{Address: "http://127.0.0.1:1", Certificate: &Certificate{CertFile: "c", KeyFile: "k"}}, "https"},
+		"negative":           {Config{Address: "https://v", TokenFile: "f", MaxQueue: -1}, "max_queue"},
+		"nobody listening":   {Config{Address: "http://127.0.0.1:1", AppRole: &AppRole{RoleID: "r", SecretIDFile: os.DevNull}}, "approle login"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := New(t.Context(), c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// signer makes ES256 tokens (RFC 7515), as a Kubernetes API server or an identity provider would.
+type signer struct{ key *ecdsa.PrivateKey }
+
+func (s signer) token(t testing.TB, role string, expires time.Time) string {
+	t.Helper()
+	part := func(v any) string {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return base64.RawURLEncoding.EncodeToString(b)
+	}
+	text := part(map[string]any{"alg": "ES256", "typ": "JWT"}) + "." +
+		part(map[string]any{"iss": "test", "sub": role, "aud": "vault", "exp": expires.Unix(), "iat": time.Now().Unix()})
+	sum := sha256.Sum256([]byte(text))
+	r, ss, err := ecdsa.Sign(rand.Reader, s.key, sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text + "." + base64.RawURLEncoding.EncodeToString(append(r.FillBytes(make([]byte, 32)), ss.FillBytes(make([]byte, 32))...))
+}
+
+// Kubernetes' login is tried against Vault's jwt engine mounted at
+// auth/kubernetes, because `-tags minimal` has no kubernetes engine: the
+// request, {role, jwt}, is the same; the TokenReview behind it is not tried.
+func TestJWTLogins(t *testing.T) {
+	w := newWorld(t, "1h")
+	w.put(t, "db/orders", map[string]any{"value": "x"})
+	s := signer{ecKey(t, elliptic.P256())}
+	der, err := x509.MarshalPKIXPublicKey(s.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mount := range []string{"jwt", "kubernetes", "pods"} {
+		t.Run(mount, func(t *testing.T) {
+			if err := w.root.Sys().EnableAuthWithOptions(mount, &api.EnableAuthOptions{Type: "jwt"}); err != nil {
+				t.Fatal(err)
+			}
+			mustWrite(t, w.root, "auth/"+mount+"/config", map[string]any{"jwt_validation_pubkeys": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))})
+			mustWrite(t, w.root, "auth/"+mount+"/role/claviger", map[string]any{
+				"role_type": "jwt", "user_claim": "sub", "bound_audiences": "vault", "bound_subject": "broker", "token_policies": "claviger", "token_ttl": "1h"})
+			file := filepath.Join(t.TempDir(), "token")
+			put := func(token string) {
+				if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cfg := Config{Address: w.vault.Address}
+			switch mount {
+			case "jwt":
+				cfg.JWT = &JWT{Role: "claviger", File: file}
+			case "kubernetes":
+				cfg.Kubernetes = &JWT{Role: "claviger", File: file}
+			default:
+				cfg.Kubernetes = &JWT{Mount: mount, Role: "claviger", File: file}
+			}
+			put(s.token(t, "somebody", time.Now().Add(time.Hour)))
+			if _, err := New(t.Context(), cfg); err == nil {
+				t.Fatal("logged in as somebody else")
+			}
+			put(s.token(t, "broker", time.Now().Add(time.Hour)))
+			src, err := New(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The pod's token changes by and by; a new login reads the new one.
+			put("expired")
+			time.Sleep(10 * time.Millisecond)
+			put(s.token(t, "broker", time.Now().Add(2*time.Hour)))
+			if err := w.root.Auth().Token().RevokeTree(*src.token.Load()); err != nil {
+				t.Fatal(err)
+			}
+			got, err := src.Fetch(t.Context(), grant.Mint(broker.Granted{Entry: broker.CatalogEntry{Key: "db/orders"}}))
+			if err != nil || string(got.Value) != "x" {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestCertificateLogin(t *testing.T) {
+	v := testservers.StartVaultTLS(t)
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+	cfg := Config{Address: v.Address, CAFile: v.CAFile, Certificate: &Certificate{Role: "claviger", CertFile: certFile, KeyFile: keyFile}}
+	root, _, err := newClient(Config{Address: v.Address, CAFile: v.CAFile, Timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.SetToken(v.Token)
+	if err := root.Sys().EnableAuthWithOptions("cert", &api.EnableAuthOptions{Type: "cert"}); err != nil {
+		t.Fatal(err)
+	}
+	ca, caKey := certificate(t, "clients CA", nil, nil, nil)
+	caPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
+	mustWrite(t, root, "auth/cert/certs/claviger", map[string]any{"certificate": string(caPEM), "allowed_common_names": "broker", "token_policies": "root-not", "token_ttl": "1h"})
+	put := func(cn string) {
+		leaf, key := certificate(t, cn, ca, caKey, nil)
+		writePair(t, leaf, key, certFile, keyFile)
+	}
+
+	put("somebody")
+	if _, err := New(t.Context(), cfg); err == nil {
+		t.Fatal("logged in as somebody else")
+	}
+	put("broker")
+	src, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := *src.token.Load()
+	// A new certificate in the files counts at the next login, not the one of the open connection.
+	put("somebody")
+	src.mu.Lock()
+	err = src.login(t.Context())
+	src.mu.Unlock()
+	if err == nil || *src.token.Load() != first {
+		t.Errorf("the old certificate still logs in: %v", err)
+	}
+
+	t.Run("Vault's certificate is verified", func(t *testing.T) {
+		t.Setenv("VAULT_SKIP_VERIFY", "true") // of whoever starts the broker: does not count
+		t.Setenv("VAULT_CACERT", v.CAFile)
+		put("broker")
+		bad := cfg
+		bad.CAFile = filepath.Join(dir, "other-ca.pem")
+		if err := os.WriteFile(bad.CAFile, caPEM, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "certificate") {
+			t.Errorf("another CA: got %v", err)
+		}
+		bad.CAFile = ""
+		if _, err := New(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "certificate") {
+			t.Errorf("the system's roots: got %v", err)
+		}
+	})
+}
+
+func TestAppRoleSecretID(t *testing.T) {
+	w := newWorld(t, "1h")
+	cfg := w.src.cfg
+	role := *cfg.AppRole
+	cfg.AppRole = &role
+	file := filepath.Join(t.TempDir(), "secret-id")
+	role.SecretIDFile = file
+	put := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secretID := func(body map[string]any) string {
+		return mustWrite(t, w.root, "auth/approle/role/claviger/secret-id", body).Data["secret_id"].(string)
+	}
+	t.Run("expired", func(t *testing.T) {
+		put(secretID(map[string]any{"ttl": "1s"}))
+		if _, err := New(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(1500 * time.Millisecond)
+		if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), file+" has expired") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("used up", func(t *testing.T) {
+		put(secretID(map[string]any{"num_uses": 1}))
+		if _, err := New(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "used up") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("wrapped", func(t *testing.T) {
+		role.Wrapped = true
+		c := w.root.WithRequestCallbacks(func(q *api.Request) { q.WrapTTL = "60s" })
+		put(mustWrite(t, c, "auth/approle/role/claviger/secret-id", nil).WrapInfo.Token)
+		if _, err := New(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "was used") {
+			t.Errorf("the wrapping token worked twice: %v", err)
+		}
+	})
+}
+
+// A path that stays forbidden must not make one login after the other, and not disturb the rest.
+func TestNoLoginStorm(t *testing.T) {
+	w := newWorld(t, "1h")
+	w.put(t, "db/orders", map[string]any{"value": "x"})
+	tokens := func() int {
+		list, err := w.root.Logical().List("auth/token/accessors")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Data["keys"].([]any))
+	}
+	before, requests := tokens(), w.src.Stats().Requests
+	for i := range 200 {
+		if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "forbidden/x"}); status(err) != http.StatusForbidden {
+			t.Fatalf("got %v", err)
+		}
+		if i%20 == 0 {
+			if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := tokens() - before; n > 1 {
+		t.Errorf("%d logins for 200 forbidden requests", n)
+	}
+	if n := w.src.Stats().Requests - requests; n > 215 {
+		t.Errorf("%d requests for 210 fetches", n)
+	}
+	t.Run("a policy that came later counts", func(t *testing.T) {
+		w := newWorld(t, "1h")
+		w.put(t, "late/x", map[string]any{"value": "x"})
+		if err := w.root.Sys().PutPolicy("late", `path "secret/data/late/*" { capabilities = ["read"] }`); err != nil {
+			t.Fatal(err)
+		}
+		mustWrite(t, w.root, "auth/approle/role/claviger", map[string]any{"token_policies": "claviger,late"})
+		if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "late/x"}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Community Vault has no namespaces: it answers 404 to whoever names one. So the header is sent if, and only if, configured.
+func TestNamespace(t *testing.T) {
+	w := newWorld(t, "1h")
+	t.Setenv("VAULT_NAMESPACE", "of-the-environment")
+	t.Setenv("VAULT_TOKEN", "of-the-environment")
+	cfg := w.src.cfg
+	if _, err := New(t.Context(), cfg); err != nil {
+		t.Errorf("without a namespace: %v", err)
+	}
+	cfg.Namespace = "team"
+	if _, err := New(t.Context(), cfg); err == nil {
+		t.Error("the namespace was not sent")
+	}
+}
+
+func mustWrite(t testing.TB, c *api.Client, path string, body map[string]any) *api.Secret {
+	t.Helper()
+	s, err := c.Logical().Write(path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func certificate(t testing.TB, cn string, parent *x509.Certificate, parentKey, key crypto.Signer) (*x509.Certificate, crypto.Signer) {
+	t.Helper()
+	if key == nil {
+		key = ecKey(t, elliptic.P256())
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: cn}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
+	}
+	if parent == nil {
+		parent, parentKey = c, key
+		c.IsCA, c.KeyUsage, c.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out, key
+}
+
+func writePair(t testing.TB, leaf *x509.Certificate, key crypto.Signer, certFile, keyFile string) {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: leaf.Raw}, keyFile: {Type: "PRIVATE KEY", Bytes: der}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

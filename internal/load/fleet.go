@@ -1,0 +1,332 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/tee/teesim"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// fleet is many guests on one simulated device.
+type fleet struct {
+	options
+	clients []*agent.Client
+	admin   pb.AdminClient
+	conn    *grpc.ClientConn
+}
+
+type device struct {
+	*teesim.Device
+	options teesim.ReportOptions
+}
+
+// Evidence implements agent.Device.
+func (d device) Evidence(_ context.Context, t attest.Transcript) (attest.Evidence, error) {
+	return d.Device.Evidence(t.Digest64(), d.options)
+}
+
+func newFleet(o options) (*fleet, error) {
+	f := &fleet{options: o}
+	dir := os.Getenv("CLAVIGER_DEV")
+	if dir == "" {
+		return nil, errors.New("no CLAVIGER_DEV: start `claviger dev` and source its env file")
+	}
+	dev, err := teesim.LoadDevice(filepath.Join(dir, "device.json"))
+	if err != nil {
+		return nil, err
+	}
+	pool, err := roots(os.Getenv("CLAVIGER_CA"))
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(os.Getenv("CLAVIGER_IDENTITY"))
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, errors.New("CLAVIGER_IDENTITY: no PEM")
+	}
+	n := o.connections
+	if n == 0 {
+		n = o.guests
+	}
+	for range n {
+		c, err := agent.New(agent.Config{
+			Address: os.Getenv("CLAVIGER_BROKER"), TLS: &tls.Config{RootCAs: pool}, Identity: block.Bytes,
+			Device: device{dev, teesim.ReportOptions{Measurement: teesim.Measurement("")}},
+		})
+		if err != nil {
+			return nil, err
+		}
+		f.clients = append(f.clients, c)
+	}
+	pair, err := tls.LoadX509KeyPair(os.Getenv("CLAVIGER_ADMIN_CERT"), os.Getenv("CLAVIGER_ADMIN_KEY"))
+	if err != nil {
+		return nil, err
+	}
+	f.conn, err = grpc.NewClient(os.Getenv("CLAVIGER_ADMIN"), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool,
+	})))
+	if err != nil {
+		return nil, err
+	}
+	f.admin = pb.NewAdminClient(f.conn)
+	return f, nil
+}
+
+func roots(file string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", file)
+	}
+	return pool, nil
+}
+
+func (f *fleet) close() {
+	for _, c := range f.clients {
+		c.Close()
+	}
+	f.conn.Close()
+}
+
+func (f *fleet) resourceOf(i int) string {
+	if strings.Contains(f.resource, "%d") {
+		return fmt.Sprintf(f.resource, i)
+	}
+	return f.resource
+}
+
+// spread waits until it is guest i's turn.
+func (f *fleet) spread(ctx context.Context, i int) {
+	if f.ramp == 0 {
+		return
+	}
+	select {
+	case <-time.After(f.ramp * time.Duration(i) / time.Duration(f.guests)):
+	case <-ctx.Done():
+	}
+}
+
+// watch has all guests watch, rotates, and waits for all to have it each time.
+func (f *fleet) watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type arrival struct {
+		value string
+		at    time.Time
+	}
+	arrivals := make(chan arrival, f.guests*2)
+	failed := make(chan error, f.guests)
+	start := time.Now()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for i := range f.guests {
+		wg.Go(func() {
+			f.spread(ctx, i)
+			err := f.clients[i%len(f.clients)].Watch(ctx, []string{f.resourceOf(i)}, func(_ context.Context, s agent.Secret) error {
+				arrivals <- arrival{string(s.Value), time.Now()}
+				return nil
+			})
+			if ctx.Err() == nil {
+				failed <- err
+			}
+		})
+	}
+	wait := func(what, value string, since time.Time) error {
+		var took []time.Duration
+		for len(took) < f.guests {
+			select {
+			case a := <-arrivals:
+				if value == "" || a.value == value {
+					took = append(took, a.at.Sub(since))
+				}
+			case err := <-failed:
+				return fmt.Errorf("a guest's watch ended: %w", err)
+			case <-ctx.Done():
+				return fmt.Errorf("%s: only %d of %d guests have it: %w", what, len(took), f.guests, ctx.Err())
+			}
+		}
+		fmt.Printf("%-12s %d guests (SIMULATED): %s\n", what, f.guests, quantiles(took))
+		return nil
+	}
+	if err := wait("attested", "", start); err != nil {
+		return err
+	}
+	before := f.vaultRequests(ctx)
+	for i := range f.rotations {
+		time.Sleep(2 * time.Second)
+		value := rand.Text()
+		at := time.Now()
+		if err := f.write(ctx, value); err != nil {
+			return err
+		}
+		if err := wait(fmt.Sprintf("rotation %d", i+1), value, at); err != nil {
+			return err
+		}
+		if err := f.acknowledged(ctx, at); err != nil {
+			return err
+		}
+	}
+	if after := f.vaultRequests(ctx); f.vault != "" && after > 0 {
+		fmt.Printf("requests to Vault by the broker: %d in %d rotations (%s)\n", after-before, f.rotations, "polls of the version included")
+	}
+	return nil
+}
+
+// acknowledged waits until every guest counts as holder of the current version.
+func (f *fleet) acknowledged(ctx context.Context, since time.Time) error {
+	for {
+		r, err := f.admin.ListHolders(ctx, &pb.ListHoldersRequest{Resource: f.resource}, grpc.MaxCallRecvMsgSize(64<<20))
+		if err != nil {
+			return fmt.Errorf("list holders: %w", err)
+		}
+		n := 0
+		var last time.Time
+		for _, h := range r.GetHolders() {
+			if h.GetVersion() == r.GetCurrentVersion() && h.GetAcknowledgedAt().AsTime().After(since) {
+				n++
+				if t := h.GetAcknowledgedAt().AsTime(); t.After(last) {
+					last = t
+				}
+			}
+		}
+		if n >= f.guests {
+			fmt.Printf("             %d of %d acknowledged version %s, the last %s after the write\n", n, f.guests, r.GetCurrentVersion(), last.Sub(since).Round(time.Millisecond))
+			return nil
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (f *fleet) write(ctx context.Context, value string) error {
+	if f.vault == "" {
+		_, err := f.admin.PutSecret(ctx, &pb.PutSecretRequest{Key: f.resource, Value: []byte(value)})
+		return err
+	}
+	body, err := json.Marshal(map[string]any{"data": map[string]string{"value": value}})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.vault, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-Vault-Token", f.token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("write to vault: %s: %s", resp.Status, b)
+	}
+	return nil
+}
+
+// vaultRequests reads the broker's own count from its metrics, 0 if it tells none.
+func (f *fleet) vaultRequests(ctx context.Context) int {
+	addr := os.Getenv("CLAVIGER_METRICS")
+	if addr == "" {
+		return 0
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
+	if err != nil {
+		return 0
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if err != nil {
+		return 0
+	}
+	total := 0
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "claviger_source_requests_total{") {
+			var n float64
+			if _, err := fmt.Sscan(line[strings.LastIndex(line, " ")+1:], &n); err == nil {
+				total += int(n)
+			}
+		}
+	}
+	return total
+}
+
+// get has each guest fetch once.
+func (f *fleet) get(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var took []time.Duration
+	var failed atomic.Int64
+	start := time.Now()
+	for i := range f.guests {
+		wg.Go(func() {
+			f.spread(ctx, i)
+			at := time.Now()
+			secrets, _, err := f.clients[i%len(f.clients)].Get(ctx, f.resourceOf(i))
+			if err != nil {
+				if failed.Add(1) == 1 {
+					fmt.Fprintln(os.Stderr, "the first failure:", err)
+				}
+				return
+			}
+			for i := range secrets {
+				secrets[i].Wipe()
+			}
+			mu.Lock()
+			took = append(took, time.Since(at))
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	all := time.Since(start)
+	fmt.Printf("%d of %d guests (SIMULATED) served in %s, %.0f/s: %s\n", len(took), f.guests, all.Round(time.Millisecond), float64(len(took))/all.Seconds(), quantiles(took))
+	if n := failed.Load(); n > 0 {
+		return fmt.Errorf("%d guests got nothing", n)
+	}
+	return nil
+}
+
+func quantiles(d []time.Duration) string {
+	if len(d) == 0 {
+		return "none"
+	}
+	slices.Sort(d)
+	at := func(q float64) time.Duration { return d[min(int(q*float64(len(d))), len(d)-1)].Round(time.Millisecond) }
+	return fmt.Sprintf("p50 %s, p99 %s, last %s", at(.5), at(.99), at(1))
+}

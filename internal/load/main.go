@@ -1,0 +1,76 @@
+// Command load plays many SIMULATED guests against a broker started by
+// `claviger dev`, and prints what they saw. It is a tool for the people who
+// build Claviger: go run ./internal/load --help.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+)
+
+const usage = `Usage: go run ./internal/load MODE [flags]
+
+Modes:
+  watch   guests that watch a secret; measures how long a rotation takes to reach all
+  get     guests that each fetch once, all starting within --ramp
+
+Set up by ". /tmp/claviger-dev/env". The guests are SIMULATED hardware.
+
+  go run ./internal/load watch --guests 1000 --rotations 5
+  go run ./internal/load watch --guests 1000 --vault http://127.0.0.1:8200/v1/secret/data/db/reports --vault-token root --resource db/reports
+  go run ./internal/load get --guests 2000 --ramp 10s --resource 'disks/vm-%d'
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	guests, rotations, connections int
+	resource, vault, token         string
+	ramp, limit                    time.Duration
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 || args[0] == "--help" || args[0] == "-h" {
+		os.Stdout.WriteString(usage)
+		return nil
+	}
+	var o options
+	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	f.IntVar(&o.guests, "guests", 100, "how many")
+	f.IntVar(&o.connections, "connections", 0, "TCP connections to share; 0: one each")
+	f.IntVar(&o.rotations, "rotations", 5, "watch: how often to rotate")
+	f.StringVar(&o.resource, "resource", "db/orders", "what to ask for; %d becomes the guest's number")
+	f.StringVar(&o.vault, "vault", "", "watch: rotate by writing to this KV v2 URL (…/v1/secret/data/PATH) in place of the embedded store")
+	f.StringVar(&o.token, "vault-token", "", "for --vault")
+	f.DurationVar(&o.ramp, "ramp", 0, "start the guests spread over this long")
+	f.DurationVar(&o.limit, "limit", 10*time.Minute, "stop after this long whatever happens")
+	if err := f.Parse(args[1:]); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.limit)
+	defer cancel()
+	fleet, err := newFleet(o)
+	if err != nil {
+		return err
+	}
+	defer fleet.close()
+	switch args[0] {
+	case "watch":
+		return fleet.watch(ctx)
+	case "get":
+		return fleet.get(ctx)
+	}
+	return errors.New("no such mode; see --help")
+}
