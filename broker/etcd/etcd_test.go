@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -178,4 +179,94 @@ func BenchmarkRedeem(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestSessionsAndLeases: what brokers share about running workloads.
+func TestSessionsAndLeases(t *testing.T) {
+	kv := embedded(t, t.TempDir())
+	a, b := newState(t, kv), newState(t, kv)
+	ctx := t.Context()
+	if _, err := a.GetSession(ctx, "none"); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("got %v", err)
+	}
+	s := broker.Session{ID: "S1", ExpiresAt: time.Now().Add(time.Minute).UTC(), Holdings: []broker.Holding{{Resource: "db/orders", Version: "7"}}, Sequence: 9}
+	old := broker.Session{ID: "S0", ExpiresAt: time.Now().Add(-time.Minute)}
+	if err := errors.Join(a.PutSession(ctx, s), a.PutSession(ctx, old)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.GetSession(ctx, "S1")
+	if err != nil || got.Sequence != 9 || len(got.Holdings) != 1 || got.Holdings[0].Version != "7" {
+		t.Errorf("%+v %v", got, err)
+	}
+	if all, err := b.Sessions(ctx); err != nil || len(all) != 1 {
+		t.Errorf("%v %v", all, err)
+	}
+	r, err := a.PutLease(ctx, broker.LeaseRecord{Session: "S1", Owners: []broker.Owner{{Source: "vault", ID: "accessor", Secret: []byte("hvs.secret"), Leases: []string{"l1"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two brokers that take over at once: one wins.
+	x, err := b.GetLease(ctx, "S1")
+	if err != nil || len(x.Owners) != 1 || x.Owners[0].ID != "accessor" {
+		t.Fatalf("%+v %v", x, err)
+	}
+	if len(x.Owners[0].Secret) != 0 {
+		t.Error("an owner's secret left the broker's memory")
+	}
+	r.Keeper, x.Keeper = "a", "b"
+	if _, err := a.PutLease(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.PutLease(ctx, x); !errors.Is(err, broker.ErrChanged) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := b.PutLease(ctx, broker.LeaseRecord{Session: "S1"}); !errors.Is(err, broker.ErrChanged) {
+		t.Errorf("a new record over an old one: %v", err)
+	}
+	if all, err := b.Leases(ctx); err != nil || len(all) != 1 || all[0].Keeper != "a" {
+		t.Errorf("%+v %v", all, err)
+	}
+	if err := errors.Join(b.DeleteLease(ctx, "S1"), b.DeleteLease(ctx, "S1"), b.DeleteSession(ctx, "S1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.GetLease(ctx, "S1"); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestCopiesAreSealed: a copy of a secret lies encrypted, and only in its place.
+func TestCopiesAreSealed(t *testing.T) {
+	kv := embedded(t, t.TempDir())
+	a := newState(t, kv)
+	ctx := t.Context()
+	c := broker.Copy{Value: []byte("correct horse"), Version: "7", ContentType: "text/plain", At: time.Now().UTC(), Until: time.Now().Add(time.Hour).UTC()}
+	if err := errors.Join(a.PutCopy(ctx, "k1", c), a.PutCopy(ctx, "k2", c)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := newState(t, kv).GetCopy(ctx, "k1")
+	if err != nil || string(got.Value) != "correct horse" || got.Version != "7" || got.ContentType != "text/plain" || !got.At.Equal(c.At) {
+		t.Errorf("%+v %v", got, err)
+	}
+	pairs, err := kv.List(ctx, "copies/")
+	if err != nil || len(pairs) != 2 {
+		t.Fatalf("%v %v", pairs, err)
+	}
+	for _, p := range pairs {
+		if strings.Contains(string(p.Value), "horse") {
+			t.Error("the copy is not encrypted")
+		}
+	}
+	// Moved to another secret's place it does not open.
+	if err := kv.Put(ctx, pairs[1].Key, pairs[0].Value); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.GetCopy(ctx, "k2"); err == nil {
+		t.Error("a copy opens in another's place")
+	}
+	if err := a.DeleteCopy(ctx, "k1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.GetCopy(ctx, "k1"); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("got %v", err)
+	}
 }
