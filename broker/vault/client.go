@@ -25,7 +25,8 @@ func newClient(cfg Config) (*api.Client, func(), error) {
 	t := &http.Transport{
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		Proxy:               http.ProxyFromEnvironment,
-		ForceAttemptHTTP2:   true,
+		// A certificate login goes by the certificate of its connection. With HTTP/1.1 a new login gets a new one.
+		ForceAttemptHTTP2:   cfg.Certificate == nil,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: cfg.Timeout}, // a dead peer is noticed
 		TLSHandshakeTimeout: cfg.Timeout,
 		MaxIdleConnsPerHost: cfg.MaxConcurrency,

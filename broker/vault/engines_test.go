@@ -19,7 +19,10 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -448,6 +451,21 @@ func TestKVVersions(t *testing.T) {
 		}
 		if s := d.get(t, broker.Granted{Entry: broker.CatalogEntry{Key: "disks/k", Field: "user"}}); string(s.Value) != "app" {
 			t.Errorf("the other field became %q", s.Value)
+		}
+		var wg sync.WaitGroup
+		var rotated atomic.Int64
+		for range 8 {
+			wg.Go(func() {
+				if _, err := d.src.Rotate(t.Context(), e); err == nil {
+					rotated.Add(1)
+				} else if !strings.Contains(err.Error(), "somebody else") {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if v, err := d.src.CurrentVersion(t.Context(), e); v != strconv.Itoa(2+int(rotated.Load())) || err != nil {
+			t.Errorf("%d rotations, but version %s: %v", rotated.Load(), v, err)
 		}
 		for name, e := range map[string]broker.CatalogEntry{
 			"not rotatable": {Key: "disks/k", CreateBytes: 32}, "not random": {Key: "disks/k", Rotatable: true},

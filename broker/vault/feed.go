@@ -28,7 +28,12 @@ const (
 // do not appear; and lines are lost while nobody listens. So poll as well.
 //
 // DANGER: Vault refuses all requests while no audit device works. Never make
-// this the only one: enable a file device first (docs/operations.md).
+// this the only one:
+//
+//	vault audit enable file file_path=/var/log/vault/audit.log
+//	vault audit enable -path=claviger socket address=/run/claviger/audit.sock socket_type=unix elide_list_responses=true
+//
+// The socket must be there when the second command runs, and Vault's user must be able to write to it.
 type Feed struct {
 	Socket string                   // path of the unix socket, which Run makes
 	Mode   fs.FileMode              // of the socket; 0: 0660

@@ -142,6 +142,9 @@ func (s *Source) loginAfter(ctx context.Context, refused string) (fresh bool, er
 	return *s.token.Load() != refused, nil
 }
 
+// errExpiring: the token is good, but cannot be made to last.
+var errExpiring = errors.New("token cannot be renewed for long")
+
 // Run renews the token until ctx ends, and logs in again when it cannot be renewed any more.
 func (s *Source) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -150,14 +153,17 @@ func (s *Source) Run(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		s.log.WarnContext(ctx, "vault token is not renewed, logging in again", "source", s.cfg.Name, "error", err)
-		s.mu.Lock()
-		if *s.token.Load() == token { // nobody else has
-			if err := s.login(ctx); err != nil {
-				s.log.ErrorContext(ctx, "cannot log in to vault", "source", s.cfg.Name, "error", err)
+		s.log.WarnContext(ctx, "vault token is not renewed", "source", s.cfg.Name, "error", err)
+		// A Vault that does not answer says nothing about the token, and a login may cost a secret id.
+		if code := status(err); errors.Is(err, errExpiring) || code >= 400 && code < 500 {
+			s.mu.Lock()
+			if *s.token.Load() == token { // nobody else has
+				if err := s.login(ctx); err != nil {
+					s.log.ErrorContext(ctx, "cannot log in to vault", "source", s.cfg.Name, "error", err)
+				}
 			}
+			s.mu.Unlock()
 		}
-		s.mu.Unlock()
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
@@ -196,7 +202,7 @@ func (s *Source) renew(ctx context.Context, token string) error {
 	case *s.token.Load() != token:
 		return nil // it is somebody else's turn to be renewed
 	case !renewable:
-		return errors.New("token is not renewable")
+		return fmt.Errorf("%w: it is not renewable", errExpiring)
 	}
 	renewed, err := s.do(ctx, token, write("auth", "token/renew-self", nil)) // by the role's own period
 	if err != nil {
@@ -204,7 +210,7 @@ func (s *Source) renew(ctx context.Context, token string) error {
 	}
 	// At its maximum lifetime Vault "renews" for ever less: then it is time for a new one.
 	if got := lifetime(renewed); got <= wait/2 {
-		return fmt.Errorf("token nears its maximum lifetime, %s left", got)
+		return fmt.Errorf("%w: its maximum lifetime is near, %s left", errExpiring, got)
 	}
 	return nil
 }

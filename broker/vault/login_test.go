@@ -2,6 +2,7 @@ package vault
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -249,6 +250,35 @@ func TestAppRoleSecretID(t *testing.T) {
 			t.Errorf("the wrapping token worked twice: %v", err)
 		}
 	})
+}
+
+// An outage must not cost the one login that a wrapped secret id is good for.
+func TestOutageKeepsToken(t *testing.T) {
+	w := newWorld(t, "8s")
+	w.put(t, "db/orders", map[string]any{"value": "x"})
+	before := *w.src.token.Load()
+	w.vault.Pause(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.src.Run(ctx)
+	}()
+	time.Sleep(2500 * time.Millisecond)
+	w.vault.Resume(t)
+	eventually(t, "an answer", func() bool {
+		_, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"})
+		return err == nil
+	})
+	time.Sleep(7 * time.Second) // beyond the token's first life
+	if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
+		t.Error(err)
+	}
+	if *w.src.token.Load() != before {
+		t.Error("logged in again where renewal would have done")
+	}
+	cancel()
+	<-done
 }
 
 // A path that stays forbidden must not make one login after the other, and not disturb the rest.
