@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -35,8 +36,10 @@ type Config struct {
 	TLS      *tls.Config // roots to verify the server with; required
 	Identity []byte      // the broker's pinned identity (SubjectPublicKeyInfo, DER); required
 	Device   Device
-	Suite    seal.Suite    // empty: seal.Hybrid
-	Skew     time.Duration // how far this clock may be off; 0: 5 minutes
+	Suite    seal.Suite // empty: seal.Hybrid
+	// Key is used in place of a fresh one, for a key held in hardware (seal.RSA). Nil: a fresh one each time.
+	Key  *seal.PrivateKey
+	Skew time.Duration // how far this clock may be off; 0: 5 minutes
 	// Logf is told about retries; may be nil.
 	Logf func(format string, args ...any)
 	Now  func() time.Time
@@ -70,6 +73,9 @@ func New(cfg Config) (*Client, error) {
 		return nil, errors.New("agent: no pinned broker identity")
 	case cfg.Device == nil:
 		return nil, errors.New("agent: no device to make evidence with")
+	}
+	if cfg.Key != nil {
+		cfg.Suite = cfg.Key.Suite()
 	}
 	if cfg.Suite == "" {
 		cfg.Suite = seal.Hybrid
@@ -126,12 +132,23 @@ type Receipt struct {
 	Path       [][]byte `json:"path,omitempty"`
 }
 
-// Get asks for all resources at once, retrying with jitter what may help until
-// ctx ends. A new key, nonce and evidence are made for every attempt.
+// Get is GetWith without inputs.
 func (c *Client) Get(ctx context.Context, resources ...string) ([]Secret, Receipt, error) {
+	return c.GetWith(ctx, nil, resources...)
+}
+
+// GetWith asks for all resources at once, retrying with jitter what may help until
+// ctx ends. A new key, nonce and evidence are made for every attempt.
+// inputs is what to send with a resource (a CSR, a ciphertext), by resource; the evidence binds it.
+func (c *Client) GetWith(ctx context.Context, inputs map[string][]byte, resources ...string) ([]Secret, Receipt, error) {
+	for r := range inputs {
+		if !slices.Contains(resources, r) {
+			return nil, Receipt{}, fmt.Errorf("agent: input for %q, which is not asked for", r)
+		}
+	}
 	var last error // before the deadline: what passes it only says that it passed
 	for attempt := 0; ; attempt++ {
-		secrets, receipt, err := c.once(ctx, resources)
+		secrets, receipt, err := c.once(ctx, resources, inputs)
 		if err == nil {
 			return secrets, receipt, nil
 		}
@@ -149,22 +166,37 @@ func (c *Client) Get(ctx context.Context, resources ...string) ([]Secret, Receip
 	}
 }
 
-func (c *Client) once(ctx context.Context, resources []string) ([]Secret, Receipt, error) {
+func (c *Client) once(ctx context.Context, resources []string, inputs map[string][]byte) ([]Secret, Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	ch, err := c.rpc.Challenge(ctx, &pb.ChallengeRequest{})
 	if err != nil {
 		return nil, Receipt{}, fmt.Errorf("ask for a challenge: %w", err)
 	}
-	key, err := seal.GenerateKey(c.cfg.Suite)
-	if err != nil {
-		return nil, Receipt{}, permanent{err}
+	key := c.cfg.Key
+	if key == nil {
+		if key, err = seal.GenerateKey(c.cfg.Suite); err != nil {
+			return nil, Receipt{}, permanent{err}
+		}
 	}
 	// The broker's id comes from the pin, never from the wire: evidence made here is of no use to another broker.
 	offered := []string{string(c.cfg.Suite)}
+	var bound [][]byte
+	var sent []*pb.ResourceInput
+	for _, r := range resources {
+		if len(inputs) > 0 {
+			bound = append(bound, inputs[r])
+		}
+		if in := inputs[r]; len(in) > 0 {
+			sent = append(sent, &pb.ResourceInput{Resource: r, Input: in})
+		}
+	}
+	if sent == nil {
+		bound = nil
+	}
 	ev, err := c.cfg.Device.Evidence(ctx, attest.Transcript{
 		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(),
-		OfferedSuites: offered, Resources: resources,
+		OfferedSuites: offered, Resources: resources, Inputs: bound,
 	})
 	if err != nil {
 		return nil, Receipt{}, permanent{fmt.Errorf("make evidence: %w", err)}
@@ -172,6 +204,7 @@ func (c *Client) once(ctx context.Context, resources []string) ([]Secret, Receip
 	resp, err := c.rpc.Release(ctx, &pb.ReleaseRequest{
 		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
 		Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}},
+		Inputs:   sent,
 	})
 	if err != nil {
 		return nil, Receipt{}, fmt.Errorf("release: %w", err)

@@ -33,9 +33,12 @@ const healthy = 30 * time.Second
 // returns an error. The secret is wiped when on returns. An error of Watch is
 // final: it wraps ErrDenied, ErrRefused or ErrNotOurBroker, or is ctx's.
 func (c *Client) Watch(ctx context.Context, resources []string, on func(context.Context, Secret) error) error {
-	key, err := seal.GenerateKey(c.cfg.Suite)
-	if err != nil {
-		return fmt.Errorf("agent: %w", err)
+	key := c.cfg.Key
+	if key == nil {
+		var err error
+		if key, err = seal.GenerateKey(c.cfg.Suite); err != nil {
+			return fmt.Errorf("agent: %w", err)
+		}
 	}
 	w := &watcher{c: c, key: key, resources: resources, on: on, held: map[string]string{}}
 	for attempt := 0; ; attempt++ {

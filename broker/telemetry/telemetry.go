@@ -27,8 +27,8 @@ type Metrics struct {
 	duration *prometheus.HistogramVec
 }
 
-// NewMetrics makes the registry. waiting tells the releases in the queue, policyError whether the newest bundle was refused.
-func NewMetrics(waiting func() int, policyError func() bool) *Metrics {
+// NewMetrics makes the registry.
+func NewMetrics() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -39,17 +39,25 @@ func NewMetrics(waiting func() int, policyError func() bool) *Metrics {
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10},
 		}, []string{"outcome"}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "claviger_queue_releases", Help: "Releases running or waiting."},
-			func() float64 { return float64(waiting()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "claviger_policy_refused", Help: "1 if the newest policy bundle was refused and an older one is in force."},
-			func() float64 {
-				if policyError() {
-					return 1
-				}
-				return 0
-			}))
+	m.registry.MustRegister(m.requests, m.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// Gauge adds a value that is read when it is asked for. source is a label from the configuration, "" for none.
+func (m *Metrics) Gauge(name, help, source string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels(source)}, read))
+}
+
+// Counter adds a count that is kept elsewhere.
+func (m *Metrics) Counter(name, help, source string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels(source)}, read))
+}
+
+func labels(source string) prometheus.Labels {
+	if source == "" {
+		return nil
+	}
+	return prometheus.Labels{"source": source}
 }
 
 // Observe counts a request.

@@ -519,7 +519,15 @@ func (s *Server) serve(name, addr string, g *grpc.Server) (net.Addr, error) {
 
 func (s *Server) serveMetrics(context.Context, context.Context) error {
 	s.admission = rpc.NewAdmission(s.cfg.limits())
-	s.metrics = telemetry.NewMetrics(s.admission.Waiting, func() bool { return s.engine.Status().Error != "" })
+	s.metrics = telemetry.NewMetrics()
+	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", "", func() float64 { return float64(s.admission.Waiting()) })
+	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", "", func() float64 { return float64(s.broker.Watching()) })
+	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", "", func() float64 {
+		if s.engine.Status().Error != "" {
+			return 1
+		}
+		return 0
+	})
 	if s.cfg.Metrics == "off" {
 		return nil
 	}
