@@ -52,6 +52,11 @@ type Config struct {
 	Instance string
 	// SessionTTL is how long evidence is believed in a watching session. Default 15 minutes.
 	SessionTTL time.Duration
+	// OwnerTTL is what the owner of leases is renewed for: when no broker is
+	// left to renew it, what it owns ends after that. Default 2 minutes.
+	OwnerTTL time.Duration
+	// ResumeTime is how long a session waits for a guest whose stream broke. Default 1 minute.
+	ResumeTime time.Duration
 	// MaxSessions bounds the watching sessions of this broker. Default 20000.
 	MaxSessions int
 	// Logger is for what happens outside any request; may be nil.
@@ -114,6 +119,12 @@ func New(cfg Config) (*Broker, error) {
 	}
 	if cfg.SessionTTL == 0 {
 		cfg.SessionTTL = 15 * time.Minute
+	}
+	if cfg.OwnerTTL == 0 {
+		cfg.OwnerTTL = 2 * time.Minute
+	}
+	if cfg.ResumeTime == 0 {
+		cfg.ResumeTime = time.Minute
 	}
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = 20000

@@ -24,6 +24,8 @@ var (
 	// ErrInput is Source's: what the guest sent for the resource is not
 	// acceptable (a CSR for other names, a ciphertext of another key). Text after it is for operators.
 	ErrInput = errors.New("input not acceptable")
+	// ErrEnding is LeasedSource's: renewed, but for less than half of what was asked; a maximum lifetime is near.
+	ErrEnding = errors.New("cannot be renewed for much longer")
 	// ErrChanged is LeaseBook's and SessionBook's: somebody else wrote the record meanwhile.
 	ErrChanged = errors.New("changed by somebody else meanwhile")
 	// ErrNotRotatable is Rotator's.

@@ -75,7 +75,8 @@ type LeasedSource interface {
 	// NewOwner makes an owner that ends by itself after ttl unless renewed.
 	NewOwner(ctx context.Context, session string, ttl time.Duration) (Owner, error)
 	// RenewOwner keeps the owner and its leases for another ttl. An error that
-	// wraps ErrNoSecret says that it has ended: what belonged to it is gone.
+	// wraps ErrNoSecret says that it has ended: what belonged to it is gone. One
+	// that wraps ErrEnding says that it is time for another.
 	RenewOwner(ctx context.Context, o Owner, ttl time.Duration) error
 	// RevokeOwner ends the owner and all its leases at once. It is idempotent:
 	// an owner that is gone already is no error.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -14,8 +15,10 @@ import (
 // LeaseRecord is what the brokers share about the leases of one session, so
 // that they end with it even if the broker that made them dies.
 type LeaseRecord struct {
-	Session   string    `json:"session"`
-	Owners    []Owner   `json:"owners"`
+	Session string  `json:"session"`
+	Owners  []Owner `json:"owners"`
+	// Retiring owners have a successor. They end by themselves soon, and with the session at the latest.
+	Retiring  []Owner   `json:"retiring,omitempty"`
 	ExpiresAt time.Time `json:"expires_at"` // when the attestation ends that earned them
 
 	// What another broker needs in order to decide again.
@@ -43,12 +46,12 @@ type LeaseBook interface {
 }
 
 const (
-	// ownerTTL is what an owner is renewed for: if all brokers are gone, what it owns ends after that.
-	ownerTTL = 2 * time.Minute
 	// keepFor is how long a keeper is believed to live after its last word.
 	keepFor = 10 * time.Second
 	// keepEvery is how often a keeper looks.
 	keepEvery = 3 * time.Second
+	// decideEvery is how often a keeper decides again without a reason, since time itself may be one.
+	decideEvery = 30 * time.Second
 )
 
 // owners are the owners of one session's leases. The nil value has none.
@@ -92,7 +95,7 @@ func (b *Broker) openLeases(ctx context.Context, rec *Record, a appraisal, grant
 		if o.bySource[g.entry.Source] != nil {
 			continue
 		}
-		owner, err := b.cfg.Sources[g.entry.Source].(LeasedSource).NewOwner(ctx, o.rec.Session, ownerTTL)
+		owner, err := b.cfg.Sources[g.entry.Source].(LeasedSource).NewOwner(ctx, o.rec.Session, b.cfg.OwnerTTL)
 		if err != nil {
 			o.abandon(ctx)
 			return nil, fmt.Errorf("%w: lease owner for %s: %w", ErrUnavailable, g.path, err)
@@ -168,7 +171,7 @@ func (o *owners) abandon(ctx context.Context) {
 // endLeases revokes the owners, and forgets the record once all are gone.
 func (b *Broker) endLeases(ctx context.Context, r LeaseRecord) error {
 	var errs []error
-	for _, owner := range r.Owners {
+	for _, owner := range slices.Concat(r.Owners, r.Retiring) {
 		src, ok := b.cfg.Sources[owner.Source].(LeasedSource)
 		if !ok {
 			errs = append(errs, fmt.Errorf("source %q is not configured any more", owner.Source))
@@ -191,7 +194,7 @@ func (b *Broker) KeepLeases(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	k := keeper{b: b, renewed: map[string]time.Time{}}
+	k := keeper{b: b, renewed: map[string]time.Time{}, decided: map[string]time.Time{}}
 	t := time.NewTicker(keepEvery)
 	defer t.Stop()
 	for {
@@ -201,6 +204,7 @@ func (b *Broker) KeepLeases(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
+			clear(k.decided)
 		case <-t.C:
 		}
 	}
@@ -209,6 +213,7 @@ func (b *Broker) KeepLeases(ctx context.Context) error {
 type keeper struct {
 	b       *Broker
 	renewed map[string]time.Time // by session
+	decided map[string]time.Time // by session; when the policy last allowed it
 }
 
 // pass looks at every record once.
@@ -228,6 +233,7 @@ func (k *keeper) pass(ctx context.Context) {
 	for id := range k.renewed {
 		if !known[id] {
 			delete(k.renewed, id)
+			delete(k.decided, id)
 		}
 	}
 }
@@ -242,11 +248,14 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		b.cfg.Logger.InfoContext(ctx, "attestation ended, revoking its leases", "session", r.Session)
 		return b.endLeases(ctx, r)
 	}
-	if err := b.leaseAllowed(ctx, r, now); errors.Is(err, ErrDenied) {
-		b.cfg.Logger.InfoContext(ctx, "session not allowed any more, revoking its leases", "session", r.Session, "why", err)
-		return b.endLeases(ctx, r)
-	} else if err != nil {
-		return err // cannot tell: neither renew nor revoke
+	if now.Sub(k.decided[r.Session]) > decideEvery {
+		if err := b.leaseAllowed(ctx, r, now); errors.Is(err, ErrDenied) {
+			b.cfg.Logger.InfoContext(ctx, "session not allowed any more, revoking its leases", "session", r.Session, "why", err)
+			return b.endLeases(ctx, r)
+		} else if err != nil {
+			return err // cannot tell: neither renew nor revoke
+		}
+		k.decided[r.Session] = now
 	}
 	if !mine || r.KeptUntil.Sub(now) < keepFor*2/3 {
 		r.Keeper, r.KeptUntil = b.cfg.Instance, now.Add(keepFor)
@@ -258,7 +267,7 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		}
 		r = stored
 	}
-	if last, ok := k.renewed[r.Session]; ok && now.Sub(last) < ownerTTL/3 {
+	if last, ok := k.renewed[r.Session]; ok && now.Sub(last) < b.cfg.OwnerTTL/3 {
 		return nil
 	}
 	for _, owner := range r.Owners {
@@ -266,22 +275,23 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		if !ok {
 			return fmt.Errorf("source %q is not configured any more", owner.Source)
 		}
-		err := src.RenewOwner(ctx, owner, ownerTTL)
+		err := src.RenewOwner(ctx, owner, b.cfg.OwnerTTL)
 		if errors.Is(err, ErrNoSecret) {
 			// It ended in Vault. A watching session sees that its record is gone, and gets new leases.
 			b.cfg.Logger.WarnContext(ctx, "leases ended in their source", "session", r.Session, "source", owner.Source)
-			return errors.Join(b.endLeases(ctx, r), b.leaseLost(r.Session))
+			err = b.endLeases(ctx, r)
+			b.Changed()
+			return err
+		} else if errors.Is(err, ErrEnding) {
+			r.Owners, r.Retiring = nil, r.Owners
+			_, err = b.cfg.Leases.PutLease(ctx, r)
+			b.Changed()
+			return err
 		} else if err != nil {
 			return err
 		}
 	}
 	k.renewed[r.Session] = now
-	return nil
-}
-
-// leaseLost wakes the session, if it is served here.
-func (b *Broker) leaseLost(string) error {
-	b.Changed()
 	return nil
 }
 

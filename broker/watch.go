@@ -23,8 +23,6 @@ const (
 	sendTimeout = 30 * time.Second
 	// reattestTime is what a guest has for new evidence when something changed.
 	reattestTime = time.Minute
-	// resumeTime is how long a session waits for a guest whose stream broke.
-	resumeTime = time.Minute
 	// retryPush is the wait before a version that could not be fetched is tried again.
 	retryPush = 2 * time.Second
 )
@@ -332,7 +330,7 @@ func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, r
 	b := w.b
 	if held || h.Version != "" || h.Pending != "" {
 		r, err := b.cfg.Leases.GetLease(ctx, w.s.ID)
-		if err == nil && h.Version != "" {
+		if err == nil && h.Version != "" && len(r.Owners) > 0 {
 			if w.leases == nil { // another broker made it
 				w.leases = &owners{b: b, rec: r, bySource: map[string]*Owner{}}
 				for _, o := range r.Owners {
@@ -342,7 +340,7 @@ func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, r
 			rr.Version, rr.Unchanged = h.Version, true
 			return nil, w.extend(ctx)
 		}
-		if err == nil && w.leases == nil { // leases that the guest may never have heard of
+		if err == nil && len(r.Owners) > 0 && w.leases == nil { // leases that the guest may never have heard of
 			err = b.endLeases(ctx, r)
 		}
 		if err != nil && !errors.Is(err, ErrNoSecret) {
@@ -396,7 +394,7 @@ func (w *watch) extend(ctx context.Context) error {
 		return nil
 	}
 	err := w.leases.update(ctx, func(r *LeaseRecord) {
-		r.ExpiresAt, r.Claims = w.s.ExpiresAt.Add(resumeTime), w.a.claims
+		r.ExpiresAt, r.Claims = w.s.ExpiresAt.Add(w.b.cfg.ResumeTime), w.a.claims
 		r.Keeper, r.KeptUntil = w.b.cfg.Instance, w.b.cfg.Now().Add(keepFor)
 	})
 	if errors.Is(err, ErrNoSecret) {
@@ -672,8 +670,8 @@ func (w *watch) leasesLive(ctx context.Context) error {
 	if w.leases == nil {
 		return nil
 	}
-	_, err := w.b.cfg.Leases.GetLease(ctx, w.s.ID)
-	if !errors.Is(err, ErrNoSecret) {
+	r, err := w.b.cfg.Leases.GetLease(ctx, w.s.ID)
+	if err == nil && len(r.Owners) > 0 || err != nil && !errors.Is(err, ErrNoSecret) {
 		return err
 	}
 	w.lostLeases()
@@ -802,7 +800,7 @@ func (w *watch) close(ctx context.Context) {
 		return
 	}
 	// The guest has a while to come back, here or elsewhere.
-	if end := w.b.cfg.Now().Add(resumeTime).UTC(); end.Before(w.s.ExpiresAt) {
+	if end := w.b.cfg.Now().Add(w.b.cfg.ResumeTime).UTC(); end.Before(w.s.ExpiresAt) {
 		w.s.ExpiresAt = end
 	}
 	log("cannot write session", w.b.cfg.Sessions.PutSession(ctx, w.s))

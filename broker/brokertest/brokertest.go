@@ -99,15 +99,20 @@ func (d device) Evidence(_ context.Context, t attest.Transcript) (attest.Evidenc
 // Client makes a guest's client with the registered image, or another one.
 func (b *Broker) Client(t testing.TB, o teesim.ReportOptions) *agent.Client {
 	t.Helper()
-	roots, err := b.Env.Roots()
-	if err != nil {
-		t.Fatal(err)
-	}
 	addr, _, _ := b.Server.Addresses()
-	c, err := agent.New(agent.Config{Address: addr, TLS: &tls.Config{RootCAs: roots}, Identity: b.Server.Identity(), Device: b.Device(o)})
+	c, err := agent.New(b.clientConfig(t, o, addr))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+func (b *Broker) clientConfig(t testing.TB, o teesim.ReportOptions, addr string) agent.Config {
+	t.Helper()
+	roots, err := b.Env.Roots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return agent.Config{Address: addr, TLS: &tls.Config{RootCAs: roots}, Identity: b.Server.Identity(), Device: b.Device(o)}
 }

@@ -23,8 +23,8 @@ const maxResponse = 4 << 20 // of Vault's answers; KV v2 allows 1 MiB a secret
 // would take VAULT_SKIP_VERIFY and VAULT_TOKEN from whoever starts the broker.
 func newClient(cfg Config) (*api.Client, func(), error) {
 	t := &http.Transport{
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		Proxy:               http.ProxyFromEnvironment,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
+		Proxy:           http.ProxyFromEnvironment,
 		// A certificate login goes by the certificate of its connection. With HTTP/1.1 a new login gets a new one.
 		ForceAttemptHTTP2:   cfg.Certificate == nil,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: cfg.Timeout}, // a dead peer is noticed

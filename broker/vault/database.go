@@ -29,9 +29,12 @@ func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *br
 	if got.LeaseID == "" {
 		return broker.Secret{}, fmt.Errorf("vault: %s/creds/%s: the answer has no lease", mount, e.Key)
 	}
-	out.Lease, out.Expires = got.LeaseID, now.Add(lifetime(got))
+	out.Version, out.Lease, out.Expires = madeAt(now), got.LeaseID, now.Add(lifetime(got))
 	return out, nil
 }
+
+// madeAt names the version of a secret that is made anew each time.
+func madeAt(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // fetchStatic reads the password of a user whose password Vault changes from time to time.
 func (s *Source) fetchStatic(ctx context.Context, e broker.CatalogEntry) (broker.Secret, error) {

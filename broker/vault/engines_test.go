@@ -106,6 +106,24 @@ func TestPKI(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a common name is no DNS name", func(t *testing.T) {
+		e := pkiEntry
+		e.Options = map[string]string{"common_name": "vm-1.claviger.internal"}
+		block, _ := pem.Decode(d.get(t, broker.Granted{Entry: e, Input: csrFor(t, ed, x509.CertificateRequest{})}).Value)
+		if leaf, err := x509.ParseCertificate(block.Bytes); err != nil || len(leaf.DNSNames) > 0 {
+			t.Errorf("DNS names %q: %v", leaf.DNSNames, err)
+		}
+	})
+	t.Run("a request for more never reaches Vault", func(t *testing.T) {
+		before := d.src.Stats().Requests
+		in := csrFor(t, ed, x509.CertificateRequest{DNSNames: []string{"evil.example"}})
+		if _, err := d.fetch(t, broker.Granted{Entry: pkiEntry, Input: in}); !errors.Is(err, broker.ErrInput) || !strings.Contains(err.Error(), "evil.example") {
+			t.Errorf("got %v", err)
+		}
+		if d.src.Stats().Requests != before {
+			t.Error("Vault was asked")
+		}
+	})
 	t.Run("unknown role is not the guest's fault", func(t *testing.T) {
 		e := pkiEntry
 		e.Key = "none"
@@ -377,6 +395,7 @@ func openGCM(t testing.TB, key []byte, text, prefix string) string {
 }
 
 func TestKVVersions(t *testing.T) {
+	t.Parallel() // it mostly waits
 	d := deploy(t)
 	kv := d.root.KVv2("secret")
 	put := func(key string, data map[string]any) {

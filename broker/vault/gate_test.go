@@ -15,6 +15,7 @@ import (
 // A Vault that is sealed, slow or gone is our fault, within the time limit, and
 // never ErrNoSecret; soon nobody waits for it any more; and when it is back, so are we.
 func TestVaultInTrouble(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "1h")
 	w.put(t, "db/orders", map[string]any{"value": "x"})
 	entry := broker.CatalogEntry{Key: "db/orders", CreateBytes: 32}
@@ -39,7 +40,7 @@ func TestVaultInTrouble(t *testing.T) {
 		}
 		before := w.src.Stats().Requests
 		for range 100 {
-			fails(t, 100*time.Millisecond)
+			fails(t, 500*time.Millisecond)
 		}
 		if n := w.src.Stats().Requests - before; n > 1 {
 			t.Errorf("%d requests to a Vault in trouble", n)
@@ -83,6 +84,24 @@ func TestVaultInTrouble(t *testing.T) {
 		time.Sleep(2 * maxTestPause(w.src))
 		opens(t)
 	})
+}
+
+// More guests than slots wait, and all get what they came for.
+func TestManyAtOnce(t *testing.T) {
+	w := newWorld(t, "1h")
+	w.put(t, "db/orders", map[string]any{"value": "x"})
+	var wg sync.WaitGroup
+	for range 400 {
+		wg.Go(func() {
+			if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if s := w.src.Stats(); s.Waiting != 0 || s.Open || len(w.src.gate.slots) != 0 {
+		t.Errorf("left over: %+v", s)
+	}
 }
 
 // maxTestPause is the longest pause at the moment.

@@ -180,6 +180,20 @@ func TestCertificateLogin(t *testing.T) {
 		t.Errorf("the old certificate still logs in: %v", err)
 	}
 
+	t.Run("another login over TLS", func(t *testing.T) {
+		file := filepath.Join(dir, "token")
+		if err := os.WriteFile(file, []byte(v.Token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		src, err := New(t.Context(), Config{Address: v.Address, CAFile: v.CAFile, TokenFile: file})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustWrite(t, root, "secret/data/db/x", map[string]any{"data": map[string]any{"value": "x"}})
+		if _, err := src.Fetch(t.Context(), grant.Mint(broker.Granted{Entry: broker.CatalogEntry{Key: "db/x"}})); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("Vault's certificate is verified", func(t *testing.T) {
 		t.Setenv("VAULT_SKIP_VERIFY", "true") // of whoever starts the broker: does not count
 		t.Setenv("VAULT_CACERT", v.CAFile)
@@ -200,6 +214,7 @@ func TestCertificateLogin(t *testing.T) {
 }
 
 func TestAppRoleSecretID(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "1h")
 	cfg := w.src.cfg
 	role := *cfg.AppRole
@@ -254,6 +269,7 @@ func TestAppRoleSecretID(t *testing.T) {
 
 // An outage must not cost the one login that a wrapped secret id is good for.
 func TestOutageKeepsToken(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "8s")
 	w.put(t, "db/orders", map[string]any{"value": "x"})
 	before := *w.src.token.Load()
@@ -264,7 +280,7 @@ func TestOutageKeepsToken(t *testing.T) {
 		defer close(done)
 		w.src.Run(ctx)
 	}()
-	time.Sleep(2500 * time.Millisecond)
+	time.Sleep(1500 * time.Millisecond) // the first look at the token has failed, and what comes next will be answered
 	w.vault.Resume(t)
 	eventually(t, "an answer", func() bool {
 		_, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"})
@@ -292,11 +308,15 @@ func TestNoLoginStorm(t *testing.T) {
 		}
 		return len(list.Data["keys"].([]any))
 	}
-	before, requests := tokens(), w.src.Stats().Requests
-	for i := range 200 {
+	fetchForbidden := func() {
+		t.Helper()
 		if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "forbidden/x"}); status(err) != http.StatusForbidden {
 			t.Fatalf("got %v", err)
 		}
+	}
+	before, requests := tokens(), w.src.Stats().Requests
+	for i := range 200 {
+		fetchForbidden()
 		if i%20 == 0 {
 			if _, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"}); err != nil {
 				t.Fatal(err)
@@ -308,6 +328,15 @@ func TestNoLoginStorm(t *testing.T) {
 	}
 	if n := w.src.Stats().Requests - requests; n > 215 {
 		t.Errorf("%d requests for 210 fetches", n)
+	}
+	for range 10 { // checkEvery passes, and passes again
+		w.src.mu.Lock()
+		w.src.checked = time.Time{}
+		w.src.mu.Unlock()
+		fetchForbidden()
+	}
+	if n := tokens() - before; n > 1 {
+		t.Errorf("%d logins in less than %s, though the token is good", n, loginEvery)
 	}
 	t.Run("a policy that came later counts", func(t *testing.T) {
 		w := newWorld(t, "1h")
@@ -338,8 +367,12 @@ func TestNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ns := range []string{"", "team/a"} {
-		if _, err := New(t.Context(), Config{Address: server.URL, TokenFile: file, Namespace: ns}); err != nil {
+		src, err := New(t.Context(), Config{Address: server.URL, TokenFile: file, Namespace: ns})
+		if err != nil {
 			t.Fatal(err)
+		}
+		if src.client.Token() != "" {
+			t.Error("the environment's token is what an AppRole login would send")
 		}
 		if got.Get("X-Vault-Namespace") != ns || got.Get("X-Vault-Token") != "mine" || got.Get("X-Extra") != "" {
 			t.Errorf("namespace %q: sent %v", ns, got)

@@ -48,7 +48,9 @@ func owner(got *api.Secret, ttl time.Duration) (broker.Owner, error) {
 		return broker.Owner{}, errors.New("orphan: want true; the sessions would end with the broker's own token")
 	case !got.Auth.Renewable:
 		return broker.Owner{}, errors.New("renewable: want true")
-	case lifetime(got) <= 0 || lifetime(got) > ttl+time.Second:
+	case lifetime(got) < ttl/2:
+		return broker.Owner{}, fmt.Errorf("token_explicit_max_ttl: too short; asked for %s and got %s", ttl, lifetime(got))
+	case lifetime(got) > ttl+time.Second:
 		return broker.Owner{}, fmt.Errorf("token_period: want none; asked for %s and got %s", ttl, lifetime(got))
 	}
 	return broker.Owner{ID: got.Auth.Accessor, Secret: []byte(got.Auth.ClientToken)}, nil
@@ -60,24 +62,24 @@ func (s *Source) RenewOwner(ctx context.Context, o broker.Owner, ttl time.Durati
 	if len(o.Secret) > 0 {
 		r = write("auth", "token/renew-self", map[string]any{"increment": seconds(ttl)})
 	}
-	if err := s.renewOne(ctx, o, r, ttl, "session"); err != nil {
-		return err
+	ending := s.renewOne(ctx, o, r, ttl, "session")
+	if ending != nil && !errors.Is(ending, broker.ErrEnding) {
+		return ending
 	}
 	for _, id := range o.Leases {
+		as := o
 		r := write("sys", "leases/renew", map[string]any{"lease_id": id, "increment": seconds(ttl)})
 		if !strings.Contains(id, "/") { // a token's accessor (KindLogin); lease ids begin with a path
+			as = broker.Owner{} // only the broker may renew by accessor
 			r = write("auth", "token/renew-accessor", map[string]any{"accessor": id, "increment": seconds(ttl)})
-			// Only the broker may renew by accessor.
-			if err := s.renewOne(ctx, broker.Owner{}, r, ttl, "login"); err != nil {
-				return err
-			}
-			continue
 		}
-		if err := s.renewOne(ctx, o, r, ttl, "lease "+id); err != nil {
+		err := s.renewOne(ctx, as, r, ttl, "lease "+id)
+		if err != nil && !errors.Is(err, broker.ErrEnding) {
 			return err
 		}
+		ending = errors.Join(ending, err)
 	}
-	return nil
+	return ending
 }
 
 // renewOne renews with the owner's token, or with the broker's where there is none.
@@ -93,10 +95,13 @@ func (s *Source) renewOne(ctx context.Context, o broker.Owner, r request, ttl ti
 		if gone(err) || len(o.Secret) > 0 && status(err) == http.StatusForbidden && s.ownerGone(ctx, o) {
 			return fmt.Errorf("vault: %s has ended: %w: %w", what, broker.ErrNoSecret, err)
 		}
+		if says(err, "past the max TTL") {
+			return fmt.Errorf("renew %s: %w: %w", what, broker.ErrEnding, err)
+		}
 		return fmt.Errorf("renew %s: %w", what, err)
 	}
-	if got := lifetime(got); got < ttl-time.Second {
-		s.log.WarnContext(ctx, "vault: renewed for less than asked: a maximum lifetime is near", "source", s.cfg.Name, "what", what, "asked", ttl, "got", got)
+	if got := lifetime(got); got < ttl/2 {
+		return fmt.Errorf("vault: %s was renewed for %s of %s: %w", what, got, ttl, broker.ErrEnding)
 	}
 	return nil
 }
@@ -124,7 +129,12 @@ func (s *Source) fetchLogin(ctx context.Context, e broker.CatalogEntry, o *broke
 	case got.Auth.Accessor == "":
 		return broker.Secret{}, fmt.Errorf("vault: token role %s: token_type: want service; a batch token cannot be revoked", e.Key)
 	case got.Auth.Orphan:
-		err := fmt.Errorf("vault: token role %s: orphan: want false; the login would outlive its session", e.Key)
+		err = errors.New("orphan: want false; the login would outlive its session")
+	case !got.Auth.Renewable:
+		err = errors.New("renewable: want true; the login would end before its session")
+	}
+	if err != nil {
+		err = fmt.Errorf("vault: token role %s: %w", e.Key, err)
 		return broker.Secret{}, errors.Join(err, s.RevokeOwner(context.WithoutCancel(ctx), broker.Owner{ID: got.Auth.Accessor}))
 	}
 	value, err := canonical(struct {
@@ -132,7 +142,9 @@ func (s *Source) fetchLogin(ctx context.Context, e broker.CatalogEntry, o *broke
 		Accessor string `json:"accessor"`
 		TTL      int    `json:"ttl"` // seconds
 	}{got.Auth.ClientToken, got.Auth.Accessor, got.Auth.LeaseDuration})
-	return broker.Secret{Value: value, ContentType: "application/json", Lease: got.Auth.Accessor, Expires: now.Add(lifetime(got))}, err
+	return broker.Secret{
+		Value: value, Version: madeAt(now), ContentType: "application/json", Lease: got.Auth.Accessor, Expires: now.Add(lifetime(got)),
+	}, err
 }
 
 // asOwner makes a request with the session's token. If that is refused, the

@@ -35,6 +35,7 @@ func (d deployed) roles(t testing.TB) string {
 }
 
 func TestDatabase(t *testing.T) {
+	t.Parallel() // it mostly waits
 	d := deploy(t, "database")
 	entry := broker.CatalogEntry{Kind: broker.KindDatabase, Key: "app"}
 	newOwner := func(t *testing.T, ttl time.Duration) broker.Owner {
@@ -66,8 +67,8 @@ func TestDatabase(t *testing.T) {
 			t.Errorf("expires in %s, want the role's 3s", left)
 		}
 		second := d.get(t, broker.Granted{Entry: entry, Owner: &o})
-		if d.roles(t) != "2" || second.Lease == s.Lease {
-			t.Fatalf("%s users, leases %s and %s", d.roles(t), s.Lease, second.Lease)
+		if d.roles(t) != "2" || second.Lease == s.Lease || second.Version == s.Version || s.Version == "" {
+			t.Fatalf("%s users, leases %s and %s, versions %q and %q", d.roles(t), s.Lease, second.Lease, s.Version, second.Version)
 		}
 		if err := d.src.RevokeOwner(t.Context(), o); err != nil {
 			t.Fatal(err)
@@ -155,6 +156,30 @@ func TestDatabase(t *testing.T) {
 			}
 		}
 		eventually(t, "no user", func() bool { return d.roles(t) == "0" })
+	})
+	t.Run("near its maximum lifetime", func(t *testing.T) {
+		role := map[string]any{"db_name": "app", "default_ttl": "3s", "max_ttl": "5s", "creation_statements": `CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}';`}
+		d.write(t, "database/roles/app", role)
+		o := newOwner(t, 4*time.Second)
+		o.Leases = []string{d.get(t, broker.Granted{Entry: entry, Owner: &o}).Lease}
+		warned := false
+		eventually(t, "end", func() bool {
+			time.Sleep(400 * time.Millisecond)
+			err := d.src.RenewOwner(t.Context(), o, 4*time.Second)
+			warned = warned || errors.Is(err, broker.ErrEnding)
+			if err != nil && !errors.Is(err, broker.ErrEnding) && !errors.Is(err, broker.ErrNoSecret) {
+				t.Error(err)
+			}
+			return errors.Is(err, broker.ErrNoSecret)
+		})
+		if !warned {
+			t.Error("it ended without a warning")
+		}
+		role["max_ttl"] = "1h"
+		d.write(t, "database/roles/app", role)
+		if err := d.src.RevokeOwner(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
 	})
 	t.Run("refused", func(t *testing.T) {
 		o := newOwner(t, time.Minute)
@@ -257,7 +282,7 @@ func TestLoginKind(t *testing.T) {
 	}
 	s := d.get(t, broker.Granted{Entry: entry, Owner: &o})
 	l := parse[login](t, s)
-	if s.Lease != l.Accessor || l.Token == "" || l.TTL == 0 || s.Expires.IsZero() {
+	if s.Lease != l.Accessor || s.Version == "" || l.Token == "" || l.TTL == 0 || s.Expires.IsZero() {
 		t.Fatalf("lease %q, %+v", s.Lease, l)
 	}
 	self, err := d.root.Auth().Token().LookupAccessor(l.Accessor)
@@ -294,8 +319,8 @@ func TestLoginKind(t *testing.T) {
 			}
 			return len(list.Data["keys"].([]any))
 		}
-		good := map[string]any{"allowed_policies": "claviger-session", "orphan": true, "renewable": true, "token_period": 0, "token_type": "service"}
-		for field, value := range map[string]any{"orphan": false, "renewable": false, "token_period": "1h", "token_type": "batch"} {
+		good := map[string]any{"allowed_policies": "claviger-session", "token_explicit_max_ttl": 0, "orphan": true, "renewable": true, "token_period": 0, "token_type": "service"}
+		for field, value := range map[string]any{"token_explicit_max_ttl": "10s", "orphan": false, "renewable": false, "token_period": "1h", "token_type": "batch"} {
 			role := map[string]any{}
 			for k, v := range good {
 				role[k] = v
@@ -314,17 +339,21 @@ func TestLoginKind(t *testing.T) {
 			}
 		}
 		d.write(t, "auth/token/roles/claviger-session", good)
-		d.write(t, "auth/token/roles/claviger-login", map[string]any{"allowed_policies": "claviger-guest", "orphan": true})
 		o, err := d.src.NewOwner(t.Context(), "s", time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
-		before := accessors()
-		if _, err := d.fetch(t, broker.Granted{Entry: entry, Owner: &o}); err == nil || !strings.Contains(err.Error(), "orphan") {
-			t.Errorf("orphan login: %v", err)
-		}
-		if accessors() != before {
-			t.Error("left a token behind")
+		for field, value := range map[string]any{"orphan": true, "renewable": false, "token_type": "batch"} {
+			role := map[string]any{"allowed_policies": "claviger-guest", "orphan": field == "token_type", "renewable": field != "token_type", "token_type": "service"}
+			role[field] = value
+			d.write(t, "auth/token/roles/claviger-login", role)
+			before := accessors()
+			if _, err := d.fetch(t, broker.Granted{Entry: entry, Owner: &o}); err == nil || !strings.Contains(err.Error(), field) {
+				t.Errorf("login: %s = %v: got %v", field, value, err)
+			}
+			if accessors() != before {
+				t.Errorf("login: %s = %v: left a token behind", field, value)
+			}
 		}
 	})
 }

@@ -2,10 +2,14 @@ package vault
 
 import (
 	"bytes"
+	"cmp"
+	"crypto/elliptic"
+	"crypto/x509"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +29,8 @@ type deployed struct {
 	root  *api.Client
 	src   *Source
 	cfg   Config
+	// catalog is what setup.sh gives as examples.
+	catalog []broker.CatalogEntry
 }
 
 func deploy(t testing.TB, kinds ...string) deployed {
@@ -39,7 +45,7 @@ func deploy(t testing.TB, kinds ...string) deployed {
 		env = append(env, "POSTGRES="+d.pg.Address+"/app", "POSTGRES_USER="+d.pg.User, "POSTGRES_PASSWORD="+d.pg.Password,
 			"POSTGRES_SSLMODE=disable", "POSTGRES_STATIC_USER=reports")
 	}
-	d.cfg = runSetup(t, env, kinds)
+	d.cfg, d.catalog = runSetup(t, env, kinds)
 	d.cfg.Name, d.cfg.Timeout = "vault", 5*time.Second
 	var err error
 	if d.src, err = New(t.Context(), d.cfg); err != nil {
@@ -53,7 +59,7 @@ func deploy(t testing.TB, kinds ...string) deployed {
 }
 
 // runSetup runs the script twice: the second time must change nothing.
-func runSetup(t testing.TB, env, kinds []string) Config {
+func runSetup(t testing.TB, env, kinds []string) (Config, []broker.CatalogEntry) {
 	t.Helper()
 	var first []byte
 	for run := range 2 {
@@ -80,12 +86,13 @@ func runSetup(t testing.TB, env, kinds []string) Config {
 				SecretIDFile string `json:"secret_id_file"`
 			} `json:"approle"`
 		} `json:"vault"`
+		Catalog []broker.CatalogEntry `json:"catalog"`
 	}
 	if err := yaml.UnmarshalStrict(first, &file); err != nil || len(file.Vault) != 1 {
 		t.Fatalf("setup.sh printed %s: %v", first, err)
 	}
 	v := file.Vault[0]
-	return Config{Address: v.Address, AppRole: &AppRole{RoleID: v.AppRole.RoleID, SecretIDFile: v.AppRole.SecretIDFile}}
+	return Config{Address: v.Address, AppRole: &AppRole{RoleID: v.AppRole.RoleID, SecretIDFile: v.AppRole.SecretIDFile}}, file.Catalog
 }
 
 func (d deployed) fetch(t testing.TB, g broker.Granted) (broker.Secret, error) {
@@ -133,6 +140,69 @@ func eventually(t testing.TB, what string, ok func() bool) time.Duration {
 	}
 	t.Fatalf("after %s still not: %s", time.Since(start), what)
 	return 0
+}
+
+// Each entry that setup.sh gives as an example works, with the policies that it wrote and no others.
+func TestSetupCatalog(t *testing.T) {
+	d := deploy(t, "database", "pki", "transit")
+	d.write(t, "secret/data/db/vm-1", map[string]any{"data": map[string]any{"value": "x"}})
+	catalog, err := broker.NewCatalog(d.catalog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, err := d.src.NewOwner(t.Context(), "session-1", time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient, err := x509.MarshalPKIXPublicKey(rsaKey(t, 3072).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[broker.Kind]bool{}
+	for _, e := range catalog.Entries() {
+		path := strings.NewReplacer("{vm}", "vm-1", "{name}", "vm-1").Replace(e.Pattern)
+		e, _, ok := catalog.Lookup(path)
+		if !ok {
+			t.Fatalf("%s is not in the catalog", path)
+		}
+		g := broker.Granted{Entry: e, Owner: &owner, PublicKey: recipient, TTL: time.Minute}
+		switch e.Kind {
+		case broker.KindPKI:
+			g.Input = csrFor(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})
+		case broker.KindTransitDecrypt:
+			g.Input = []byte(d.write(t, "transit/encrypt/app", map[string]any{"plaintext": "aGk="}).Data["ciphertext"].(string))
+		}
+		s, err := d.fetch(t, g)
+		if err != nil || len(s.Value) == 0 {
+			t.Errorf("%s: %d bytes: %v", path, len(s.Value), err)
+		}
+		if e.Kind.Leased() {
+			owner.Leases = append(owner.Leases, s.Lease)
+		}
+		if e.Kind.Watched() {
+			if v, err := d.src.CurrentVersion(t.Context(), e); v != s.Version || err != nil {
+				t.Errorf("%s: version %q, but current %q: %v", path, s.Version, v, err)
+			}
+		}
+		if e.Rotatable {
+			if _, err := d.src.Rotate(t.Context(), e); err != nil {
+				t.Errorf("%s: rotate: %v", path, err)
+			}
+		}
+		kinds[cmp.Or(e.Kind, broker.KindKV)] = true
+	}
+	if len(kinds) != 9 {
+		t.Errorf("tried the kinds %v, want all 9 of Vault's", kinds)
+	}
+	if err := d.src.RenewOwner(t.Context(), owner, time.Minute); err != nil {
+		t.Error(err)
+	}
+	if err := d.src.RevokeOwner(t.Context(), owner); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.fetch(t, broker.Granted{Entry: broker.CatalogEntry{Kind: broker.KindEAR, Key: "x"}}); err == nil {
+		t.Error("made an attestation result")
+	}
 }
 
 // The broker's token can do what the policies say and nothing around it.

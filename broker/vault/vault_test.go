@@ -159,6 +159,7 @@ func TestCreateRace(t *testing.T) {
 }
 
 func TestLoginOutlivesToken(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "3s")
 	w.put(t, "db/orders", map[string]any{"value": "x"})
 	t.Run("renewed", func(t *testing.T) {

@@ -5,6 +5,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/rpc"
 	"github.com/claviger/claviger/broker/token"
+	"github.com/claviger/claviger/broker/vault"
 )
 
 // Config is the configuration file of `claviger serve` (docs/configuration.md), YAML or JSON.
@@ -95,17 +97,54 @@ type Entry struct {
 	Labels      map[string]string `json:"labels"`
 }
 
-// Vault is a secret source.
+// Vault is a secret source. Several may have the same address, with another login each.
 type Vault struct {
-	Name           string   `json:"name"`
-	Address        string   `json:"address"`
-	CA             string   `json:"ca"`
-	Namespace      string   `json:"namespace"`
-	Mount          string   `json:"mount"`
-	TokenFile      string   `json:"token_file"`
-	AppRole        *AppRole `json:"approle"`
+	Name      string `json:"name"`
+	Address   string `json:"address"`
+	CA        string `json:"ca"`
+	Namespace string `json:"namespace"`
+	Mount     string `json:"mount"` // of KV v2, for entries that name none; default secret
+
+	// Exactly one login.
+	TokenFile   string            `json:"token_file"`
+	AppRole     *AppRole          `json:"approle"`
+	Kubernetes  *VaultJWT         `json:"kubernetes"`
+	JWT         *VaultJWT         `json:"jwt"`
+	Certificate *VaultCertificate `json:"certificate"`
+
+	SessionRole    string   `json:"session_role"` // token role for leases; default claviger-session
+	AuditSocket    string   `json:"audit_socket"` // unix socket of an audit device, as a hint at rotations (docs/vault.md)
 	MaxConcurrency int      `json:"max_concurrency"`
+	MaxQueue       int      `json:"max_queue"`
 	Timeout        Duration `json:"timeout"`
+}
+
+// VaultJWT is a login by somebody else's token.
+type VaultJWT struct {
+	Mount string `json:"mount"`
+	Role  string `json:"role"`
+	File  string `json:"file"`
+}
+
+// VaultCertificate is a login by TLS client certificate.
+type VaultCertificate struct {
+	Mount string `json:"mount"`
+	Role  string `json:"role"`
+	Cert  string `json:"cert"`
+	Key   string `json:"key"`
+}
+
+// source is the configuration of the adapter.
+func (v Vault) source(log *slog.Logger) vault.Config {
+	c := vault.Config{
+		Name: v.Name, Address: v.Address, CAFile: v.CA, Namespace: v.Namespace, Mount: v.Mount, TokenFile: v.TokenFile,
+		AppRole: (*vault.AppRole)(v.AppRole), Kubernetes: (*vault.JWT)(v.Kubernetes), JWT: (*vault.JWT)(v.JWT), SessionRole: v.SessionRole,
+		MaxConcurrency: v.MaxConcurrency, MaxQueue: v.MaxQueue, Timeout: time.Duration(v.Timeout), Logger: log,
+	}
+	if k := v.Certificate; k != nil {
+		c.Certificate = &vault.Certificate{Mount: k.Mount, Role: k.Role, CertFile: k.Cert, KeyFile: k.Key}
+	}
+	return c
 }
 
 // AppRole is a Vault login.
@@ -151,9 +190,11 @@ type Limits struct {
 
 // Sessions are workloads that watch for new versions.
 type Sessions struct {
-	TTL  Duration `json:"ttl"`  // how long evidence is believed; default 15m
-	Max  int      `json:"max"`  // watching this broker at once; default 20000
-	Poll Duration `json:"poll"` // between two questions about a secret's version, once for all brokers; default 1s
+	TTL      Duration `json:"ttl"`       // how long evidence is believed; default 15m
+	OwnerTTL Duration `json:"owner_ttl"` // what leases are renewed for; default 2m
+	Resume   Duration `json:"resume"`    // how long a session waits for a workload whose stream broke; default 1m
+	Max      int      `json:"max"`       // watching this broker at once; default 20000
+	Poll     Duration `json:"poll"`      // between two questions about a secret's version, once for all brokers; default 1s
 }
 
 // Tokens are attestation results (EAR) for relying parties (docs/tokens.md).
@@ -188,6 +229,9 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	*d = Duration(v)
 	return nil
 }
+
+// MarshalText writes what UnmarshalText reads.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
 // Load reads a file strictly: an unknown field is an error.
 func Load(path string) (Config, error) {
@@ -297,11 +341,11 @@ func (c *Config) Complete() error {
 	}
 	names := map[string]bool{"local": true, "token": c.Tokens.Issuer != ""}
 	for i, v := range c.Vault {
-		switch {
-		case v.Name == "" || names[v.Name]:
+		if v.Name == "" || names[v.Name] {
 			bad("vault[%d].name: %q is empty or taken", i, v.Name)
-		case (v.AppRole == nil) == (v.TokenFile == ""):
-			bad("vault[%d]: want exactly one of approle and token_file", i)
+		}
+		if err := v.source(nil).Check(); err != nil {
+			bad("vault[%d]: %w", i, err)
 		}
 		names[v.Name] = true
 	}

@@ -67,6 +67,7 @@ type Server struct {
 	sources map[string]broker.Source
 	feed    *feed.Feed
 	tokens  *token.Source
+	vaults  []*vault.Source // as in cfg.Vault
 	audit   *audit.Log
 	engine  *policy.Engine
 	broker  *broker.Broker
@@ -285,18 +286,12 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	}
 	sources := map[string]broker.Source{"local": s.secrets}
 	for i, v := range s.cfg.Vault {
-		vc := vault.Config{
-			Address: v.Address, CAFile: v.CA, Namespace: v.Namespace, Mount: v.Mount, TokenFile: v.TokenFile,
-			MaxConcurrency: v.MaxConcurrency, Timeout: time.Duration(v.Timeout), Logger: s.log,
-		}
-		if v.AppRole != nil {
-			vc.AppRole = (*vault.AppRole)(v.AppRole)
-		}
-		src, err := vault.New(ctx, vc)
+		src, err := vault.New(ctx, v.source(s.log))
 		if err != nil {
-			return fmt.Errorf("vault[%d] %s: %w", i, v.Name, err)
+			return fmt.Errorf("vault[%d]: %w", i, err)
 		}
 		s.spawn("vault "+v.Name, func() error { return src.Run(run) })
+		s.vaults = append(s.vaults, src)
 		sources[v.Name] = src
 	}
 	if t := s.cfg.Tokens; t.Issuer != "" {
@@ -315,15 +310,44 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 		Identity: s.id, Nonces: nonces, Verifiers: verifiers, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
 		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
+		OwnerTTL: time.Duration(s.cfg.Sessions.OwnerTTL), ResumeTime: time.Duration(s.cfg.Sessions.Resume),
 		MaxSessions: s.cfg.Sessions.Max, Logger: s.log, Observe: s.observe(),
 	})
 	if err != nil {
 		return err
 	}
+	for _, v := range s.cfg.Vault {
+		if v.AuditSocket != "" {
+			s.followAudit(run, v)
+		}
+	}
 	s.spawn("version feed", func() error { return s.feed.Run(run) })
 	s.spawn("leases", func() error { return s.broker.KeepLeases(run) })
 	s.spawn("sweep", func() error { return s.state.Sweep(run) })
 	return nil
+}
+
+// followAudit takes hints of rotations from Vault's audit device. What comes too fast is dropped: polling finds it.
+func (s *Server) followAudit(run context.Context, v Vault) {
+	type place struct{ mount, path string }
+	hints := make(chan place, 256)
+	f := vault.Feed{Socket: v.AuditSocket, Logger: s.log, Notify: func(mount, path string) {
+		select {
+		case hints <- place{mount, path}:
+		default:
+		}
+	}}
+	s.spawn("audit feed of vault "+v.Name, func() error { return f.Run(run) })
+	s.spawn("hints of vault "+v.Name, func() error {
+		for {
+			select {
+			case p := <-hints:
+				s.feed.Hint(run, v.Name, p.mount, p.path)
+			case <-run.Done():
+				return run.Err()
+			}
+		}
+	})
 }
 
 func (s *Server) collateral() (attest.Collateral, error) {
@@ -522,6 +546,17 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 	s.metrics = telemetry.NewMetrics()
 	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", "", func() float64 { return float64(s.admission.Waiting()) })
 	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", "", func() float64 { return float64(s.broker.Watching()) })
+	for i, v := range s.cfg.Vault {
+		stats := s.vaults[i].Stats
+		s.metrics.Counter("claviger_source_requests_total", "Requests to a Vault.", v.Name, func() float64 { return float64(stats().Requests) })
+		s.metrics.Gauge("claviger_source_waiting", "Requests to a Vault that wait for their turn.", v.Name, func() float64 { return float64(stats().Waiting) })
+		s.metrics.Gauge("claviger_source_open", "1 while a Vault does not answer and is left alone (circuit breaker).", v.Name, func() float64 {
+			if stats().Open {
+				return 1
+			}
+			return 0
+		})
+	}
 	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", "", func() float64 {
 		if s.engine.Status().Error != "" {
 			return 1
