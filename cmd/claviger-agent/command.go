@@ -45,7 +45,9 @@ type settings struct {
 	Measurement     string `json:"-"`
 	HostData        string `json:"-"`
 	Verbose         bool   `json:"-"`
-	config          string
+	// Serve is for `claviger-agent serve` only.
+	Serve  *serveConfig `json:"serve"`
+	config string
 }
 
 func newCommand() *cobra.Command {
@@ -79,7 +81,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Measurement, "simulated-measurement", "", "launch measurement of the simulated device: 96 hex digits, or the name of a made-up image")
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
-	root.AddCommand(getCommand(&s), execCommand(&s), evidenceCommand(&s))
+	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s))
 	strict(root)
 	return root
 }
@@ -114,6 +116,7 @@ func strict(c *cobra.Command) {
 
 func getCommand(s *settings) *cobra.Command {
 	var out, output, receiptFile string
+	var inputs []string
 	var prove bool
 	c := &cobra.Command{
 		Use:   "get RESOURCE…",
@@ -122,6 +125,7 @@ func getCommand(s *settings) *cobra.Command {
   claviger-agent get disks/vm-17 --out /run/keys/disk.key
   claviger-agent get db/orders db/users --out /run/secrets/      # a folder: one file each
   claviger-agent get db/orders --output json
+  claviger-agent get certs/vm-7 --input certs/vm-7=csr.der      # what the resource's kind wants from the workload
   claviger-agent get db/orders --receipt receipt.json --prove`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
@@ -135,7 +139,11 @@ func getCommand(s *settings) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.fetch(cmd, args, func(ctx context.Context, c *agent.Client, secrets []agent.Secret, r agent.Receipt) error {
+			in, err := readInputs(inputs)
+			if err != nil {
+				return err
+			}
+			return s.fetch(cmd, args, in, func(ctx context.Context, c *agent.Client, secrets []agent.Secret, r agent.Receipt) error {
 				if prove {
 					if err := c.Prove(ctx, &r); err != nil {
 						return err
@@ -154,6 +162,7 @@ func getCommand(s *settings) *cobra.Command {
 			})
 		},
 	}
+	c.Flags().StringArrayVar(&inputs, "input", nil, "RESOURCE=FILE: send this with the resource (a CSR, a ciphertext); may be repeated")
 	c.Flags().StringVarP(&out, "out", "o", "", "file to write to, or a folder (ending in /)")
 	c.Flags().StringVar(&output, "output", "raw", "raw or json")
 	c.Flags().StringVar(&receiptFile, "receipt", "", "write the broker's signed receipt to this file")
@@ -161,12 +170,39 @@ func getCommand(s *settings) *cobra.Command {
 	return c
 }
 
+// readInputs reads RESOURCE=FILE.
+func readInputs(flags []string) (map[string][]byte, error) {
+	in := map[string][]byte{}
+	for _, f := range flags {
+		resource, file, ok := strings.Cut(f, "=")
+		if !ok || resource == "" || file == "" {
+			return nil, fmt.Errorf("%w: --input %q is not RESOURCE=FILE", errUsage, f)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("--input: %w", err)
+		}
+		if len(b) == 0 || len(b) > 64<<10 {
+			return nil, fmt.Errorf("%w: --input: %s has %d bytes, want 1 to 65536", errUsage, file, len(b))
+		}
+		in[resource] = b
+	}
+	return in, nil
+}
+
 func execCommand(s *settings) *cobra.Command {
 	var env []string
+	var watch string
+	var jitter, grace time.Duration
 	c := &cobra.Command{
-		Use:     "exec --env NAME=RESOURCE… -- COMMAND ARG…",
-		Short:   "Fetch secrets and run a command with them in its environment",
-		Example: `  claviger-agent exec --env PGPASSWORD=db/orders -- psql -h db orders`,
+		Use:   "exec --env NAME=RESOURCE… -- COMMAND ARG…",
+		Short: "Fetch secrets and run a command with them in its environment",
+		Long: `Fetch secrets and run a command with them in its environment. The command takes
+this process's place. With --watch this process stays, gets each new version of the
+secrets, and restarts or signals the command; it forwards signals, and exits as the
+command does.`,
+		Example: `  claviger-agent exec --env PGPASSWORD=db/orders -- psql -h db orders
+  claviger-agent exec --watch restart --jitter 30s --env PGPASSWORD=db/orders -- ./server`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return fmt.Errorf("%w: name a command after --", errUsage)
@@ -189,7 +225,10 @@ func execCommand(s *settings) *cobra.Command {
 			if len(names) == 0 {
 				return fmt.Errorf("%w: no --env NAME=RESOURCE given", errUsage)
 			}
-			return s.fetch(cmd, resources, func(_ context.Context, _ *agent.Client, secrets []agent.Secret, _ agent.Receipt) error {
+			if watch != "" {
+				return s.supervise(cmd, path, args, names, resources, watch, jitter, grace)
+			}
+			return s.fetch(cmd, resources, nil, func(_ context.Context, _ *agent.Client, secrets []agent.Secret, _ agent.Receipt) error {
 				vars := os.Environ()
 				for i, sec := range secrets {
 					if strings.ContainsRune(string(sec.Value), 0) {
@@ -203,6 +242,9 @@ func execCommand(s *settings) *cobra.Command {
 		},
 	}
 	c.Flags().StringArrayVarP(&env, "env", "e", nil, "NAME=RESOURCE, may be repeated")
+	c.Flags().StringVar(&watch, "watch", "", "stay, and on rotation: restart, signal=SIGHUP (or another signal), or none")
+	c.Flags().DurationVar(&jitter, "jitter", 0, "with --watch restart: spread restarts of a fleet over this long")
+	c.Flags().DurationVar(&grace, "grace", 10*time.Second, "with --watch restart: from SIGTERM to SIGKILL")
 	return c
 }
 
@@ -243,40 +285,19 @@ func evidenceCommand(s *settings) *cobra.Command {
 }
 
 // fetch runs use with opened secrets, and wipes them after.
-func (s *settings) fetch(cmd *cobra.Command, resources []string, use func(context.Context, *agent.Client, []agent.Secret, agent.Receipt) error) error {
-	if err := s.complete(); err != nil {
-		return err
-	}
-	timeout, err := time.ParseDuration(s.Timeout)
-	if err != nil || timeout <= 0 {
-		return fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
-	}
-	tlsConfig, err := s.tls()
-	if err != nil {
-		return err
-	}
-	identity, err := s.identity()
-	if err != nil {
-		return err
-	}
-	device, err := s.device(cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	cfg := agent.Config{Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite)}
-	if s.Verbose {
-		cfg.Logf = func(format string, args ...any) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
-		}
-	}
-	client, err := agent.New(cfg)
+func (s *settings) fetch(cmd *cobra.Command, resources []string, inputs map[string][]byte, use func(context.Context, *agent.Client, []agent.Secret, agent.Receipt) error) error {
+	client, err := s.client(cmd)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	timeout, err := time.ParseDuration(s.Timeout)
+	if err != nil || timeout <= 0 {
+		return fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
+	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 	defer cancel()
-	secrets, receipt, err := client.Get(ctx, resources...)
+	secrets, receipt, err := client.GetWith(ctx, inputs, resources...)
 	if err != nil {
 		return err
 	}
@@ -286,6 +307,32 @@ func (s *settings) fetch(cmd *cobra.Command, resources []string, use func(contex
 		}
 	}()
 	return use(ctx, client, secrets, receipt)
+}
+
+// client is the broker's, by the settings.
+func (s *settings) client(cmd *cobra.Command) (*agent.Client, error) {
+	if err := s.complete(); err != nil {
+		return nil, err
+	}
+	tlsConfig, err := s.tls()
+	if err != nil {
+		return nil, err
+	}
+	identity, err := s.identity()
+	if err != nil {
+		return nil, err
+	}
+	device, err := s.device(cmd.ErrOrStderr())
+	if err != nil {
+		return nil, err
+	}
+	cfg := agent.Config{Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite)}
+	if s.Verbose {
+		cfg.Logf = func(format string, args ...any) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
+		}
+	}
+	return agent.New(cfg)
 }
 
 func (s *settings) complete() error {
@@ -319,6 +366,7 @@ func (s *settings) complete() error {
 	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")
 	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
+	s.Serve = file.Serve
 	switch {
 	case s.Broker == "":
 		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, path)

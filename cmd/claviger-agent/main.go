@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/deliver"
 )
 
 // Exit codes, for scripts.
@@ -29,6 +30,9 @@ func run() int {
 	err := newCommand().ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	if child, ok := errors.AsType[deliver.ExitError](err); ok {
+		return child.Code
 	}
 	fmt.Fprintf(os.Stderr, "claviger-agent: %v\n", err)
 	switch {
