@@ -48,7 +48,7 @@ type File struct {
 	UID, GID int         // -1: the agent's
 }
 
-// Template is a file with secrets in it (text/template with secret, json and base64).
+// Template is a file with secrets in it: {{secret "R"}}, {{base64 "R"}}, {{field "R" "NAME"}}.
 type Template struct {
 	Source   string // file with the template
 	Path     string // below Dir/current

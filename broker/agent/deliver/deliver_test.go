@@ -153,7 +153,7 @@ func tmpl(t *testing.T, text string) string {
 func TestTemplates(t *testing.T) {
 	dir := folder(t)
 	d := newDelivery(t, Config{Dir: dir, Templates: []Template{{
-		Source: tmpl(t, `{{with json "db/creds"}}user={{.username}} password={{.password}}{{end}} key={{base64 (secret "key")}}`), Path: "app.conf",
+		Source: tmpl(t, `user={{field "db/creds" "username"}} password={{ field "db/creds" "password" }} key={{base64 "key"}}`), Path: "app.conf",
 	}}})
 	go func() { _ = d.Take(t.Context(), secret("key", "1", "k")) }()
 	d.give(t, secret("db/creds", "1", `{"username":"u","password":"p"}`))
@@ -169,7 +169,7 @@ func TestTemplates(t *testing.T) {
 			t.Errorf("%s: now %q", name, got)
 		}
 	}
-	for name, text := range map[string]string{"unknown function": `{{env "HOME"}}`, "endless": `{{define "x"}}aaaaaaaaaaaaaaaa{{template "x"}}{{end}}{{template "x"}}`} {
+	for name, text := range map[string]string{"unknown action": `{{env "HOME"}}`, "unfinished": `{{secret "a"`, "no field": `{{field "a"}}`, "too much": `{{secret "a" "b"}}`} {
 		if _, err := New(Config{Dir: folder(t), Templates: []Template{{Source: tmpl(t, text), Path: "p"}}}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}

@@ -7,86 +7,114 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"text/template"
+	"regexp"
 )
 
 var errTooLong = errors.New("the result is too long")
 
-// limited stops a template that runs away.
-type limited struct{ bytes.Buffer }
+// action is one of {{secret "R"}}, {{base64 "R"}} and {{field "R" "NAME"}}.
+// (text/template would make the agent a third larger: adr/0022.)
+var action = regexp.MustCompile(`\{\{\s*(secret|base64|field)\s+"([^"]+)"(?:\s+"([^"]+)")?\s*\}\}`)
 
-func (l *limited) Write(p []byte) (int, error) {
-	if l.Len()+len(p) > maxRendered {
-		return 0, errTooLong
-	}
-	return l.Buffer.Write(p)
+// piece is literal text, or an action.
+type piece struct {
+	text                 []byte
+	verb, resource, name string
 }
 
-// resourcesOf renders with a stand-in for every secret, only to learn which it asks for.
-func resourcesOf(source string) ([]string, error) {
-	var names []string
-	note := func(name string) string { names = append(names, name); return "" }
-	t, err := parse(source, template.FuncMap{
-		"secret": note,
-		"json":   func(name string) (map[string]any, error) { note(name); return map[string]any{}, nil },
-	}, "missingkey=zero")
-	if err != nil {
-		return nil, err
-	}
-	if err := t.Execute(&limited{}, nil); err != nil {
-		return nil, fmt.Errorf("template %s: %w", source, err)
-	}
-	return names, nil
-}
-
-// render fills a template in. A missing secret or field is an error, never an empty text.
-func render(source string, held map[string]*version) ([]byte, error) {
-	get := func(name string) (*version, error) {
-		v, ok := held[name]
-		if !ok {
-			return nil, fmt.Errorf("secret %q was not asked for when the agent started", name)
-		}
-		return v, nil
-	}
-	t, err := parse(source, template.FuncMap{
-		"secret": func(name string) (string, error) {
-			v, err := get(name)
-			if err != nil {
-				return "", err
-			}
-			return string(v.value), nil
-		},
-		"json": func(name string) (map[string]any, error) {
-			v, err := get(name)
-			if err != nil {
-				return nil, err
-			}
-			var out map[string]any
-			if err := json.Unmarshal(v.value, &out); err != nil {
-				return nil, fmt.Errorf("secret %q is not a JSON object", name)
-			}
-			return out, nil
-		},
-	}, "missingkey=error")
-	if err != nil {
-		return nil, err
-	}
-	var out limited
-	if err := t.Execute(&out, nil); err != nil {
-		return nil, fmt.Errorf("template %s: %w", source, err)
-	}
-	return out.Bytes(), nil
-}
-
-func parse(source string, funcs template.FuncMap, option string) (*template.Template, error) {
+// parse reads a template. Whatever else stands in braces is an error, not text.
+func parse(source string) ([]piece, error) {
 	b, err := os.ReadFile(source)
 	if err != nil {
 		return nil, fmt.Errorf("template: %w", err)
 	}
-	funcs["base64"] = func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	t, err := template.New(source).Option(option).Funcs(funcs).Parse(string(b))
-	if err != nil {
-		return nil, fmt.Errorf("template: %w", err)
+	if len(b) > maxRendered {
+		return nil, fmt.Errorf("template %s: %w", source, errTooLong)
 	}
-	return t, nil
+	var out []piece
+	literal := func(from, to int) error {
+		if i := bytes.Index(b[from:to], []byte("{{")); i >= 0 {
+			line := 1 + bytes.Count(b[:from+i], []byte("\n"))
+			return fmt.Errorf(`template %s:%d: want {{secret "R"}}, {{base64 "R"}} or {{field "R" "NAME"}}`, source, line)
+		}
+		out = append(out, piece{text: b[from:to]})
+		return nil
+	}
+	end := 0
+	for _, m := range action.FindAllSubmatchIndex(b, -1) {
+		if err := literal(end, m[0]); err != nil {
+			return nil, err
+		}
+		p := piece{verb: string(b[m[2]:m[3]]), resource: string(b[m[4]:m[5]])}
+		if m[6] >= 0 {
+			p.name = string(b[m[6]:m[7]])
+		}
+		if (p.verb == "field") != (p.name != "") {
+			return nil, fmt.Errorf("template %s: %s: field takes a resource and a name, the others a resource", source, b[m[0]:m[1]])
+		}
+		out, end = append(out, p), m[1]
+	}
+	return out, literal(end, len(b))
+}
+
+// resourcesOf says which secrets a template asks for.
+func resourcesOf(source string) ([]string, error) {
+	pieces, err := parse(source)
+	var names []string
+	for _, p := range pieces {
+		if p.verb != "" {
+			names = append(names, p.resource)
+		}
+	}
+	return names, err
+}
+
+// render fills a template in. A missing secret or field is an error, never an empty text.
+func render(source string, held map[string]*version) ([]byte, error) {
+	pieces, err := parse(source)
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	for _, p := range pieces {
+		if p.verb == "" {
+			out = append(out, p.text...)
+			continue
+		}
+		v, ok := held[p.resource]
+		if !ok {
+			return nil, fmt.Errorf("template %s: secret %q was not asked for when the agent started", source, p.resource)
+		}
+		switch p.verb {
+		case "secret":
+			out = append(out, v.value...)
+		case "base64":
+			out = base64.StdEncoding.AppendEncode(out, v.value)
+		case "field":
+			if out, err = appendField(out, v.value, p.name); err != nil {
+				return nil, fmt.Errorf("template %s: secret %q: %w", source, p.resource, err)
+			}
+		}
+		if len(out) > maxRendered {
+			return nil, fmt.Errorf("template %s: %w", source, errTooLong)
+		}
+	}
+	return out, nil
+}
+
+// appendField adds one field of a JSON object: a string as it is, anything else as JSON.
+func appendField(out, object []byte, name string) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(object, &fields); err != nil {
+		return nil, errors.New("not a JSON object")
+	}
+	raw, ok := fields[name]
+	if !ok {
+		return nil, fmt.Errorf("no field %q", name)
+	}
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return append(out, text...), nil
+	}
+	return append(out, raw...), nil
 }
