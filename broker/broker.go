@@ -20,6 +20,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/internal/grant"
 	"github.com/claviger/claviger/broker/seal"
@@ -32,9 +34,11 @@ const GCPercent = 400
 
 // Config is what a Broker is made of. All fields are required unless they say otherwise.
 type Config struct {
-	Identity    *seal.Identity
-	Nonces      *Nonces
-	Verifiers   []attest.Verifier
+	Identity  *seal.Identity
+	Nonces    *Nonces
+	Verifiers []attest.Verifier
+	// Activator makes attestation keys of TPMs believable; nil: this broker appraises none that are not certified.
+	Activator   Activator
 	Collateral  attest.Collateral
 	Policy      Policy
 	Revocations Revocations
@@ -82,6 +86,7 @@ type Broker struct {
 	verifiers map[attest.Type]attest.Verifier
 	catalog   atomic.Pointer[Catalog]
 	seen      *seen
+	unproven  *rate.Limiter // records of requests whose evidence did not verify
 
 	sessions atomic.Int64 // watching now
 	changed  broadcast    // policy, references, catalog or revocations changed
@@ -141,7 +146,7 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}, seen: newSeen(cfg.Nonces.life)}
+	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}, seen: newSeen(cfg.Nonces.life), unproven: rate.NewLimiter(1, 20)}
 	for _, v := range cfg.Verifiers {
 		b.verifiers[v.Type()] = v
 	}
@@ -269,6 +274,57 @@ func (b *Broker) Attest(ctx context.Context, req Request) (Response, error) {
 	return b.Release(ctx, req)
 }
 
+// Activator joins an attestation key to a certified endorsement key. The error is an *attest.Error.
+type Activator interface {
+	Activate(req attest.TPMActivation, now time.Time) (attest.TPMChallenge, error)
+}
+
+// ActivateTPM has a guest prove that its attestation key is in a TPM of a known
+// manufacturer. It releases nothing; evidence by that key does, later.
+func (b *Broker) ActivateTPM(ctx context.Context, req attest.TPMActivation) (attest.TPMChallenge, error) {
+	now := b.cfg.Now()
+	c, err := b.activateTPM(ctx, req, now)
+	if err != nil {
+		ev := Event{Stage: StageVerify, Outcome: Denied, Type: attest.TypeTPM}
+		if errors.Is(err, ErrDenied) {
+			ev.Reason = attest.ReasonOf(err)
+		}
+		b.observe(ctx, ev, err, now)
+	}
+	return c, err
+}
+
+func (b *Broker) activateTPM(ctx context.Context, req attest.TPMActivation, now time.Time) (attest.TPMChallenge, error) {
+	if b.cfg.Activator == nil {
+		return attest.TPMChallenge{}, fmt.Errorf("%w: this broker does not appraise TPMs", ErrInvalid)
+	}
+	c, err := b.cfg.Activator.Activate(req, now)
+	if err != nil {
+		b.recordUnproven(ctx, Request{Evidence: attest.Evidence{Type: attest.TypeTPM, Report: req.AKPublic}}, err, now)
+		return attest.TPMChallenge{}, fmt.Errorf("%w: activate attestation key: %w", ErrDenied, err)
+	}
+	return c, nil
+}
+
+// recordUnproven leaves a record of a request whose evidence did not verify.
+// Anybody can send such, so only so many per second are kept; all are counted.
+func (b *Broker) recordUnproven(ctx context.Context, req Request, cause error, now time.Time) {
+	if !b.unproven.AllowN(now, 1) {
+		return
+	}
+	id := b.cfg.Identity.ID()
+	rec := Record{
+		Version: 1, ID: rand.Text(), Time: now.UTC(), BrokerID: hex.EncodeToString(id[:]), Outcome: Denied, Unproven: true,
+		EvidenceType: req.Evidence.Type, EvidenceDigest: digest(sha256.Sum256(req.Evidence.Report)), Error: cause.Error(),
+	}
+	for _, path := range req.Resources {
+		rec.Resources = append(rec.Resources, RecordResource{Path: path})
+	}
+	if _, err := b.cfg.Log.Append(ctx, rec); err != nil {
+		b.cfg.Logger.WarnContext(ctx, "cannot record a refusal", "error", err, "refused", cause)
+	}
+}
+
 func (b *Broker) observe(ctx context.Context, ev Event, err error, start time.Time) {
 	if errors.Is(err, ErrUnavailable) {
 		ev.Outcome = Failed
@@ -341,6 +397,7 @@ func (b *Broker) appraise(ctx context.Context, req Request, now time.Time, ev *E
 		if ours(ev.Reason) || ctx.Err() != nil {
 			return appraisal{}, fmt.Errorf("%w: verify evidence: %w", ErrUnavailable, err)
 		}
+		b.recordUnproven(ctx, req, err, now)
 		return appraisal{}, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)
 	}
 	if !b.seen.add(nonceID, now) {

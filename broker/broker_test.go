@@ -142,7 +142,7 @@ func newWorld(t testing.TB, change ...func(*broker.Config)) *world {
 	check()
 	coll, err := w.root.Collateral(now)
 	check()
-	verifiers, err := tee.Verifiers(tee.TestRoot{Product: "Milan", ARK: w.root.ARK()})
+	verifiers, err := tee.New(tee.Config{TestRoots: []tee.TestRoot{{Product: "Milan", ARK: w.root.ARK()}}})
 	check()
 	engine, err := policy.New(policy.Config{Dir: "../examples/policies/disks", ExtraData: map[string]any{"allow_simulated": true}})
 	check()
@@ -152,7 +152,7 @@ func newWorld(t testing.TB, change ...func(*broker.Config)) *world {
 	}})
 	check()
 	w.cfg = broker.Config{
-		Identity: w.id, Nonces: w.nonces, Verifiers: verifiers, Collateral: teetest.MapCollateral(coll), Policy: engine, Revocations: w.revoked,
+		Identity: w.id, Nonces: w.nonces, Verifiers: verifiers.Verifiers, Collateral: teetest.MapCollateral(coll), Policy: engine, Revocations: w.revoked,
 		Store: w.store, Log: w.log, Sources: map[string]broker.Source{"local": w.source}, AllowSimulated: true, DenialTime: time.Millisecond,
 		Observe: func(_ context.Context, e broker.Event) { w.events = append(w.events, e) },
 		Now:     func() time.Time { return w.now },

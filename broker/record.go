@@ -19,12 +19,14 @@ const (
 
 // Record is one entry of the audit log (DESIGN §7). It never holds a secret.
 type Record struct {
-	Version        int              `json:"v"` // 1
-	ID             string           `json:"id"`
-	Time           time.Time        `json:"time"`
-	BrokerID       string           `json:"broker_id"` // hex
-	Outcome        Outcome          `json:"outcome"`
-	Simulated      bool             `json:"simulated,omitempty"`
+	Version   int       `json:"v"` // 1
+	ID        string    `json:"id"`
+	Time      time.Time `json:"time"`
+	BrokerID  string    `json:"broker_id"` // hex
+	Outcome   Outcome   `json:"outcome"`
+	Simulated bool      `json:"simulated,omitempty"`
+	// Unproven: the evidence did not verify, so nothing here is known to be true of any machine. Such records are sampled.
+	Unproven       bool             `json:"unproven,omitempty"`
 	EvidenceType   attest.Type      `json:"evidence_type"`
 	EvidenceDigest string           `json:"evidence_digest"` // "sha256:…" over the report
 	ClaimsDigest   string           `json:"claims_digest"`   // "sha256:…" over the policy's input.attestation

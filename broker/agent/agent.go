@@ -194,12 +194,12 @@ func (c *Client) once(ctx context.Context, resources []string, inputs map[string
 	if sent == nil {
 		bound = nil
 	}
-	ev, err := c.cfg.Device.Evidence(ctx, attest.Transcript{
+	ev, err := c.evidence(ctx, attest.Transcript{
 		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(),
 		OfferedSuites: offered, Resources: resources, Inputs: bound,
 	})
 	if err != nil {
-		return nil, Receipt{}, permanent{fmt.Errorf("make evidence: %w", err)}
+		return nil, Receipt{}, err
 	}
 	resp, err := c.rpc.Release(ctx, &pb.ReleaseRequest{
 		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
@@ -221,6 +221,38 @@ func (c *Client) once(ctx context.Context, resources []string, inputs map[string
 		return nil, Receipt{}, permanent{fmt.Errorf("%w: receipt: %w", ErrNotOurBroker, err)}
 	}
 	return secrets, receipt, nil
+}
+
+// Activated is a device whose key the broker has to be shown first: a TPM.
+type Activated interface {
+	Activate(ctx context.Context, ask func(context.Context, attest.TPMActivation) (attest.TPMChallenge, error)) error
+}
+
+// evidence has the device sign the transcript.
+func (c *Client) evidence(ctx context.Context, t attest.Transcript) (attest.Evidence, error) {
+	if a, ok := c.cfg.Device.(Activated); ok {
+		if err := a.Activate(ctx, c.activateTPM); err != nil {
+			if _, ok := status.FromError(err); ok {
+				return attest.Evidence{}, err // another attempt may help
+			}
+			return attest.Evidence{}, permanent{fmt.Errorf("make evidence: %w", err)}
+		}
+	}
+	ev, err := c.cfg.Device.Evidence(ctx, t)
+	if err != nil {
+		return attest.Evidence{}, permanent{fmt.Errorf("make evidence: %w", err)}
+	}
+	return ev, nil
+}
+
+func (c *Client) activateTPM(ctx context.Context, a attest.TPMActivation) (attest.TPMChallenge, error) {
+	r, err := c.rpc.ActivateTPM(ctx, &pb.ActivateTPMRequest{EkCertificates: a.EKCertificates, EkPublic: a.EKPublic, AkPublic: a.AKPublic})
+	if err != nil {
+		return attest.TPMChallenge{}, fmt.Errorf("show the attestation key: %w", err)
+	}
+	return attest.TPMChallenge{
+		CredentialBlob: r.GetCredentialBlob(), EncryptedSecret: r.GetEncryptedSecret(), Ticket: r.GetTicket(), Expires: r.GetExpiresAt().AsTime(),
+	}, nil
 }
 
 func (c *Client) open(key *seal.PrivateKey, nonce []byte, resources []string, resp *pb.ReleaseResponse) ([]Secret, error) {

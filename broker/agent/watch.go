@@ -153,12 +153,12 @@ func (w *watcher) stream(ctx context.Context) error {
 func (w *watcher) subscription(ctx context.Context, nonce []byte) (*pb.Subscribe, error) {
 	c := w.c
 	offered := []string{string(c.cfg.Suite)}
-	ev, err := c.cfg.Device.Evidence(ctx, attest.Transcript{
+	ev, err := c.evidence(ctx, attest.Transcript{
 		Nonce: nonce, BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: w.key.Public(),
 		OfferedSuites: offered, Resources: w.resources,
 	})
 	if err != nil {
-		return nil, permanent{fmt.Errorf("make evidence: %w", err)}
+		return nil, err
 	}
 	sub := &pb.Subscribe{
 		SessionId: w.session, Sequence: w.sequence,

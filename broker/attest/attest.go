@@ -16,6 +16,7 @@ type Type string
 const (
 	TypeSNP Type = "sev-snp"
 	TypeTDX Type = "tdx"
+	TypeTPM Type = "tpm"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -29,13 +30,14 @@ const (
 type Evidence struct {
 	Type Type
 	// Report is the signed part in the vendor's own encoding: an SNP
-	// ATTESTATION_REPORT (1184 bytes), a TDX quote.
+	// ATTESTATION_REPORT (1184 bytes), a TDX quote; for a TPM, a TPMReport.
 	Report []byte
 	// Endorsements is what the platform handed over beside the report, or
-	// empty: for SNP the GUID certificate table (configfs-tsm "auxblob").
+	// empty: for SNP the GUID certificate table (configfs-tsm "auxblob"), for a
+	// TPM the certificate of the attestation key and its issuers (PEM).
 	Endorsements []byte
 	// EventLog is the log whose replay explains the measurement registers, or
-	// empty: for TDX the CCEL data.
+	// empty: for TDX the CCEL data, for a TPM the TCG log.
 	EventLog []byte
 }
 
@@ -81,20 +83,22 @@ type Claims struct {
 	BoundToCPUTEE bool `json:"bound_to_cpu_tee"`
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
-	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX; empty for a VLEK.
+	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX,
+	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM; empty for a VLEK.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
-	// "mrtd", "rtmr0"… for TDX.
+	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM.
 	Measurements map[string]string `json:"measurements"`
 	// HostData is SNP HOST_DATA or TDX MRCONFIGID.
 	HostData   string          `json:"host_data"`
 	ReportData string          `json:"report_data"`
 	Collateral CollateralState `json:"collateral"`
 
-	// SNP and TDX hold the claims under the vendor's names; nil where absent.
+	// SNP, TDX and TPM hold the claims under the vendor's names; nil where absent.
 	SNP any `json:"sev_snp,omitempty"`
 	TDX any `json:"tdx,omitempty"`
+	TPM any `json:"tpm,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

@@ -61,7 +61,9 @@ func (a *Admission) Intercept(ctx context.Context, req any, info *grpc.UnaryServ
 	if d := a.peerDelay(ctx); d > 0 {
 		return nil, retry(codes.ResourceExhausted, "too many requests from this address", d)
 	}
-	if info.FullMethod != pb.KeyBroker_Release_FullMethodName && info.FullMethod != pb.KeyBroker_Attest_FullMethodName {
+	switch info.FullMethod {
+	case pb.KeyBroker_Release_FullMethodName, pb.KeyBroker_Attest_FullMethodName, pb.KeyBroker_ActivateTPM_FullMethodName:
+	default:
 		return next(ctx, req)
 	}
 	release, err := a.slot(ctx)

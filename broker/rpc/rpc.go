@@ -36,6 +36,7 @@ type Broker interface {
 	Release(ctx context.Context, req broker.Request) (broker.Response, error)
 	Attest(ctx context.Context, req broker.Request) (broker.Response, error)
 	Watch(ctx context.Context, st broker.Stream) error
+	ActivateTPM(ctx context.Context, req attest.TPMActivation) (attest.TPMChallenge, error)
 	Identity() []byte
 	EvidenceTypes() []attest.Type
 	AcceptsSimulated() bool
@@ -118,6 +119,17 @@ func request(r *pb.ReleaseRequest) (broker.Request, error) {
 		req.Inputs[i] = in.GetInput()
 	}
 	return req, nil
+}
+
+// ActivateTPM implements KeyBroker.
+func (w *Workload) ActivateTPM(ctx context.Context, r *pb.ActivateTPMRequest) (*pb.ActivateTPMResponse, error) {
+	c, err := w.Broker.ActivateTPM(ctx, attest.TPMActivation{EKCertificates: r.GetEkCertificates(), EKPublic: r.GetEkPublic(), AKPublic: r.GetAkPublic()})
+	if err != nil {
+		return nil, Status(err)
+	}
+	return &pb.ActivateTPMResponse{
+		CredentialBlob: c.CredentialBlob, EncryptedSecret: c.EncryptedSecret, Ticket: c.Ticket, ExpiresAt: timestamppb.New(c.Expires),
+	}, nil
 }
 
 // ProveInclusion implements KeyBroker.

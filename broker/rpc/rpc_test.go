@@ -97,6 +97,10 @@ func (fakeBroker) Challenge() ([]byte, time.Time, error) { return make([]byte, 4
 func (f fakeBroker) Release(ctx context.Context, r broker.Request) (broker.Response, error) {
 	return f.release(ctx, r)
 }
+func (fakeBroker) ActivateTPM(context.Context, attest.TPMActivation) (attest.TPMChallenge, error) {
+	return attest.TPMChallenge{}, broker.ErrDenied
+}
+
 func (f fakeBroker) Attest(ctx context.Context, r broker.Request) (broker.Response, error) {
 	return f.Release(ctx, r)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
+	"github.com/claviger/claviger/broker/tee/tpm"
 )
 
 // TestRoot is the root of simulated SNP hardware. Claims that end there say
@@ -17,29 +18,47 @@ type TestRoot struct {
 	ARK     *x509.Certificate
 }
 
-// Verifiers makes one verifier per type. Without test roots only the vendors' pinned roots are trusted.
-func Verifiers(simulated ...TestRoot) ([]attest.Verifier, error) {
+// Config of the verifiers.
+type Config struct {
+	TestRoots []TestRoot // without any, only the vendors' pinned roots are trusted
+	TPM       tpm.Config
+}
+
+// Set is one verifier per type, and what activates attestation keys of TPMs.
+type Set struct {
+	Verifiers []attest.Verifier
+	TPM       *tpm.Verifier
+}
+
+// New makes one verifier per type.
+func New(cfg Config) (Set, error) {
 	var snpCfg snp.Config
-	for _, r := range simulated {
+	for _, r := range cfg.TestRoots {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
-	return build(snpCfg, tdx.Config{})
+	return build(snpCfg, tdx.Config{}, cfg.TPM)
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
 // and TCB information are reported as skipped checks where optional is set.
 // They never stand behind a release.
 func Appraisers(optional bool) ([]attest.Verifier, error) {
-	return build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional})
+	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{})
+	return s.Verifiers, err
 }
 
-func build(snpCfg snp.Config, tdxCfg tdx.Config) ([]attest.Verifier, error) {
+func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
-		return nil, fmt.Errorf("sev-snp verifier: %w", err)
+		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
 	}
-	return []attest.Verifier{
+	t, err := tpm.New(tpmCfg)
+	if err != nil {
+		return Set{}, err
+	}
+	return Set{Verifiers: []attest.Verifier{
 		s,
 		tdx.New(tdxCfg),
-	}, nil
+		t,
+	}, TPM: t}, nil
 }

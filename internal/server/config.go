@@ -165,6 +165,15 @@ type Evidence struct {
 	PCS       string                            `json:"pcs"`
 	RootCRL   string                            `json:"intel_root_crl"`
 	Ages      map[attest.CollateralKind]AgeSpec `json:"ages"`
+	TPM       TPM                               `json:"tpm"`
+}
+
+// TPM names the CAs that TPM evidence may end at; without any, none is believed.
+type TPM struct {
+	EKRoots         string   `json:"ek_roots"`         // PEM file: roots of TPM manufacturers
+	EKIntermediates string   `json:"ek_intermediates"` // PEM file: their issuing CAs, for TPMs that do not hold them
+	AKRoots         string   `json:"ak_roots"`         // PEM file: CAs that certify attestation keys directly
+	ActivationLife  Duration `json:"activation_life"`  // default 1h
 }
 
 // AgeSpec limits the age of a kind of collateral.

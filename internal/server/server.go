@@ -39,6 +39,7 @@ import (
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/tpm"
 	"github.com/claviger/claviger/broker/telemetry"
 	"github.com/claviger/claviger/broker/token"
 	"github.com/claviger/claviger/broker/vault"
@@ -276,7 +277,7 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	if err != nil {
 		return fmt.Errorf("nonce_lifetime: %w", err)
 	}
-	verifiers, err := tee.Verifiers(s.opt.TestRoots...)
+	verifiers, err := s.verifiers(ctx)
 	if err != nil {
 		return err
 	}
@@ -307,7 +308,7 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	instance := rand.Text()[:12]
 	s.feed = feed.New(feed.Config{KV: s.kv, Sources: sources, Instance: instance, Interval: time.Duration(s.cfg.Sessions.Poll), Logger: s.log})
 	s.broker, err = broker.New(broker.Config{
-		Identity: s.id, Nonces: nonces, Verifiers: verifiers, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
+		Identity: s.id, Nonces: nonces, Verifiers: verifiers.Verifiers, Activator: verifiers.TPM, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
 		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
 		OwnerTTL: time.Duration(s.cfg.Sessions.OwnerTTL), ResumeTime: time.Duration(s.cfg.Sessions.Resume),
@@ -325,6 +326,57 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	s.spawn("leases", func() error { return s.broker.KeepLeases(run) })
 	s.spawn("sweep", func() error { return s.state.Sweep(run) })
 	return nil
+}
+
+func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
+	t := s.cfg.Evidence.TPM
+	cfg := tpm.Config{TicketLife: time.Duration(t.ActivationLife)}
+	for _, f := range []struct {
+		field, file string
+		into        *[]*x509.Certificate
+	}{
+		{"ek_roots", t.EKRoots, &cfg.EKRoots}, {"ek_intermediates", t.EKIntermediates, &cfg.EKIntermediates}, {"ak_roots", t.AKRoots, &cfg.AKRoots},
+	} {
+		if f.file == "" {
+			continue
+		}
+		var err error
+		if *f.into, err = certificates(f.file); err != nil {
+			return tee.Set{}, fmt.Errorf("evidence.tpm.%s: %w", f.field, err)
+		}
+	}
+	var err error
+	if cfg.TicketKey, err = s.state.SealedKey(ctx, "tpm-ticket", state.GenerateKey32); err != nil {
+		return tee.Set{}, fmt.Errorf("ticket key: %w", err)
+	}
+	return tee.New(tee.Config{TestRoots: s.opt.TestRoots, TPM: cfg})
+}
+
+// certificates reads a PEM file of one or more certificates.
+func certificates(file string) ([]*x509.Certificate, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var out []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("%s: PEM block %q, want CERTIFICATE", file, block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: certificate %d: %w", file, len(out)+1, err)
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s: no PEM certificate", file)
+	}
+	return out, nil
 }
 
 // followAudit takes hints of rotations from Vault's audit device. What comes too fast is dropped: polling finds it.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/claviger/claviger/broker/ccel"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/eventlog"
 )
 
 // States of Claims.EventLog.
@@ -199,17 +199,17 @@ func newLevel(l *dcap.Level) *Level {
 	return &Level{l.Status, l.Date, append([]string{}, l.Advisories...)}
 }
 
-func (c *Claims) addEvents(log *ccel.Log) {
+func (c *Claims) addEvents(log *eventlog.Log) {
 	for i := range log.Events {
 		e := &log.Events[i]
-		if e.Type == ccel.EVNoAction {
+		if e.Type == eventlog.EVNoAction {
 			continue // in no register: anybody could have written it
 		}
 		if len(c.Events) == maxEvents {
 			c.EventsOmitted++
 			continue
 		}
-		out := Event{Register: fmt.Sprintf("rtmr%d", e.Register-1), Type: ccel.TypeName(e.Type), Digest: hex.EncodeToString(e.Digest[:])}
+		out := Event{Register: fmt.Sprintf("rtmr%d", e.Register-1), Type: eventlog.TypeName(e.Type), Digest: hex.EncodeToString(e.Digest)}
 		_, out.Verified = e.Content()
 		if s, ok := e.Text(); ok && len(s) <= maxEventText {
 			out.Text = s

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
-	"github.com/claviger/claviger/broker/ccel"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/eventlog"
 )
 
 // Config configures a Verifier. The zero value trusts Intel's root only.
@@ -124,11 +124,11 @@ func checkEventLog(t *dcap.Trail, raw []byte, td *dcap.TDReport, c *Claims) erro
 		t.Skip("event_log", "no event log")
 		return nil
 	}
-	log, err := ccel.Parse(raw)
+	log, err := eventlog.ParseCC(raw)
 	if err != nil {
 		return t.Fail("event_log", attest.ReasonMalformed, "%w", err)
 	}
-	rtmr, touched := log.Replay()
+	rtmr, touched := log.ReplayRTMRs()
 	c.EventLog = EventLogVerified
 	for i := range rtmr {
 		switch {

@@ -364,13 +364,14 @@ func (x *ChallengeResponse) GetBrokerId() []byte {
 
 type Evidence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "sev-snp", "tdx".
+	// "sev-snp", "tdx", "tpm".
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// SNP: the ATTESTATION_REPORT, 1184 bytes. TDX: the quote.
+	// SNP: the ATTESTATION_REPORT, 1184 bytes. TDX: the quote. TPM: JSON (docs/evidence/tpm.md).
 	Report []byte `protobuf:"bytes,2,opt,name=report,proto3" json:"report,omitempty"`
-	// SNP: the GUID certificate table (configfs-tsm auxblob), or empty.
+	// SNP: the GUID certificate table (configfs-tsm auxblob), or empty. TPM: a
+	// certificate of the attestation key with its issuers (PEM), or empty.
 	Endorsements []byte `protobuf:"bytes,3,opt,name=endorsements,proto3" json:"endorsements,omitempty"`
-	// TDX: the CCEL event log, or empty.
+	// TDX: the CCEL event log, TPM: the TCG log; or empty.
 	EventLog      []byte `protobuf:"bytes,4,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1450,6 +1451,140 @@ func (x *SessionEnded) GetReason() EndReason {
 	return EndReason_END_REASON_UNSPECIFIED
 }
 
+type ActivateTPMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DER, the endorsement key's own first, then issuers if the TPM holds them.
+	EkCertificates [][]byte `protobuf:"bytes,1,rep,name=ek_certificates,json=ekCertificates,proto3" json:"ek_certificates,omitempty"`
+	// TPMT_PUBLIC.
+	EkPublic []byte `protobuf:"bytes,2,opt,name=ek_public,json=ekPublic,proto3" json:"ek_public,omitempty"`
+	// TPMT_PUBLIC.
+	AkPublic      []byte `protobuf:"bytes,3,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateTPMRequest) Reset() {
+	*x = ActivateTPMRequest{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateTPMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateTPMRequest) ProtoMessage() {}
+
+func (x *ActivateTPMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateTPMRequest.ProtoReflect.Descriptor instead.
+func (*ActivateTPMRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ActivateTPMRequest) GetEkCertificates() [][]byte {
+	if x != nil {
+		return x.EkCertificates
+	}
+	return nil
+}
+
+func (x *ActivateTPMRequest) GetEkPublic() []byte {
+	if x != nil {
+		return x.EkPublic
+	}
+	return nil
+}
+
+func (x *ActivateTPMRequest) GetAkPublic() []byte {
+	if x != nil {
+		return x.AkPublic
+	}
+	return nil
+}
+
+type ActivateTPMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Contents of TPM2B_ID_OBJECT.
+	CredentialBlob []byte `protobuf:"bytes,1,opt,name=credential_blob,json=credentialBlob,proto3" json:"credential_blob,omitempty"`
+	// Contents of TPM2B_ENCRYPTED_SECRET.
+	EncryptedSecret []byte `protobuf:"bytes,2,opt,name=encrypted_secret,json=encryptedSecret,proto3" json:"encrypted_secret,omitempty"`
+	// Goes into the evidence, with the secret that TPM2_ActivateCredential gives.
+	Ticket        []byte                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateTPMResponse) Reset() {
+	*x = ActivateTPMResponse{}
+	mi := &file_claviger_v1_broker_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateTPMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateTPMResponse) ProtoMessage() {}
+
+func (x *ActivateTPMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_broker_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateTPMResponse.ProtoReflect.Descriptor instead.
+func (*ActivateTPMResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ActivateTPMResponse) GetCredentialBlob() []byte {
+	if x != nil {
+		return x.CredentialBlob
+	}
+	return nil
+}
+
+func (x *ActivateTPMResponse) GetEncryptedSecret() []byte {
+	if x != nil {
+		return x.EncryptedSecret
+	}
+	return nil
+}
+
+func (x *ActivateTPMResponse) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
+func (x *ActivateTPMResponse) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
 type ProveInclusionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LogIndex      uint64                 `protobuf:"varint,1,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
@@ -1459,7 +1594,7 @@ type ProveInclusionRequest struct {
 
 func (x *ProveInclusionRequest) Reset() {
 	*x = ProveInclusionRequest{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[21]
+	mi := &file_claviger_v1_broker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1606,7 @@ func (x *ProveInclusionRequest) String() string {
 func (*ProveInclusionRequest) ProtoMessage() {}
 
 func (x *ProveInclusionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[21]
+	mi := &file_claviger_v1_broker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1619,7 @@ func (x *ProveInclusionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveInclusionRequest.ProtoReflect.Descriptor instead.
 func (*ProveInclusionRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{21}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProveInclusionRequest) GetLogIndex() uint64 {
@@ -1507,7 +1642,7 @@ type ProveInclusionResponse struct {
 
 func (x *ProveInclusionResponse) Reset() {
 	*x = ProveInclusionResponse{}
-	mi := &file_claviger_v1_broker_proto_msgTypes[22]
+	mi := &file_claviger_v1_broker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1654,7 @@ func (x *ProveInclusionResponse) String() string {
 func (*ProveInclusionResponse) ProtoMessage() {}
 
 func (x *ProveInclusionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_broker_proto_msgTypes[22]
+	mi := &file_claviger_v1_broker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1667,7 @@ func (x *ProveInclusionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveInclusionResponse.ProtoReflect.Descriptor instead.
 func (*ProveInclusionResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{22}
+	return file_claviger_v1_broker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProveInclusionResponse) GetCheckpoint() []byte {
@@ -1649,7 +1784,19 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x123\n" +
 	"\x06reason\x18\x03 \x01(\x0e2\x1b.claviger.v1.ReattestReasonR\x06reason\">\n" +
 	"\fSessionEnded\x12.\n" +
-	"\x06reason\x18\x01 \x01(\x0e2\x16.claviger.v1.EndReasonR\x06reason\"4\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x16.claviger.v1.EndReasonR\x06reason\"\xa2\x01\n" +
+	"\x12ActivateTPMRequest\x12:\n" +
+	"\x0fek_certificates\x18\x01 \x03(\fB\x11\xbaH\x0e\x92\x01\v\x10\b\"\az\x05\x10\x01\x18\x80@R\x0eekCertificates\x12'\n" +
+	"\tek_public\x18\x02 \x01(\fB\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80\x10R\bekPublic\x12'\n" +
+	"\tak_public\x18\x03 \x01(\fB\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80\x10R\bakPublic\"\xbc\x01\n" +
+	"\x13ActivateTPMResponse\x12'\n" +
+	"\x0fcredential_blob\x18\x01 \x01(\fR\x0ecredentialBlob\x12)\n" +
+	"\x10encrypted_secret\x18\x02 \x01(\fR\x0fencryptedSecret\x12\x16\n" +
+	"\x06ticket\x18\x03 \x01(\fR\x06ticket\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"4\n" +
 	"\x15ProveInclusionRequest\x12\x1b\n" +
 	"\tlog_index\x18\x01 \x01(\x04R\blogIndex\"k\n" +
 	"\x16ProveInclusionResponse\x12\x1e\n" +
@@ -1668,13 +1815,14 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\x11END_REASON_DENIED\x10\x01\x12\x16\n" +
 	"\x12END_REASON_EXPIRED\x10\x02\x12\x14\n" +
 	"\x10END_REASON_MOVED\x10\x03\x12\x17\n" +
-	"\x13END_REASON_TOO_SLOW\x10\x042\xdd\x03\n" +
+	"\x13END_REASON_TOO_SLOW\x10\x042\xaf\x04\n" +
 	"\tKeyBroker\x12\\\n" +
 	"\x0fGetCapabilities\x12#.claviger.v1.GetCapabilitiesRequest\x1a$.claviger.v1.GetCapabilitiesResponse\x12J\n" +
 	"\tChallenge\x12\x1d.claviger.v1.ChallengeRequest\x1a\x1e.claviger.v1.ChallengeResponse\x12D\n" +
 	"\aRelease\x12\x1b.claviger.v1.ReleaseRequest\x1a\x1c.claviger.v1.ReleaseResponse\x12B\n" +
 	"\x05Watch\x12\x19.claviger.v1.WatchRequest\x1a\x1a.claviger.v1.WatchResponse(\x010\x01\x12A\n" +
-	"\x06Attest\x12\x1a.claviger.v1.AttestRequest\x1a\x1b.claviger.v1.AttestResponse\x12Y\n" +
+	"\x06Attest\x12\x1a.claviger.v1.AttestRequest\x1a\x1b.claviger.v1.AttestResponse\x12P\n" +
+	"\vActivateTPM\x12\x1f.claviger.v1.ActivateTPMRequest\x1a .claviger.v1.ActivateTPMResponse\x12Y\n" +
 	"\x0eProveInclusion\x12\".claviger.v1.ProveInclusionRequest\x1a#.claviger.v1.ProveInclusionResponseB;Z9github.com/claviger/claviger/proto/claviger/v1;clavigerv1b\x06proto3"
 
 var (
@@ -1690,7 +1838,7 @@ func file_claviger_v1_broker_proto_rawDescGZIP() []byte {
 }
 
 var file_claviger_v1_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_claviger_v1_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_claviger_v1_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_claviger_v1_broker_proto_goTypes = []any{
 	(ReattestReason)(0),             // 0: claviger.v1.ReattestReason
 	(EndReason)(0),                  // 1: claviger.v1.EndReason
@@ -1715,12 +1863,14 @@ var file_claviger_v1_broker_proto_goTypes = []any{
 	(*SecretVersion)(nil),           // 20: claviger.v1.SecretVersion
 	(*ReattestRequired)(nil),        // 21: claviger.v1.ReattestRequired
 	(*SessionEnded)(nil),            // 22: claviger.v1.SessionEnded
-	(*ProveInclusionRequest)(nil),   // 23: claviger.v1.ProveInclusionRequest
-	(*ProveInclusionResponse)(nil),  // 24: claviger.v1.ProveInclusionResponse
-	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(*ActivateTPMRequest)(nil),      // 23: claviger.v1.ActivateTPMRequest
+	(*ActivateTPMResponse)(nil),     // 24: claviger.v1.ActivateTPMResponse
+	(*ProveInclusionRequest)(nil),   // 25: claviger.v1.ProveInclusionRequest
+	(*ProveInclusionResponse)(nil),  // 26: claviger.v1.ProveInclusionResponse
+	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
 }
 var file_claviger_v1_broker_proto_depIdxs = []int32{
-	25, // 0: claviger.v1.ChallengeResponse.expires_at:type_name -> google.protobuf.Timestamp
+	27, // 0: claviger.v1.ChallengeResponse.expires_at:type_name -> google.protobuf.Timestamp
 	6,  // 1: claviger.v1.ReleaseRequest.evidence:type_name -> claviger.v1.Evidence
 	8,  // 2: claviger.v1.ReleaseRequest.inputs:type_name -> claviger.v1.ResourceInput
 	10, // 3: claviger.v1.ReleaseResponse.secrets:type_name -> claviger.v1.WrappedSecret
@@ -1736,30 +1886,33 @@ var file_claviger_v1_broker_proto_depIdxs = []int32{
 	20, // 13: claviger.v1.WatchResponse.secret:type_name -> claviger.v1.SecretVersion
 	21, // 14: claviger.v1.WatchResponse.reattest:type_name -> claviger.v1.ReattestRequired
 	22, // 15: claviger.v1.WatchResponse.ended:type_name -> claviger.v1.SessionEnded
-	25, // 16: claviger.v1.SessionStarted.expires_at:type_name -> google.protobuf.Timestamp
+	27, // 16: claviger.v1.SessionStarted.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 17: claviger.v1.SecretVersion.secret:type_name -> claviger.v1.WrappedSecret
 	11, // 18: claviger.v1.SecretVersion.receipt:type_name -> claviger.v1.Receipt
-	25, // 19: claviger.v1.SecretVersion.previous_retires_at:type_name -> google.protobuf.Timestamp
-	25, // 20: claviger.v1.ReattestRequired.deadline:type_name -> google.protobuf.Timestamp
+	27, // 19: claviger.v1.SecretVersion.previous_retires_at:type_name -> google.protobuf.Timestamp
+	27, // 20: claviger.v1.ReattestRequired.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 21: claviger.v1.ReattestRequired.reason:type_name -> claviger.v1.ReattestReason
 	1,  // 22: claviger.v1.SessionEnded.reason:type_name -> claviger.v1.EndReason
-	2,  // 23: claviger.v1.KeyBroker.GetCapabilities:input_type -> claviger.v1.GetCapabilitiesRequest
-	4,  // 24: claviger.v1.KeyBroker.Challenge:input_type -> claviger.v1.ChallengeRequest
-	7,  // 25: claviger.v1.KeyBroker.Release:input_type -> claviger.v1.ReleaseRequest
-	14, // 26: claviger.v1.KeyBroker.Watch:input_type -> claviger.v1.WatchRequest
-	12, // 27: claviger.v1.KeyBroker.Attest:input_type -> claviger.v1.AttestRequest
-	23, // 28: claviger.v1.KeyBroker.ProveInclusion:input_type -> claviger.v1.ProveInclusionRequest
-	3,  // 29: claviger.v1.KeyBroker.GetCapabilities:output_type -> claviger.v1.GetCapabilitiesResponse
-	5,  // 30: claviger.v1.KeyBroker.Challenge:output_type -> claviger.v1.ChallengeResponse
-	9,  // 31: claviger.v1.KeyBroker.Release:output_type -> claviger.v1.ReleaseResponse
-	18, // 32: claviger.v1.KeyBroker.Watch:output_type -> claviger.v1.WatchResponse
-	13, // 33: claviger.v1.KeyBroker.Attest:output_type -> claviger.v1.AttestResponse
-	24, // 34: claviger.v1.KeyBroker.ProveInclusion:output_type -> claviger.v1.ProveInclusionResponse
-	29, // [29:35] is the sub-list for method output_type
-	23, // [23:29] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	27, // 23: claviger.v1.ActivateTPMResponse.expires_at:type_name -> google.protobuf.Timestamp
+	2,  // 24: claviger.v1.KeyBroker.GetCapabilities:input_type -> claviger.v1.GetCapabilitiesRequest
+	4,  // 25: claviger.v1.KeyBroker.Challenge:input_type -> claviger.v1.ChallengeRequest
+	7,  // 26: claviger.v1.KeyBroker.Release:input_type -> claviger.v1.ReleaseRequest
+	14, // 27: claviger.v1.KeyBroker.Watch:input_type -> claviger.v1.WatchRequest
+	12, // 28: claviger.v1.KeyBroker.Attest:input_type -> claviger.v1.AttestRequest
+	23, // 29: claviger.v1.KeyBroker.ActivateTPM:input_type -> claviger.v1.ActivateTPMRequest
+	25, // 30: claviger.v1.KeyBroker.ProveInclusion:input_type -> claviger.v1.ProveInclusionRequest
+	3,  // 31: claviger.v1.KeyBroker.GetCapabilities:output_type -> claviger.v1.GetCapabilitiesResponse
+	5,  // 32: claviger.v1.KeyBroker.Challenge:output_type -> claviger.v1.ChallengeResponse
+	9,  // 33: claviger.v1.KeyBroker.Release:output_type -> claviger.v1.ReleaseResponse
+	18, // 34: claviger.v1.KeyBroker.Watch:output_type -> claviger.v1.WatchResponse
+	13, // 35: claviger.v1.KeyBroker.Attest:output_type -> claviger.v1.AttestResponse
+	24, // 36: claviger.v1.KeyBroker.ActivateTPM:output_type -> claviger.v1.ActivateTPMResponse
+	26, // 37: claviger.v1.KeyBroker.ProveInclusion:output_type -> claviger.v1.ProveInclusionResponse
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_broker_proto_init() }
@@ -1783,7 +1936,7 @@ func file_claviger_v1_broker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_broker_proto_rawDesc), len(file_claviger_v1_broker_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,7 @@ const (
 	KeyBroker_Release_FullMethodName         = "/claviger.v1.KeyBroker/Release"
 	KeyBroker_Watch_FullMethodName           = "/claviger.v1.KeyBroker/Watch"
 	KeyBroker_Attest_FullMethodName          = "/claviger.v1.KeyBroker/Attest"
+	KeyBroker_ActivateTPM_FullMethodName     = "/claviger.v1.KeyBroker/ActivateTPM"
 	KeyBroker_ProveInclusion_FullMethodName  = "/claviger.v1.KeyBroker/ProveInclusion"
 )
 
@@ -52,6 +53,10 @@ type KeyBrokerClient interface {
 	// Attest is Release for one resource whose catalog entry is of kind "ear": an
 	// EAR token (draft-ietf-rats-ear) about this workload, wrapped to its key.
 	Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error)
+	// ActivateTPM has a guest prove that its attestation key is in a TPM whose
+	// endorsement key a known manufacturer certified (TPM2_MakeCredential).
+	// Evidence of type "tpm" carries what comes of it. Nothing is stored.
+	ActivateTPM(ctx context.Context, in *ActivateTPMRequest, opts ...grpc.CallOption) (*ActivateTPMResponse, error)
 	// ProveInclusion returns the transparency-log proof for a receipt. It is
 	// ready a fraction of a second after the release; until then UNAVAILABLE.
 	ProveInclusion(ctx context.Context, in *ProveInclusionRequest, opts ...grpc.CallOption) (*ProveInclusionResponse, error)
@@ -118,6 +123,16 @@ func (c *keyBrokerClient) Attest(ctx context.Context, in *AttestRequest, opts ..
 	return out, nil
 }
 
+func (c *keyBrokerClient) ActivateTPM(ctx context.Context, in *ActivateTPMRequest, opts ...grpc.CallOption) (*ActivateTPMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActivateTPMResponse)
+	err := c.cc.Invoke(ctx, KeyBroker_ActivateTPM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyBrokerClient) ProveInclusion(ctx context.Context, in *ProveInclusionRequest, opts ...grpc.CallOption) (*ProveInclusionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ProveInclusionResponse)
@@ -148,6 +163,10 @@ type KeyBrokerServer interface {
 	// Attest is Release for one resource whose catalog entry is of kind "ear": an
 	// EAR token (draft-ietf-rats-ear) about this workload, wrapped to its key.
 	Attest(context.Context, *AttestRequest) (*AttestResponse, error)
+	// ActivateTPM has a guest prove that its attestation key is in a TPM whose
+	// endorsement key a known manufacturer certified (TPM2_MakeCredential).
+	// Evidence of type "tpm" carries what comes of it. Nothing is stored.
+	ActivateTPM(context.Context, *ActivateTPMRequest) (*ActivateTPMResponse, error)
 	// ProveInclusion returns the transparency-log proof for a receipt. It is
 	// ready a fraction of a second after the release; until then UNAVAILABLE.
 	ProveInclusion(context.Context, *ProveInclusionRequest) (*ProveInclusionResponse, error)
@@ -175,6 +194,9 @@ func (UnimplementedKeyBrokerServer) Watch(grpc.BidiStreamingServer[WatchRequest,
 }
 func (UnimplementedKeyBrokerServer) Attest(context.Context, *AttestRequest) (*AttestResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Attest not implemented")
+}
+func (UnimplementedKeyBrokerServer) ActivateTPM(context.Context, *ActivateTPMRequest) (*ActivateTPMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ActivateTPM not implemented")
 }
 func (UnimplementedKeyBrokerServer) ProveInclusion(context.Context, *ProveInclusionRequest) (*ProveInclusionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProveInclusion not implemented")
@@ -279,6 +301,24 @@ func _KeyBroker_Attest_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyBroker_ActivateTPM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ActivateTPMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyBrokerServer).ActivateTPM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyBroker_ActivateTPM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyBrokerServer).ActivateTPM(ctx, req.(*ActivateTPMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyBroker_ProveInclusion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ProveInclusionRequest)
 	if err := dec(in); err != nil {
@@ -319,6 +359,10 @@ var KeyBroker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Attest",
 			Handler:    _KeyBroker_Attest_Handler,
+		},
+		{
+			MethodName: "ActivateTPM",
+			Handler:    _KeyBroker_ActivateTPM_Handler,
 		},
 		{
 			MethodName: "ProveInclusion",

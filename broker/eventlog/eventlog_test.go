@@ -1,4 +1,4 @@
-package ccel
+package eventlog
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ func entry(index, typ uint32, digest [48]byte, data []byte) []byte {
 	b := le.AppendUint32(nil, index)
 	b = le.AppendUint32(b, typ)
 	b = le.AppendUint32(b, 1)
-	b = le.AppendUint16(b, algSHA384)
+	b = le.AppendUint16(b, sha384Bank.alg)
 	b = append(b, digest[:]...)
 	b = le.AppendUint32(b, uint32(len(data)))
 	return append(b, data...)
@@ -29,7 +29,7 @@ func header(vendor string) []byte {
 	le := binary.LittleEndian
 	e := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2)
 	e = le.AppendUint32(e, 1)
-	e = le.AppendUint16(e, algSHA384)
+	e = le.AppendUint16(e, sha384Bank.alg)
 	e = le.AppendUint16(e, 48)
 	e = append(e, byte(len(vendor)))
 	e = append(e, vendor...)
@@ -53,11 +53,11 @@ func TestReplay(t *testing.T) {
 		header("td-shim"), measured(2, 1, "one"), measured(0, EVNoAction, "noise"), measured(2, EVNoAction, "noise"), measured(2, 1, "two"),
 	}, nil)
 	for name, tail := range map[string][]byte{"none": nil, "0xff": bytes.Repeat([]byte{0xff}, 900), "zeros": make([]byte, 900), "short": {0xff, 0xff}} {
-		log, err := Parse(append(bytes.Clone(events), tail...))
+		log, err := ParseCC(append(bytes.Clone(events), tail...))
 		if err != nil {
 			t.Fatalf("padding %s: %v", name, err)
 		}
-		rtmr, touched := log.Replay()
+		rtmr, touched := log.ReplayRTMRs()
 		if rtmr[1] != want || rtmr[0] != [48]byte{} || touched != [4]bool{1: true} {
 			t.Errorf("padding %s: %x, touched %v", name, rtmr, touched)
 		}
@@ -82,7 +82,7 @@ func TestMalformed(t *testing.T) {
 		"no SHA-384 digest":   append(bytes.Clone(good), 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
 		"padding then events": append(append(bytes.Clone(good), bytes.Repeat([]byte{0xff}, 20)...), measured(1, 1, "x")...),
 	} {
-		if _, err := Parse(b); err == nil {
+		if _, err := ParseCC(b); err == nil {
 			t.Errorf("%s parses", name)
 		}
 	}
@@ -90,7 +90,7 @@ func TestMalformed(t *testing.T) {
 		if n == len(header("")) {
 			continue // a log without events
 		}
-		if _, err := Parse(good[:n]); err == nil {
+		if _, err := ParseCC(good[:n]); err == nil {
 			t.Errorf("log cut at %d parses", n)
 		}
 	}
@@ -98,25 +98,25 @@ func TestMalformed(t *testing.T) {
 
 // TestContent: only what the digest covers is ever shown.
 func TestContent(t *testing.T) {
-	h := func(s string) [48]byte { return sha512.Sum384([]byte(s)) }
+	h := func(s string) []byte { return sha384Bank.sum([]byte(s)) }
 	variable := append(make([]byte, 16), 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 'S', 0, 'B', 0, 'a', 'b', 'c')
 	for name, tc := range map[string]struct {
 		e    Event
 		text string
 		ok   bool
 	}{
-		"whole":           {Event{1, 1, h("hello"), []byte("hello")}, "hello", true},
-		"final NUL":       {Event{1, 1, h("hello"), []byte("hello\x00")}, "hello", true},
-		"NUL measured":    {Event{1, 1, h("hello\x00"), []byte("hello\x00")}, "hello", true},
-		"another text":    {Event{1, 1, h("hello"), []byte("hullo")}, "", false},
-		"grub":            {Event{3, EVIPL, h("linux /x"), []byte("grub_cmd: linux /x\x00")}, "linux /x", true},
-		"forged label":    {Event{3, 1, h("linux /x"), []byte("grub_cmd: linux /x\x00")}, "", false},
-		"variable's data": {Event{1, 1, h("abc"), variable}, "abc", true},
-		"no action":       {Event{1, EVNoAction, h("hello"), []byte("hello")}, "", false},
-		"not printable":   {Event{1, 1, h("\x1b[2Jhello"), []byte("\x1b[2Jhello")}, "", false},
-		"UTF-16":          {Event{3, EVIPL, h("r\x00o\x00\x00\x00"), []byte("r\x00o\x00\x00\x00")}, "ro", true},
-		"UTF-16 escape":   {Event{3, EVIPL, h("\x1b\x00o\x00"), []byte("\x1b\x00o\x00")}, "", false},
-		"huge variable":   {Event{1, 1, h(""), append(make([]byte, 16), bytes.Repeat([]byte{0xff}, 16)...)}, "", false},
+		"whole":           {Event{1, 1, h("hello"), []byte("hello"), sha384Bank}, "hello", true},
+		"final NUL":       {Event{1, 1, h("hello"), []byte("hello\x00"), sha384Bank}, "hello", true},
+		"NUL measured":    {Event{1, 1, h("hello\x00"), []byte("hello\x00"), sha384Bank}, "hello", true},
+		"another text":    {Event{1, 1, h("hello"), []byte("hullo"), sha384Bank}, "", false},
+		"grub":            {Event{3, EVIPL, h("linux /x"), []byte("grub_cmd: linux /x\x00"), sha384Bank}, "linux /x", true},
+		"forged label":    {Event{3, 1, h("linux /x"), []byte("grub_cmd: linux /x\x00"), sha384Bank}, "", false},
+		"variable's data": {Event{1, 1, h("abc"), variable, sha384Bank}, "abc", true},
+		"no action":       {Event{1, EVNoAction, h("hello"), []byte("hello"), sha384Bank}, "", false},
+		"not printable":   {Event{1, 1, h("\x1b[2Jhello"), []byte("\x1b[2Jhello"), sha384Bank}, "", false},
+		"UTF-16":          {Event{3, EVIPL, h("r\x00o\x00\x00\x00"), []byte("r\x00o\x00\x00\x00"), sha384Bank}, "ro", true},
+		"UTF-16 escape":   {Event{3, EVIPL, h("\x1b\x00o\x00"), []byte("\x1b\x00o\x00"), sha384Bank}, "", false},
+		"huge variable":   {Event{1, 1, h(""), append(make([]byte, 16), bytes.Repeat([]byte{0xff}, 16)...), sha384Bank}, "", false},
 	} {
 		if text, ok := tc.e.Text(); text != tc.text || ok != tc.ok {
 			t.Errorf("%s: %q, %v, want %q, %v", name, text, ok, tc.text, tc.ok)
@@ -163,12 +163,12 @@ func TestFieldLogs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log, err := Parse(b)
+		log, err := ParseCC(b)
 		if err != nil {
 			t.Errorf("%s: %v", file, err)
 			continue
 		}
-		rtmr, _ := log.Replay()
+		rtmr, _ := log.ReplayRTMRs()
 		for i, w := range want {
 			got := hex.EncodeToString(rtmr[i][:])
 			if head, tail, cut := strings.Cut(w, "…"); cut && (!strings.HasPrefix(got, head) || !strings.HasSuffix(got, tail)) || !cut && got != w {
@@ -178,7 +178,7 @@ func TestFieldLogs(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "trustee/ccel/CCEL_data_csv")); err != nil {
 		t.Error(err)
-	} else if _, err := Parse(b); err == nil {
+	} else if _, err := ParseCC(b); err == nil {
 		t.Error("a log of SM3 digests parses")
 	}
 	for _, file := range []string{"dstack/ccel.bin", "go-eventlog/ccel/event_log.bin", "go-eventlog/ccel/CCEL_unpadded.data.bin", "go-eventlog/ccel/cos-113-intel-tdx.bin"} {
@@ -186,7 +186,7 @@ func TestFieldLogs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Parse(b); err != nil {
+		if _, err := ParseCC(b); err != nil {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
@@ -200,7 +200,7 @@ func TestFieldText(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log, err := Parse(b)
+		log, err := ParseCC(b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,6 +220,29 @@ func TestFieldText(t *testing.T) {
 	}
 }
 
+func FuzzTPM(f *testing.F) {
+	for _, name := range []string{"direct", "grub-sb"} {
+		if b, err := os.ReadFile(filepath.Join("../../../shared/evidence/tpm/boot", name, "eventlog.bin")); err == nil {
+			f.Add(b)
+		}
+	}
+	f.Add(bytes.Join([][]byte{header("x"), measured(1, 1, "one")}, nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		log, err := ParseTPM(b)
+		if err != nil {
+			return
+		}
+		log.ReplayPCRs()
+		for _, e := range log.Events {
+			if c, ok := e.Content(); ok && !bytes.Equal(sha256Bank.sum(c), e.Digest) {
+				t.Fatal("content that the digest does not cover")
+			}
+			e.Text()
+			e.Variable()
+		}
+	})
+}
+
 func FuzzCCEL(f *testing.F) {
 	f.Add(bytes.Join([][]byte{header("td-shim"), measured(1, 1, "one"), measured(3, EVIPL, "grub_cmd: x"), {0xff, 0xff}}, nil))
 	if out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/google/go-tdx-guest").Output(); err == nil {
@@ -230,13 +253,13 @@ func FuzzCCEL(f *testing.F) {
 		f.Add(b[:20000])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		log, err := Parse(b)
+		log, err := ParseCC(b)
 		if err != nil {
 			return
 		}
-		log.Replay()
+		log.ReplayRTMRs()
 		for _, e := range log.Events {
-			if c, ok := e.Content(); ok && sha512.Sum384(c) != e.Digest {
+			if c, ok := e.Content(); ok && sha512.Sum384(c) != [48]byte(e.Digest) {
 				t.Fatal("content that the digest does not cover")
 			}
 			e.Text()

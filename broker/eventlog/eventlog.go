@@ -1,13 +1,16 @@
-// Package ccel reads Confidential Computing event logs: the crypto-agile log of
-// the TCG ("PC Client Platform Firmware Profile", section 10) whose measurement
-// register index means, by the UEFI specification (38.4.1, "Virtual Platform CC
-// Event Log"), 0 for MRTD and 1 to 4 for RTMR0 to RTMR3 of Intel TDX. It replays
-// the log; it trusts nothing in it, and knows nothing of what events mean.
-package ccel
+// Package eventlog reads measured-boot event logs: the crypto-agile log of the
+// TCG ("PC Client Platform Firmware Profile", section 10). Its register index is
+// a PCR for a TPM; in a Confidential Computing event log it means, by the UEFI
+// specification (38.4.1, "Virtual Platform CC Event Log"), 0 for MRTD and 1 to 4
+// for RTMR0 to RTMR3 of Intel TDX. The package replays the log; it trusts
+// nothing in it, and knows little of what events mean.
+package eventlog
 
 import (
 	"bytes"
-	"crypto/sha512"
+	"crypto"
+	_ "crypto/sha256" // the hashes of Parse
+	_ "crypto/sha512"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -26,6 +29,9 @@ const (
 // Registers is the number of run-time measurement registers.
 const Registers = 4
 
+// PCRs is the number of platform configuration registers of a TPM.
+const PCRs = 24
+
 // Event types that this package or its users tell apart.
 const (
 	EVNoAction = 0x03 // never extended into a register
@@ -33,7 +39,6 @@ const (
 )
 
 const (
-	algSHA384   = 0x000c
 	maxAlgs     = 8
 	maxEventLen = 512 << 10
 )
@@ -41,29 +46,60 @@ const (
 // Log is a parsed log.
 type Log struct {
 	Events []Event
+	bank   bank
+	tpm    bool
+	// Locality at which the TPM was started (PCR 0 starts with it); 0 as a rule.
+	Locality uint8
+}
+
+// bank is one of the digest algorithms that a log may hold side by side.
+type bank struct {
+	alg  uint16 // TPM_ALG_ID
+	hash crypto.Hash
+	name string
+}
+
+var (
+	sha256Bank = bank{0x000b, crypto.SHA256, "SHA-256"}
+	sha384Bank = bank{0x000c, crypto.SHA384, "SHA-384"}
+)
+
+func (b bank) sum(parts ...[]byte) []byte {
+	h := b.hash.New()
+	for _, p := range parts {
+		h.Write(p)
+	}
+	return h.Sum(nil)
 }
 
 // Event is one entry. Only Register and Digest take part in the replay; Data is
 // whatever the firmware, or who tampered with the log, put beside them.
 type Event struct {
-	Register int // index as in the log: 1 is RTMR0
+	Register int // index as in the log: a PCR; in a CC log 1 is RTMR0
 	Type     uint32
-	Digest   [48]byte // SHA-384; zero for events that are never extended
+	Digest   []byte // nil for events that are never extended
 	Data     []byte
+	bank     bank
 }
 
-// Parse reads a log. It takes logs of OVMF, of cloud firmware and of td-shim,
-// with or without the padding (0xff or zeros) of the buffer they stand in.
-func Parse(b []byte) (*Log, error) {
+// ParseCC reads a Confidential Computing event log with SHA-384 digests. It
+// takes logs of OVMF, of cloud firmware and of td-shim, with or without the
+// padding (0xff or zeros) of the buffer they stand in.
+func ParseCC(b []byte) (*Log, error) { return parse(b, &Log{bank: sha384Bank}) }
+
+// ParseTPM reads the log of a TPM's SHA-256 bank, as Linux shows it in
+// /sys/kernel/security/tpm0/binary_bios_measurements.
+func ParseTPM(b []byte) (*Log, error) { return parse(b, &Log{bank: sha256Bank, tpm: true}) }
+
+func parse(b []byte, log *Log) (*Log, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("event log of %d bytes, at most %d", len(b), MaxSize)
 	}
 	r := &reader{b: b}
-	sizes, err := parseHeader(r)
+	sizes, err := parseHeader(r, log.bank)
 	if err != nil {
 		return nil, fmt.Errorf("event log header: %w", err)
 	}
-	log := &Log{}
 	end := len(trimPadding(b))
 	for r.off < len(b) {
 		if r.off >= end && padding(b[r.off:]) {
@@ -72,7 +108,7 @@ func Parse(b []byte) (*Log, error) {
 		if len(log.Events) == MaxEvents {
 			return nil, fmt.Errorf("event log of more than %d events", MaxEvents)
 		}
-		e, err := parseEvent(r, sizes)
+		e, err := log.parseEvent(r, sizes)
 		if err != nil {
 			return nil, fmt.Errorf("event %d: %w", len(log.Events), err)
 		}
@@ -83,7 +119,7 @@ func Parse(b []byte) (*Log, error) {
 
 // parseHeader reads the first entry, in the format of TPM 1.2, which holds a
 // TCG_EfiSpecIdEvent. It returns the digest size of each algorithm.
-func parseHeader(r *reader) (map[uint16]int, error) {
+func parseHeader(r *reader, bank bank) (map[uint16]int, error) {
 	r.u32() // register index: 0 or 1 in practice; the entry is never extended
 	typ := r.u32()
 	r.take(20)
@@ -111,14 +147,14 @@ func parseHeader(r *reader) (map[uint16]int, error) {
 	if h.short {
 		return nil, errors.New("cut short")
 	}
-	if sizes[algSHA384] != sha512.Size384 {
-		return nil, errors.New("no SHA-384 digests, which RTMRs are made of")
+	if sizes[bank.alg] != bank.hash.Size() {
+		return nil, fmt.Errorf("no %s digests", bank.name)
 	}
 	return sizes, nil
 }
 
-func parseEvent(r *reader, sizes map[uint16]int) (Event, error) {
-	var e Event
+func (l *Log) parseEvent(r *reader, sizes map[uint16]int) (Event, error) {
+	e := Event{bank: l.bank}
 	index, typ, n := r.u32(), r.u32(), r.u32()
 	if r.short {
 		return e, errors.New("cut short")
@@ -127,7 +163,6 @@ func parseEvent(r *reader, sizes map[uint16]int) (Event, error) {
 		return e, fmt.Errorf("%d digests", n)
 	}
 	e.Type = typ
-	var have bool
 	for range n {
 		alg := r.u16()
 		size, ok := sizes[alg]
@@ -135,14 +170,13 @@ func parseEvent(r *reader, sizes map[uint16]int) (Event, error) {
 			return e, fmt.Errorf("digest algorithm %#x is not in the header", alg)
 		}
 		d := r.take(int64(size))
-		if alg != algSHA384 {
+		if alg != l.bank.alg {
 			continue
 		}
-		if have {
-			return e, errors.New("two SHA-384 digests")
+		if e.Digest != nil {
+			return e, fmt.Errorf("two %s digests", l.bank.name)
 		}
-		have = true
-		copy(e.Digest[:], d)
+		e.Digest = d
 	}
 	size := r.u32()
 	if size > maxEventLen {
@@ -152,37 +186,68 @@ func parseEvent(r *reader, sizes map[uint16]int) (Event, error) {
 	if r.short {
 		return e, errors.New("cut short")
 	}
-	if index > Registers {
+	if typ == EVNoAction {
+		e.Digest = nil
+		if l.tpm {
+			l.startup(e.Data)
+			e.Register = int(min(index, PCRs))
+			return e, nil
+		}
+	}
+	if l.tpm && index >= PCRs || !l.tpm && index > Registers {
 		return e, fmt.Errorf("register index %d", index)
 	}
 	e.Register = int(index)
 	if typ == EVNoAction {
-		e.Digest = [48]byte{}
 		return e, nil
 	}
-	if index == 0 {
+	if index == 0 && !l.tpm {
 		return e, errors.New("event for MRTD, which cannot be extended")
 	}
-	if !have {
-		return e, errors.New("no SHA-384 digest")
+	if e.Digest == nil {
+		return e, fmt.Errorf("no %s digest", l.bank.name)
 	}
 	return e, nil
 }
 
-// Replay is what the registers come to. touched says which ones the log extends at all.
-func (l *Log) Replay() (rtmr [Registers][48]byte, touched [Registers]bool) {
+// startup reads a TCG_EfiStartupLocalityEvent (PFP 10.4.5.3). A lie in it makes the replay fail.
+func (l *Log) startup(data []byte) {
+	if b, ok := bytes.CutPrefix(data, []byte("StartupLocality\x00")); ok && len(b) == 1 {
+		l.Locality = b[0]
+	}
+}
+
+// ReplayPCRs is what the PCRs come to. touched says which ones the log extends at all.
+func (l *Log) ReplayPCRs() (pcr [PCRs][]byte, touched [PCRs]bool) {
+	size := l.bank.hash.Size()
+	for i := range pcr {
+		pcr[i] = make([]byte, size)
+	}
+	pcr[0][size-1] = l.Locality
+	for _, e := range l.Events {
+		if e.Type == EVNoAction {
+			continue
+		}
+		pcr[e.Register] = l.bank.sum(pcr[e.Register], e.Digest)
+		touched[e.Register] = true
+	}
+	return pcr, touched
+}
+
+// ReplayRTMRs is what the registers of a CC log come to. touched says which ones the log extends at all.
+func (l *Log) ReplayRTMRs() (rtmr [Registers][48]byte, touched [Registers]bool) {
 	for _, e := range l.Events {
 		if e.Type == EVNoAction {
 			continue
 		}
 		i := e.Register - 1
-		rtmr[i] = sha512.Sum384(append(rtmr[i][:], e.Digest[:]...))
+		rtmr[i] = [48]byte(l.bank.sum(rtmr[i][:], e.Digest))
 		touched[i] = true
 	}
 	return rtmr, touched
 }
 
-// Content returns the bytes that the event's digest is the SHA-384 of, if they
+// Content returns the bytes that the event's digest is the hash of, if they
 // are found in Data: all of it, or what specifications and boot loaders measure
 // of it. Nothing else in Data is covered by the register, so nothing else may
 // be believed.
@@ -201,7 +266,7 @@ func (e *Event) Content() ([]byte, bool) {
 		candidates = append(candidates, v)
 	}
 	for _, c := range candidates {
-		if sha512.Sum384(c) == e.Digest {
+		if bytes.Equal(e.bank.sum(c), e.Digest) {
 			return c, true
 		}
 	}
@@ -218,7 +283,7 @@ type Variable struct {
 // Variable returns the UEFI variable that the event measures, if its digest
 // covers all of it: some events cover the value only, and then the name is hearsay.
 func (e *Event) Variable() (Variable, bool) {
-	if e.Type == EVNoAction || sha512.Sum384(e.Data) != e.Digest {
+	if e.Type == EVNoAction || !bytes.Equal(e.bank.sum(e.Data), e.Digest) {
 		return Variable{}, false
 	}
 	return variable(e.Data)

@@ -1,4 +1,4 @@
-package ccel
+package eventlog
 
 import "fmt"
 

@@ -1,0 +1,398 @@
+// Package tpmdev makes evidence with a TPM 2.0: a quote over PCRs by an
+// attestation key (AK) in the endorsement hierarchy, which is the same after
+// every reboot, so that nothing is stored; the proof that the AK is in the TPM
+// of a certified endorsement key (EK); and the firmware's event log.
+package tpmdev
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+
+	"github.com/claviger/claviger/broker/attest"
+)
+
+// Where Linux shows the TPM, its event log, and the command line.
+const (
+	DefaultPath     = "/dev/tpmrm0"
+	DefaultEventLog = "/sys/kernel/security/tpm0/binary_bios_measurements"
+	cmdlinePath     = "/proc/cmdline"
+)
+
+// DefaultPCRs are all that firmware, boot loaders and systemd use; IMA's 10, which changes all the time, is left out.
+func DefaultPCRs() []int { return []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15} }
+
+// Config of a Device. The zero value is this machine's TPM.
+type Config struct {
+	Path     string // a TPM device, or the Unix socket of an emulator; default DefaultPath
+	EventLog string // default DefaultEventLog; a missing file is no log
+	PCRs     []int  // of the SHA-256 bank; default DefaultPCRs
+}
+
+// Device is a TPM. It is safe for concurrent use, one command at a time. Close it.
+type Device struct {
+	cfg Config
+	now func() time.Time
+
+	mu      sync.Mutex
+	tpm     transport.TPMCloser // guarded by mu, as is all below
+	ak      *loaded
+	ticket  []byte
+	secret  []byte
+	expires time.Time
+}
+
+type loaded struct {
+	handle tpm2.TPMHandle
+	name   tpm2.TPM2BName
+	public []byte // TPMT_PUBLIC
+}
+
+// Open connects to the TPM.
+func Open(cfg Config) (*Device, error) {
+	if cfg.Path == "" {
+		cfg.Path = DefaultPath
+	}
+	if cfg.EventLog == "" {
+		cfg.EventLog = DefaultEventLog
+	}
+	if len(cfg.PCRs) == 0 {
+		cfg.PCRs = DefaultPCRs()
+	}
+	cfg.PCRs = slices.Compact(slices.Sorted(slices.Values(cfg.PCRs)))
+	if cfg.PCRs[0] < 0 || cfg.PCRs[len(cfg.PCRs)-1] > 23 {
+		return nil, errors.New("TPM: PCRs: want numbers from 0 to 23")
+	}
+	open := linuxtpm.Open
+	if fi, err := os.Stat(cfg.Path); err == nil && fi.Mode()&os.ModeSocket != 0 {
+		open = linuxudstpm.Open
+	}
+	t, err := open(cfg.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open TPM %s (is there one, and are its drivers loaded?): %w", cfg.Path, err)
+	}
+	return &Device{cfg: cfg, tpm: t, now: time.Now}, nil
+}
+
+// Close flushes the key and lets go of the TPM.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ak != nil {
+		d.flush(d.ak.handle)
+		d.ak = nil
+	}
+	clear(d.secret)
+	return d.tpm.Close()
+}
+
+// Activate proves to the broker, unless it lately did, that AK and EK are in
+// one TPM. ask has the broker make a credential for the two; its error is returned as it is.
+func (d *Device) Activate(ctx context.Context, ask func(context.Context, attest.TPMActivation) (attest.TPMChallenge, error)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ticket != nil && d.now().Before(d.expires) {
+		return nil
+	}
+	if err := d.loadAK(); err != nil {
+		return err
+	}
+	certs, template := d.ekCertificates()
+	ek, err := d.createPrimary(template)
+	if err != nil {
+		return fmt.Errorf("TPM: make endorsement key: %w", err)
+	}
+	defer d.flush(ek.handle)
+	started := d.now()
+	c, err := ask(ctx, attest.TPMActivation{EKCertificates: certs, EKPublic: ek.public, AKPublic: d.ak.public})
+	if err != nil {
+		return err
+	}
+	r, err := tpm2.ActivateCredential{
+		ActivateHandle: tpm2.AuthHandle{Handle: d.ak.handle, Name: d.ak.name, Auth: tpm2.PasswordAuth(nil)},
+		KeyHandle:      tpm2.AuthHandle{Handle: ek.handle, Name: ek.name, Auth: tpm2.Policy(tpm2.TPMAlgSHA256, 16, ekPolicy)},
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.CredentialBlob},
+		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.EncryptedSecret},
+	}.Execute(d.tpm)
+	if err != nil {
+		return fmt.Errorf("TPM: activate credential: %w", err)
+	}
+	d.ticket, d.secret = c.Ticket, r.CertInfo.Buffer
+	// By this machine's own clock, which may be wrong: half of what the broker
+	// grants, but not more than half an hour.
+	d.expires = started.Add(min(max(c.Expires.Sub(started)/2, time.Minute), 30*time.Minute))
+	return nil
+}
+
+// ekPolicy is PolicySecret(TPM_RH_ENDORSEMENT), the authorisation policy of the EK templates.
+func ekPolicy(t transport.TPM, h tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
+	_, err := tpm2.PolicySecret{AuthHandle: tpm2.TPMRHEndorsement, PolicySession: h, NonceTPM: nonce}.Execute(t)
+	return err
+}
+
+// Evidence quotes the PCRs over the transcript's digest.
+func (d *Device) Evidence(_ context.Context, t attest.Transcript) (attest.Evidence, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.loadAK(); err != nil {
+		return attest.Evidence{}, err
+	}
+	digest := t.Digest32()
+	r := attest.TPMReport{AKPublic: d.ak.public, Ticket: d.ticket, Secret: d.secret}
+	var err error
+	// What extends a PCR between reading and quoting makes the two differ.
+	for range 5 {
+		if r.PCRs, err = d.read(); err != nil {
+			return attest.Evidence{}, err
+		}
+		var quoted []byte
+		if r.Quote, r.Signature, quoted, err = d.quote(digest[:]); err != nil {
+			return attest.Evidence{}, err
+		}
+		h := sha256.New()
+		for _, p := range r.PCRs {
+			h.Write(p.Digest)
+		}
+		if bytes.Equal(h.Sum(nil), quoted) {
+			break
+		}
+	}
+	if b, err := os.ReadFile(cmdlinePath); err == nil {
+		r.Cmdline = strings.TrimSuffix(string(b), "\n")
+	}
+	report, err := r.Encode()
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("TPM: encode evidence: %w", err)
+	}
+	log, err := os.ReadFile(d.cfg.EventLog)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return attest.Evidence{}, fmt.Errorf("TPM event log: %w", err)
+	}
+	return attest.Evidence{Type: attest.TypeTPM, Report: report, EventLog: log}, nil
+}
+
+// closed is what CloseDoor measures: SHA-256 of this text.
+const closed = "claviger/v1/key-released"
+
+// CloseDoor extends a PCR, so that a policy that wants it unextended releases
+// nothing more to this machine until it is booted again.
+func (d *Device) CloseDoor(pcr int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sum := sha256.Sum256([]byte(closed))
+	_, err := tpm2.PCRExtend{
+		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
+		Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: sum[:]}}},
+	}.Execute(d.tpm)
+	if err != nil {
+		return fmt.Errorf("TPM: extend PCR %d: %w", pcr, err)
+	}
+	return nil
+}
+
+// akTemplate is a restricted ECDSA P-256 signing key, nothing but quotes and certifications.
+func akTemplate() tpm2.TPMTPublic {
+	return tpm2.TPMTPublic{
+		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true,
+		},
+		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+			Scheme: tpm2.TPMTECCScheme{
+				Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
+			},
+			CurveID: tpm2.TPMECCNistP256,
+		}),
+		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+			X: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)}, Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)},
+		}),
+	}
+}
+
+// loadAK makes the attestation key anew: a primary key comes out the same each time.
+func (d *Device) loadAK() error {
+	if d.ak != nil {
+		return nil
+	}
+	k, err := d.createPrimary(akTemplate())
+	if err != nil {
+		return fmt.Errorf("TPM: make attestation key: %w", err)
+	}
+	d.ak = &k
+	return nil
+}
+
+func (d *Device) createPrimary(template tpm2.TPMTPublic) (loaded, error) {
+	r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template)}.Execute(d.tpm)
+	if err != nil {
+		return loaded{}, err
+	}
+	pub, err := r.OutPublic.Contents()
+	if err != nil {
+		return loaded{}, err
+	}
+	return loaded{r.ObjectHandle, r.Name, tpm2.Marshal(pub)}, nil
+}
+
+func (d *Device) flush(h tpm2.TPMHandle) {
+	_, _ = tpm2.FlushContext{FlushHandle: h}.Execute(d.tpm) // the kernel's resource manager does it, too
+}
+
+func (d *Device) selection(pcrs []int) tpm2.TPMLPCRSelection {
+	var u []uint
+	for _, p := range pcrs {
+		u = append(u, uint(p))
+	}
+	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(u...)}}}
+}
+
+// read reads the PCRs; a TPM answers with at most eight at a time.
+func (d *Device) read() ([]attest.PCR, error) {
+	var out []attest.PCR
+	for batch := range slices.Chunk(d.cfg.PCRs, 8) {
+		r, err := tpm2.PCRRead{PCRSelectionIn: d.selection(batch)}.Execute(d.tpm)
+		if err != nil {
+			return nil, fmt.Errorf("TPM: read PCRs: %w", err)
+		}
+		if len(r.PCRValues.Digests) != len(batch) {
+			return nil, errors.New("TPM: read PCRs: no SHA-256 bank")
+		}
+		for i, p := range batch {
+			out = append(out, attest.PCR{Index: p, Digest: r.PCRValues.Digests[i].Buffer})
+		}
+	}
+	return out, nil
+}
+
+func (d *Device) quote(data []byte) (quote, signature, pcrDigest []byte, err error) {
+	r, err := tpm2.Quote{
+		SignHandle:     tpm2.AuthHandle{Handle: d.ak.handle, Name: d.ak.name, Auth: tpm2.PasswordAuth(nil)},
+		QualifyingData: tpm2.TPM2BData{Buffer: data},
+		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+		PCRSelect:      d.selection(d.cfg.PCRs),
+	}.Execute(d.tpm)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("TPM: quote: %w", err)
+	}
+	a, err := r.Quoted.Contents()
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("TPM: quote: %w", err)
+	}
+	info, err := a.Attested.Quote()
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("TPM: quote: %w", err)
+	}
+	return r.Quoted.Bytes(), tpm2.Marshal(r.Signature), info.PCRDigest.Buffer, nil
+}
+
+// Indices of EK certificates ("EK Credential Profile", 2.2.1.4), and where chains begin (2.2.1.5.2).
+const (
+	nvRSA2048 = 0x01c00002
+	nvP256    = 0x01c0000a
+	nvChain   = 0x01c00100
+	maxChain  = 4
+)
+
+// ekCertificates reads the EK's certificate, and issuers if the TPM holds any.
+// None at all is left to the broker to refuse, whose operator should know.
+func (d *Device) ekCertificates() ([][]byte, tpm2.TPMTPublic) {
+	template := tpm2.RSAEKTemplate
+	cert, err := d.nvRead(nvP256)
+	if err == nil {
+		template = tpm2.ECCEKTemplate
+	} else if cert, err = d.nvRead(nvRSA2048); err != nil {
+		return nil, template
+	}
+	certs := [][]byte{cert}
+	for i := range uint32(maxChain) {
+		b, err := d.nvRead(nvChain + i)
+		if err != nil {
+			break
+		}
+		// One index may hold several certificates, one after the other.
+		for len(certs) < 8 {
+			var raw asn1.RawValue
+			rest, err := asn1.Unmarshal(b, &raw)
+			if err != nil {
+				break
+			}
+			certs = append(certs, raw.FullBytes)
+			b = rest
+		}
+	}
+	return certs, template
+}
+
+func (d *Device) nvRead(index uint32) ([]byte, error) {
+	h := tpm2.TPMHandle(index)
+	p, err := tpm2.NVReadPublic{NVIndex: h}.Execute(d.tpm)
+	if err != nil {
+		return nil, err
+	}
+	pub, err := p.NVPublic.Contents()
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	for len(out) < int(pub.DataSize) {
+		r, err := tpm2.NVRead{
+			AuthHandle: tpm2.AuthHandle{Handle: h, Name: p.NVName, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: h, Name: p.NVName},
+			Size:       min(512, pub.DataSize-uint16(len(out))), Offset: uint16(len(out)),
+		}.Execute(d.tpm)
+		if err != nil {
+			return nil, err
+		}
+		if len(r.Data.Buffer) == 0 {
+			return nil, errors.New("empty read")
+		}
+		out = append(out, r.Data.Buffer...)
+	}
+	return out, nil
+}
+
+// AKName is the TPM name of the attestation key, hex.
+func (d *Device) AKName() (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.loadAK(); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(d.ak.name.Buffer), nil
+}
+
+// ChipID is what the claims call this TPM: the SHA-256 of its certified
+// endorsement key (SubjectPublicKeyInfo), hex.
+func (d *Device) ChipID() (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	certs, _ := d.ekCertificates()
+	if len(certs) == 0 {
+		return "", errors.New("TPM: it holds no endorsement key certificate")
+	}
+	var raw asn1.RawValue // some TPMs leave padding behind it
+	if _, err := asn1.Unmarshal(certs[0], &raw); err != nil {
+		return "", fmt.Errorf("TPM: endorsement key certificate: %w", err)
+	}
+	c, err := x509.ParseCertificate(raw.FullBytes)
+	if err != nil {
+		return "", fmt.Errorf("TPM: endorsement key certificate: %w", err)
+	}
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:]), nil
+}

@@ -1,0 +1,94 @@
+package attest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// TPMReport is Evidence.Report of type "tpm": JSON, byte strings in standard
+// base64. The structures inside are those of the TPM 2.0 Library, Part 2.
+type TPMReport struct {
+	Quote     []byte `json:"quote"`     // TPMS_ATTEST of TPM2_Quote; extraData is the SHA-256 binding digest
+	Signature []byte `json:"signature"` // TPMT_SIGNATURE
+	AKPublic  []byte `json:"ak_public"` // TPMT_PUBLIC of the attestation key
+	PCRs      []PCR  `json:"pcrs"`      // the quoted ones of the SHA-256 bank, ascending
+	// Cmdline is what the guest says its kernel command line is; it becomes a
+	// claim only if the event log holds its digest.
+	Cmdline string `json:"cmdline,omitempty"`
+	// Ticket and Secret prove that the attestation key is in a TPM with a
+	// certified endorsement key (KeyBroker.ActivateTPM). Empty where
+	// Evidence.Endorsements holds a certificate of the attestation key.
+	Ticket []byte `json:"ticket,omitempty"`
+	Secret []byte `json:"secret,omitempty"`
+}
+
+// PCR is one platform configuration register.
+type PCR struct {
+	Index  int    `json:"index"`
+	Digest []byte `json:"digest"` // 32 bytes
+}
+
+// maxCmdline is Linux's COMMAND_LINE_SIZE with room to spare.
+const maxCmdline = 8 << 10
+
+// Encode is the JSON form.
+func (r TPMReport) Encode() ([]byte, error) { return json.Marshal(r) }
+
+// DecodeTPMReport reads the JSON form strictly. Lengths are checked here, what they hold is not.
+func DecodeTPMReport(b []byte) (TPMReport, error) {
+	var r TPMReport
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&r); err != nil {
+		return TPMReport{}, fmt.Errorf("TPM report: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return TPMReport{}, errors.New("TPM report: data after its end")
+	}
+	for _, f := range []struct {
+		name     string
+		n        int
+		min, max int
+	}{
+		{"quote", len(r.Quote), 1, 4 << 10},
+		{"signature", len(r.Signature), 1, 2 << 10},
+		{"ak_public", len(r.AKPublic), 1, 2 << 10},
+		{"pcrs", len(r.PCRs), 1, 24},
+		{"cmdline", len(r.Cmdline), 0, maxCmdline},
+		{"ticket", len(r.Ticket), 0, 4 << 10},
+		{"secret", len(r.Secret), 0, 64},
+	} {
+		if f.n < f.min || f.n > f.max {
+			return TPMReport{}, fmt.Errorf("TPM report: %s: length %d, want %d to %d", f.name, f.n, f.min, f.max)
+		}
+	}
+	last := -1
+	for _, p := range r.PCRs {
+		if p.Index <= last || p.Index > 23 || len(p.Digest) != 32 {
+			return TPMReport{}, fmt.Errorf("TPM report: pcrs: index %d with %d bytes; want ascending indices to 23 with 32 bytes", p.Index, len(p.Digest))
+		}
+		last = p.Index
+	}
+	return r, nil
+}
+
+// TPMActivation is what a guest sends to have its attestation key believed.
+type TPMActivation struct {
+	EKCertificates [][]byte // DER; the endorsement key's own first, then issuers if the TPM holds them
+	EKPublic       []byte   // TPMT_PUBLIC
+	AKPublic       []byte   // TPMT_PUBLIC
+}
+
+// TPMChallenge is the answer: only a TPM that holds both keys gets the secret out of it (TPM2_ActivateCredential).
+type TPMChallenge struct {
+	CredentialBlob  []byte // contents of TPM2B_ID_OBJECT
+	EncryptedSecret []byte // contents of TPM2B_ENCRYPTED_SECRET
+	// Ticket goes into evidence beside the secret. It states, authenticated,
+	// which two keys the secret joins; without the secret it is worth nothing.
+	Ticket  []byte
+	Expires time.Time
+}

@@ -1,0 +1,177 @@
+package brokertest
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/tpmdev"
+	"github.com/claviger/claviger/internal/server"
+	"github.com/claviger/claviger/internal/testservers"
+	pb "github.com/claviger/claviger/proto/claviger/v1"
+)
+
+// tpmClient asks b with a TPM.
+func (b *Broker) tpmClient(t *testing.T, d *tpmdev.Device) *agent.Client {
+	t.Helper()
+	pem, err := os.ReadFile(filepath.Join(b.Env.Dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _, _ := b.Server.Addresses()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	c, err := agent.New(agent.Config{Address: addr, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, Identity: b.Server.Identity(), Device: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func openTPM(t *testing.T, socket, log string) *tpmdev.Device {
+	t.Helper()
+	d, err := tpmdev.Open(tpmdev.Config{Path: socket, EventLog: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// lastReasons is what the operator sees of the last decision.
+func (b *Broker) lastDecision(t *testing.T) string {
+	t.Helper()
+	var entry string
+	for range 50 {
+		ds, err := b.Admin.ListDecisions(t.Context(), &pb.ListDecisionsRequest{Limit: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(ds.GetDecisions()) > 0 {
+			entry = ds.GetDecisions()[0].GetEntry()
+		}
+		if entry != "" {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return entry
+}
+
+// TestTPM is the job with a real (software) TPM: its attestation key is
+// activated by its certified endorsement key, quotes a boot, and gets the key of
+// its own disk, once per boot.
+func TestTPM(t *testing.T) {
+	maker, other := testservers.NewTPMMaker(t), testservers.NewTPMMaker(t)
+	state := filepath.Join(t.TempDir(), "tpm")
+	socket := maker.StartTPM(t, state, "guest1")
+	boot := testservers.NewBoot()
+	boot.Extend(t, socket)
+	b := Start(t, func(c *server.Config) {
+		c.Evidence.TPM = server.TPM{EKRoots: maker.Root, EKIntermediates: maker.Intermediate}
+		c.Catalog = append(c.Catalog, server.Entry{Pattern: "boot/{chip}", Source: "local", Key: "boot/{chip}", Policy: "measured_boot", CreateBytes: 32})
+	})
+	values := map[string]*pb.ReferenceValues{}
+	for name, v := range boot.Values() {
+		values[name] = &pb.ReferenceValues{Values: []string{v}}
+	}
+	if _, err := b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values}}); err != nil {
+		t.Fatal(err)
+	}
+	d := openTPM(t, socket, boot.Log(t))
+	chip, err := d.ChipID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := b.tpmClient(t, d)
+	first, _ := get(t, c, "boot/"+chip)
+	if len(first[0].Value) != 32 {
+		t.Fatalf("key of %d bytes", len(first[0].Value))
+	}
+	again, _ := get(t, c, "boot/"+chip)
+	if string(again[0].Value) != string(first[0].Value) {
+		t.Error("two keys for one disk")
+	}
+
+	refused := func(name string, c *agent.Client, resource string, want ...string) {
+		t.Helper()
+		denied(t, c, resource)
+		time.Sleep(600 * time.Millisecond) // a checkpoint
+		got := b.lastDecision(t)
+		for _, w := range want {
+			if !strings.Contains(got, w) {
+				t.Errorf("%s: the operator is told %s, want %q", name, got, w)
+			}
+		}
+	}
+	refused("another machine's disk", c, "boot/"+strings.Repeat("0", 64), "not_own_resource")
+	if err := d.CloseDoor(15); err != nil {
+		t.Fatal(err)
+	}
+	refused("a second time in one boot", c, "boot/"+chip, "door_closed")
+
+	// The same TPM after a reboot, with another initrd: one digest more or less in PCR 9.
+	t.Run("another initrd", func(t *testing.T) {
+		socket := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm2"), "guest2")
+		evil := testservers.NewBoot()
+		evil.Initrd = [32]byte{1}
+		evil.Extend(t, socket)
+		d := openTPM(t, socket, evil.Log(t))
+		chip, err := d.ChipID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused("another initrd", b.tpmClient(t, d), "boot/"+chip, "initrd_unknown")
+	})
+	t.Run("a log that lies", func(t *testing.T) {
+		socket := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm3"), "guest3")
+		evil := testservers.NewBoot()
+		evil.Initrd = [32]byte{1}
+		evil.Extend(t, socket)
+		d := openTPM(t, socket, boot.Log(t))
+		chip, err := d.ChipID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused("a log that lies", b.tpmClient(t, d), "boot/"+chip, "tpm.event_log", "PCR 9")
+	})
+	t.Run("another manufacturer", func(t *testing.T) {
+		socket := other.StartTPM(t, filepath.Join(t.TempDir(), "tpm4"), "guest4")
+		boot.Extend(t, socket)
+		d := openTPM(t, socket, boot.Log(t))
+		chip, err := d.ChipID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused("another manufacturer", b.tpmClient(t, d), "boot/"+chip, "tpm.ek_certificate", "unproven")
+	})
+}
+
+// TestTPMRebooted: the attestation key is the same after a reboot, without anything stored.
+func TestTPMRebooted(t *testing.T) {
+	maker := testservers.NewTPMMaker(t)
+	state := filepath.Join(t.TempDir(), "tpm")
+	var names [2]string
+	for i := range names {
+		t.Run("boot", func(t *testing.T) {
+			d := openTPM(t, maker.StartTPM(t, state, "guest"), "")
+			var err error
+			if names[i], err = d.AKName(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if names[0] == "" || names[0] != names[1] {
+		t.Errorf("attestation keys %q", names)
+	}
+	if _, err := tpmdev.Open(tpmdev.Config{Path: filepath.Join(state, "none")}); err == nil || errors.Is(err, agent.ErrDenied) {
+		t.Errorf("a TPM that is not there: %v", err)
+	}
+}

@@ -1,0 +1,380 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/dcap"
+)
+
+// maxEKCertificates bounds a chain.
+const maxEKCertificates = 8
+
+// ticket is the content of attest.TPMChallenge.Ticket, followed by its HMAC-SHA-256.
+type ticket struct {
+	Expires int64  `json:"exp"`
+	AKName  []byte `json:"ak_name"`
+	Secret  []byte `json:"secret_sha256"`
+	EK      EK     `json:"ek"`
+}
+
+const ticketLabel = "claviger/v1/tpm-ticket\x00"
+
+// Activate checks the endorsement key up to a manufacturer's CA and the
+// attestation key's attributes, and makes a credential for the two
+// (TPM2_MakeCredential). It stores nothing. The error is an *attest.Error.
+func (v *Verifier) Activate(req attest.TPMActivation, now time.Time) (c attest.TPMChallenge, err error) {
+	fail := func(check string, r attest.Reason, err error) (attest.TPMChallenge, error) {
+		return attest.TPMChallenge{}, &attest.Error{Check: "tpm." + check, Reason: r, Err: err}
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			c, err = fail("internal", attest.ReasonMalformed, fmt.Errorf("panic: %v", p))
+		}
+	}()
+	ak, err := parseAK(req.AKPublic)
+	if err != nil {
+		return fail("ak", attest.ReasonUnsupported, err)
+	}
+	pub, err := parseEK(req.EKPublic)
+	if err != nil {
+		return fail("ek", attest.ReasonUnsupported, err)
+	}
+	cert, r, err := v.ekCertificate(req.EKCertificates, now)
+	if err != nil {
+		return fail("ek_certificate", r, err)
+	}
+	if err := samePublic(cert, pub); err != nil {
+		return fail("ek_certificate", attest.ReasonMismatch, err)
+	}
+	kem, err := tpm2.ImportEncapsulationKey(pub)
+	if err != nil {
+		return fail("ek", attest.ReasonUnsupported, err)
+	}
+	secret := make([]byte, 32)
+	rand.Read(secret)
+	defer clear(secret)
+	blob, enc, err := tpm2.CreateCredential(rand.Reader, kem, ak.name, secret)
+	if err != nil {
+		return fail("ek", attest.ReasonUnsupported, err)
+	}
+	hash := sha256.Sum256(secret)
+	expires := now.Add(v.cfg.TicketLife)
+	body, err := json.Marshal(ticket{Expires: expires.Unix(), AKName: ak.name, Secret: hash[:], EK: newEK(cert)})
+	if err != nil {
+		return fail("internal", attest.ReasonInternal, err)
+	}
+	return attest.TPMChallenge{CredentialBlob: blob, EncryptedSecret: enc, Ticket: append(body, v.mac(body)...), Expires: expires}, nil
+}
+
+func (v *Verifier) mac(body []byte) []byte {
+	h := hmac.New(sha256.New, v.cfg.TicketKey)
+	h.Write([]byte(ticketLabel))
+	h.Write(body)
+	return h.Sum(nil)
+}
+
+// parseEK reads a TPMT_PUBLIC of a storage key such as the EK templates make.
+func parseEK(raw []byte) (*tpm2.TPMTPublic, error) {
+	if len(raw) > 2<<10 {
+		return nil, fmt.Errorf("endorsement key of %d bytes", len(raw))
+	}
+	pub, err := unmarshal[tpm2.TPMTPublic](raw)
+	if err != nil {
+		return nil, fmt.Errorf("TPMT_PUBLIC: %w", err)
+	}
+	a := pub.ObjectAttributes
+	if !a.Restricted || !a.Decrypt || a.SignEncrypt || !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin {
+		return nil, errors.New("not an endorsement key: want restricted, decrypt, fixedTPM, fixedParent, sensitiveDataOrigin, and not sign")
+	}
+	return pub, nil
+}
+
+var (
+	oidSAN  = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidEK   = asn1.ObjectIdentifier{2, 23, 133, 8, 1} // tcg-kp-EKCertificate
+	oidAIK  = asn1.ObjectIdentifier{2, 23, 133, 8, 3} // tcg-kp-AIKCertificate
+	oidMan  = asn1.ObjectIdentifier{2, 23, 133, 2, 1} // tcg-at-tpmManufacturer
+	oidMod  = asn1.ObjectIdentifier{2, 23, 133, 2, 2} // tcg-at-tpmModel
+	oidVers = asn1.ObjectIdentifier{2, 23, 133, 2, 3} // tcg-at-tpmVersion
+)
+
+// ekCertificate verifies the first certificate up to a configured CA.
+func (v *Verifier) ekCertificate(ders [][]byte, now time.Time) (*x509.Certificate, attest.Reason, error) {
+	if len(v.cfg.EKRoots) == 0 {
+		return nil, attest.ReasonChain, errors.New("this broker knows no TPM manufacturer's CA (evidence.tpm.ek_roots)")
+	}
+	if len(ders) == 0 {
+		return nil, attest.ReasonChain, errors.New("the TPM holds no endorsement key certificate")
+	}
+	if len(ders) > maxEKCertificates {
+		return nil, attest.ReasonMalformed, fmt.Errorf("%d certificates, at most %d", len(ders), maxEKCertificates)
+	}
+	inters := v.ekInters
+	var leaf *x509.Certificate
+	for i, der := range ders {
+		if len(der) > 8<<10 {
+			return nil, attest.ReasonMalformed, fmt.Errorf("certificate of %d bytes", len(der))
+		}
+		c, err := x509.ParseCertificate(trimDER(der))
+		if err != nil {
+			return nil, attest.ReasonMalformed, fmt.Errorf("certificate %d: %w", i, err)
+		}
+		if i == 0 {
+			leaf = c
+			continue
+		}
+		if i == 1 {
+			inters = inters.Clone()
+		}
+		inters.AddCert(c)
+	}
+	return verifyCertificate(leaf, v.ekRoots, inters, oidEK, now)
+}
+
+// verifyCertificate verifies a TCG certificate. x509 knows neither its purposes
+// nor directory names in the SAN, which is critical there: both are looked at here.
+func verifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, purpose asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, attest.Reason, error) {
+	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(leaf.UnhandledCriticalExtensions, oidSAN.Equal)
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: inters, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		reason := attest.ReasonChain
+		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+			reason = attest.ReasonValidity
+		}
+		return nil, reason, fmt.Errorf("issued by %q: %w", leaf.Issuer, err)
+	}
+	if leaf.IsCA {
+		return nil, attest.ReasonChain, errors.New("is a CA's certificate")
+	}
+	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, purpose.Equal) {
+		return nil, attest.ReasonChain, fmt.Errorf("lacks the extended key usage %s", purpose)
+	}
+	return leaf, "", nil
+}
+
+// trimDER cuts the padding that some TPMs leave behind the certificate in NV.
+func trimDER(b []byte) []byte {
+	var raw asn1.RawValue
+	if rest, err := asn1.Unmarshal(b, &raw); err == nil && len(bytes.Trim(rest, "\x00\xff")) == 0 {
+		return b[:len(b)-len(rest)]
+	}
+	return b
+}
+
+// samePublic holds the certified key against the one that the credential is made for.
+func samePublic(cert *x509.Certificate, pub *tpm2.TPMTPublic) error {
+	differ := errors.New("the endorsement key is not the certified one")
+	switch key := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		p, err := pub.Parameters.RSADetail()
+		if err != nil {
+			return differ
+		}
+		n, err := pub.Unique.RSA()
+		if err != nil {
+			return differ
+		}
+		got, err := tpm2.RSAPub(p, n)
+		if err != nil || !key.Equal(got) || key.N.BitLen() < 2048 {
+			return differ
+		}
+	case *ecdsa.PublicKey:
+		p, err := pub.Parameters.ECCDetail()
+		if err != nil {
+			return differ
+		}
+		point, err := pub.Unique.ECC()
+		if err != nil {
+			return differ
+		}
+		got, err := eccKey(p.CurveID, point)
+		if err != nil || !key.Equal(got) {
+			return differ
+		}
+	default:
+		return fmt.Errorf("certified key is a %T", key)
+	}
+	return nil
+}
+
+// EK are the claims of an endorsement key's certificate.
+type EK struct {
+	Digest       string `json:"digest"` // SHA-256 of its SubjectPublicKeyInfo, hex; the chip id
+	Certificate  string `json:"certificate_sha256"`
+	Issuer       string `json:"issuer"`
+	Serial       string `json:"serial"`       // hex
+	Manufacturer string `json:"manufacturer"` // TCG vendor id, for example "id:494E5443"
+	Model        string `json:"model"`
+	Version      string `json:"version"` // of the firmware
+}
+
+func newEK(c *x509.Certificate) EK {
+	spki := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	der := sha256.Sum256(c.Raw)
+	ek := EK{
+		Digest: hex.EncodeToString(spki[:]), Certificate: hex.EncodeToString(der[:]),
+		Issuer: clip(c.Issuer.String()), Serial: hex.EncodeToString(c.SerialNumber.Bytes()),
+	}
+	for _, a := range directoryNames(c) {
+		s, ok := a.Value.(string)
+		switch {
+		case !ok:
+		case a.Type.Equal(oidMan):
+			ek.Manufacturer = clip(s)
+		case a.Type.Equal(oidMod):
+			ek.Model = clip(s)
+		case a.Type.Equal(oidVers):
+			ek.Version = clip(s)
+		}
+	}
+	return ek
+}
+
+// directoryNames reads the directoryName entries of the SAN ("EK Credential Profile", 3.2.9).
+func directoryNames(c *x509.Certificate) []pkix.AttributeTypeAndValue {
+	var out []pkix.AttributeTypeAndValue
+	for _, e := range c.Extensions {
+		if !e.Id.Equal(oidSAN) {
+			continue
+		}
+		var names []asn1.RawValue
+		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
+			return nil
+		}
+		for _, n := range names {
+			var rdns pkix.RDNSequence
+			if n.Class != asn1.ClassContextSpecific || n.Tag != 4 {
+				continue
+			}
+			if _, err := asn1.Unmarshal(n.Bytes, &rdns); err != nil {
+				return nil
+			}
+			for _, rdn := range rdns {
+				out = append(out, rdn...)
+			}
+		}
+	}
+	return out
+}
+
+func clip(s string) string { return s[:min(len(s), 256)] }
+
+// How an attestation key came to be believed.
+const (
+	TrustActivation  = "ek_activation"
+	TrustCertificate = "ak_certificate"
+	TrustNone        = "none" // only where evidence is looked at from a file
+)
+
+// trust is who vouches for the AK.
+type trust struct {
+	how    string
+	chipID string
+	ek     *EK
+	issuer string
+}
+
+func (t trust) model() string {
+	if t.ek != nil && t.ek.Model != "" {
+		return "TPM 2.0 " + t.ek.Model
+	}
+	return "TPM 2.0"
+}
+
+// trustAK finds out who vouches for the attestation key: a certificate, or an activation.
+func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport, ak attestationKey, bound bool, now time.Time) (trust, error) {
+	if len(ev.Endorsements) > 0 {
+		return v.certifiedAK(t, ev.Endorsements, ak, now)
+	}
+	if len(r.Ticket) == 0 && !bound {
+		// Claims of unbound evidence never release anything.
+		t.Skip("ak_trust", "neither a certificate nor an activation: nobody vouches for this key")
+		return trust{how: TrustNone}, nil
+	}
+	fail := func(reason attest.Reason, format string, args ...any) (trust, error) {
+		return trust{}, t.Fail("ak_activation", reason, format, args...)
+	}
+	if len(v.cfg.TicketKey) != 32 || len(r.Ticket) <= sha256.Size {
+		return fail(attest.ReasonChain, "the attestation key is neither certified nor activated")
+	}
+	body, mac := r.Ticket[:len(r.Ticket)-sha256.Size], r.Ticket[len(r.Ticket)-sha256.Size:]
+	if !hmac.Equal(mac, v.mac(body)) {
+		return fail(attest.ReasonSignature, "the ticket is not by this broker")
+	}
+	var k ticket
+	if err := json.Unmarshal(body, &k); err != nil {
+		return fail(attest.ReasonMalformed, "ticket: %w", err)
+	}
+	if now.Unix() >= k.Expires {
+		return fail(attest.ReasonValidity, "the ticket expired at %s", time.Unix(k.Expires, 0).UTC().Format(time.RFC3339))
+	}
+	if !bytes.Equal(k.AKName, ak.name) {
+		return fail(attest.ReasonMismatch, "the ticket is for another attestation key")
+	}
+	if got := sha256.Sum256(r.Secret); subtle.ConstantTimeCompare(got[:], k.Secret) != 1 {
+		return fail(attest.ReasonMismatch, "the credential was not activated: the attestation key is not in the TPM of this endorsement key")
+	}
+	t.Pass("ak_activation", "in one TPM with endorsement key %s… of %s", k.EK.Digest[:16], k.EK.Issuer)
+	return trust{how: TrustActivation, chipID: k.EK.Digest, ek: &k.EK, issuer: k.EK.Issuer}, nil
+}
+
+func (v *Verifier) certifiedAK(t *dcap.Trail, chain []byte, ak attestationKey, now time.Time) (trust, error) {
+	fail := func(reason attest.Reason, err error) (trust, error) {
+		return trust{}, t.Fail("ak_certificate", reason, "%w", err)
+	}
+	if len(v.cfg.AKRoots) == 0 {
+		return fail(attest.ReasonChain, errors.New("this broker knows no CA for attestation keys (evidence.tpm.ak_roots)"))
+	}
+	var leaf *x509.Certificate
+	inters := x509.NewCertPool()
+	for n := 0; len(bytes.TrimSpace(chain)) > 0; n++ {
+		block, rest := pem.Decode(chain)
+		if block == nil || block.Type != "CERTIFICATE" || n == maxEKCertificates {
+			return fail(attest.ReasonMalformed, fmt.Errorf("endorsements: not at most %d PEM certificates", maxEKCertificates))
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fail(attest.ReasonMalformed, fmt.Errorf("certificate %d: %w", n, err))
+		}
+		if n == 0 {
+			leaf = c
+		} else {
+			inters.AddCert(c)
+		}
+		chain = rest
+	}
+	if leaf == nil {
+		return fail(attest.ReasonMalformed, errors.New("endorsements: no certificate"))
+	}
+	if _, r, err := verifyCertificate(leaf, v.akRoots, inters, oidAIK, now); err != nil {
+		return fail(r, err)
+	}
+	if key, ok := leaf.PublicKey.(interface {
+		Equal(crypto.PublicKey) bool
+	}); !ok || !key.Equal(ak.public) {
+		return fail(attest.ReasonMismatch, errors.New("the certificate is of another key than the one that signed"))
+	}
+	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	t.Pass("ak_certificate", "by %s", leaf.Issuer)
+	return trust{how: TrustCertificate, chipID: hex.EncodeToString(spki[:]), issuer: clip(leaf.Issuer.String())}, nil
+}

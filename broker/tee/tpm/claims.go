@@ -1,0 +1,358 @@
+package tpm
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/eventlog"
+)
+
+// States of Claims.EventLog.
+const (
+	EventLogAbsent   = "absent"   // no log came with the quote
+	EventLogVerified = "verified" // the log replays to every quoted PCR
+	EventLogPartial  = "partial"  // there are quoted PCRs that it does not touch: see PCRsUnexplained
+)
+
+// Values of Boot.SecureBoot.
+const (
+	SecureBootOn      = "on"
+	SecureBootOff     = "off"
+	SecureBootUnknown = "unknown"
+)
+
+// Limits on what of an event log becomes claims.
+const (
+	maxEvents    = 256
+	maxEventText = 4 << 10
+)
+
+// Claims are the claims of a TPM quote. Digests are lower-case hex.
+type Claims struct {
+	AK AK  `json:"ak"`
+	EK *EK `json:"ek,omitempty"` // absent where the AK has a certificate of its own
+
+	FirmwareVersion string `json:"firmware_version"` // as 16 hex digits
+	// Clock is TPMS_CLOCK_INFO. reset_count counts boots; safe is false after the TPM lost power unexpectedly.
+	Clock        string `json:"clock_ms"`
+	ResetCount   uint32 `json:"reset_count"`
+	RestartCount uint32 `json:"restart_count"`
+	Safe         bool   `json:"safe"`
+
+	PCRs            map[string]string `json:"pcrs"` // the quoted ones of the SHA-256 bank, by number
+	EventLog        string            `json:"event_log"`
+	PCRsUnexplained []string          `json:"pcrs_unexplained,omitempty"` // quoted, not zero, and not in the log (IMA's 10, for one)
+	// SystemdPhase is the last phase that systemd measured into PCR 11 ("enter-initrd", …); empty: none.
+	SystemdPhase string `json:"systemd_phase,omitempty"`
+
+	Boot Boot `json:"boot"`
+
+	Events        []Event `json:"events,omitempty"`
+	EventsOmitted int     `json:"events_omitted,omitempty"`
+}
+
+// AK is the attestation key.
+type AK struct {
+	Name      string `json:"name"` // TPM name: algorithm and digest of its public area
+	Algorithm string `json:"algorithm"`
+	Trust     string `json:"trust"` // one of Trust…
+	Issuer    string `json:"issuer,omitempty"`
+}
+
+// Boot is what the log shows of the boot, each part only if the log leaves no
+// second reading: types and labels of events are not measured, so the exact
+// sequence of a PCR has to fit. What the booted system extends later breaks the
+// sequence rather than adding to it. Boot means nothing by itself: what wrote
+// PCR 8 to 15 is what BootChain says, so pin that (or PCR 4) first.
+type Boot struct {
+	SecureBoot string `json:"secure_boot"`
+	// BootChain are the Authenticode SHA-256 digests of the EFI programs started, in order: boot loaders, then the kernel.
+	BootChain []string `json:"boot_chain,omitempty"`
+	// CmdlineDigest is what was measured: for the EFI stub SHA-256 of the UTF-16LE
+	// text with a final NUL, for GRUB of the UTF-8 text.
+	CmdlineDigest string `json:"cmdline_digest,omitempty"`
+	Cmdline       string `json:"cmdline,omitempty"`
+	Initrd        string `json:"initrd,omitempty"` // SHA-256 of the file, by the EFI stub
+	// UKI are SHA-256 digests of a unified kernel image's sections, by systemd-stub.
+	UKI map[string]string `json:"uki,omitempty"`
+	// GRUBCommands and GRUBFiles are PCR 8 and 9 under GRUB: commands as run, digests of files as read.
+	GRUBCommands []string `json:"grub_commands,omitempty"`
+	GRUBFiles    []string `json:"grub_files,omitempty"`
+}
+
+// Event is one measured event. PCR and Digest are proven by the replay, Text and
+// Variable shown only if the digest covers them. Type is the log's word.
+type Event struct {
+	PCR      int       `json:"pcr"`
+	Type     string    `json:"type"`
+	Digest   string    `json:"digest"`
+	Verified bool      `json:"verified"` // the digest is that of the event's data
+	Text     string    `json:"text,omitempty"`
+	Variable *Variable `json:"variable,omitempty"`
+}
+
+// Variable is a UEFI variable, for example SecureBoot.
+type Variable struct {
+	GUID  string `json:"guid"`
+	Name  string `json:"name"`
+	Value string `json:"value"` // hex, at most 64 bytes
+}
+
+func newClaims(r attest.TPMReport, q quote, ak attestationKey, tr trust) *Claims {
+	c := &Claims{
+		AK: AK{Name: hex.EncodeToString(ak.name), Algorithm: ak.algorithm, Trust: tr.how, Issuer: tr.issuer}, EK: tr.ek,
+		FirmwareVersion: fmt.Sprintf("%016x", q.attest.FirmwareVersion),
+		Clock:           strconv.FormatUint(q.attest.ClockInfo.Clock, 10),
+		ResetCount:      q.attest.ClockInfo.ResetCount, RestartCount: q.attest.ClockInfo.RestartCount,
+		Safe: bool(q.attest.ClockInfo.Safe),
+		PCRs: map[string]string{}, EventLog: EventLogAbsent, Boot: Boot{SecureBoot: SecureBootUnknown},
+	}
+	for _, p := range r.PCRs {
+		c.PCRs[strconv.Itoa(p.Index)] = hex.EncodeToString(p.Digest)
+	}
+	return c
+}
+
+// measurements are the claims that reference values can list.
+func (c *Claims) measurements() map[string]string {
+	m := map[string]string{}
+	for n, d := range c.PCRs {
+		m["pcr"+n] = d
+	}
+	for name, v := range map[string]string{
+		"boot_chain": strings.Join(c.Boot.BootChain, ","), "cmdline": c.Boot.CmdlineDigest, "initrd": c.Boot.Initrd,
+	} {
+		if v != "" {
+			m[name] = v
+		}
+	}
+	for name, d := range c.Boot.UKI {
+		m["uki"+strings.ReplaceAll(name, ".", "_")] = d
+	}
+	return m
+}
+
+// explain replays the log against the quoted PCRs and takes claims from it. A
+// PCR that the log touches has to come out right, or every entry may be a lie.
+func (c *Claims) explain(t *dcap.Trail, raw []byte, r attest.TPMReport) error {
+	if len(raw) == 0 {
+		t.Skip("event_log", "no event log")
+		return nil
+	}
+	log, err := eventlog.ParseTPM(raw)
+	if err != nil {
+		return t.Fail("event_log", attest.ReasonMalformed, "%w", err)
+	}
+	replayed, touched := log.ReplayPCRs()
+	proven := map[int][]*eventlog.Event{}
+	c.EventLog = EventLogVerified
+	for _, p := range r.PCRs {
+		phases, ok := 0, bytes.Equal(replayed[p.Index], p.Digest)
+		if !ok && p.Index == 11 {
+			// systemd goes on measuring where the firmware's log cannot see it.
+			phases, ok = systemdPhases(replayed[11], p.Digest)
+		}
+		switch {
+		case ok:
+			proven[p.Index] = []*eventlog.Event{}
+			if phases > 0 {
+				c.SystemdPhase = phaseNames[phases-1]
+			}
+		case touched[p.Index] || p.Index < 8: // firmware logs all that it measures, into 0 to 7
+			return t.Fail("event_log", attest.ReasonMismatch, "PCR %d is %x, but the log replays to %x", p.Index, p.Digest, replayed[p.Index])
+		default:
+			c.EventLog = EventLogPartial
+			c.PCRsUnexplained = append(c.PCRsUnexplained, pcrName(p.Index))
+		}
+	}
+	for i := range log.Events {
+		e := &log.Events[i]
+		if e.Type == eventlog.EVNoAction {
+			continue // in no register: anybody could have written it
+		}
+		if events, ok := proven[e.Register]; ok {
+			proven[e.Register] = append(events, e)
+			c.addEvent(e)
+		}
+	}
+	c.Boot = boot(proven, r.Cmdline)
+	t.Pass("event_log", "%d events, %s", len(log.Events), c.EventLog)
+	return nil
+}
+
+func (c *Claims) addEvent(e *eventlog.Event) {
+	if len(c.Events) == maxEvents {
+		c.EventsOmitted++
+		return
+	}
+	out := Event{PCR: e.Register, Type: eventlog.TypeName(e.Type), Digest: hex.EncodeToString(e.Digest)}
+	_, out.Verified = e.Content()
+	if s, ok := e.Text(); ok && len(s) <= maxEventText {
+		out.Text = s
+	}
+	if v, ok := e.Variable(); ok && len(v.Value) <= 64 {
+		out.Variable = &Variable{v.GUID, v.Name, hex.EncodeToString(v.Value)}
+	}
+	c.Events = append(c.Events, out)
+}
+
+// phaseNames are the words that systemd-pcrphase measures into PCR 11, in order (systemd-pcrphase.service(8)).
+var phaseNames = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
+
+// systemdPhases says after how many phases from becomes want.
+func systemdPhases(from, want []byte) (int, bool) {
+	for i, p := range phaseNames {
+		if from = sum(slices.Concat(from, sum([]byte(p)))); bytes.Equal(from, want) {
+			return i + 1, true
+		}
+	}
+	return 0, false
+}
+
+// efiGlobal is EFI_GLOBAL_VARIABLE.
+const efiGlobal = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+// boot reads the events of the PCRs whose replay came out right.
+func boot(pcr map[int][]*eventlog.Event, cmdline string) Boot {
+	b := Boot{SecureBoot: SecureBootUnknown}
+	// PFP 3.3.4.8: the first thing measured into PCR 7 is the variable SecureBoot.
+	if e := pcr[7]; len(e) > 0 {
+		if v, ok := e[0].Variable(); ok && v.GUID == efiGlobal && v.Name == "SecureBoot" {
+			b.SecureBoot = SecureBootOff
+			if len(v.Value) == 1 && v.Value[0] == 1 {
+				b.SecureBoot = SecureBootOn
+			}
+		}
+	}
+	for _, e := range pcr[4] {
+		if !firmwareMark(e) {
+			b.BootChain = append(b.BootChain, hex.EncodeToString(e.Digest))
+		}
+	}
+	b.stub(pcr[9], cmdline)
+	b.grub(pcr[8], pcr[9])
+	b.uki(pcr[11])
+	return b
+}
+
+// firmwareMark says whether e is one of the marks that firmware sets in PCR 4:
+// a separator or an action, by their content. All else counts as a program, whatever its type says.
+func firmwareMark(e *eventlog.Event) bool {
+	content, ok := e.Content()
+	if !ok {
+		return false
+	}
+	switch string(content) {
+	case "\x00\x00\x00\x00", "\xff\xff\xff\xff",
+		"Calling EFI Application from Boot Option", "Returning from EFI Application from Boot Option":
+		return true
+	}
+	return false
+}
+
+// Tags of the Linux EFI stub (drivers/firmware/efi/libstub/efi-stub-helper.c), as TCG_PCClientTaggedEvent.
+const (
+	tagInitrd      = 0x8F3B22EC
+	tagLoadOptions = 0x8F3B22ED
+	evEventTag     = 0x06
+)
+
+// stub reads PCR 9 as the EFI stub leaves it: the load options, then the initrd, and nothing else.
+func (b *Boot) stub(events []*eventlog.Event, cmdline string) {
+	var tags []uint32
+	for _, e := range events {
+		if e.Type != evEventTag || len(e.Data) < 4 {
+			return
+		}
+		tags = append(tags, binary.LittleEndian.Uint32(e.Data))
+	}
+	switch {
+	case slices.Equal(tags, []uint32{tagLoadOptions, tagInitrd}):
+		b.Initrd = hex.EncodeToString(events[1].Digest)
+	case slices.Equal(tags, []uint32{tagLoadOptions}):
+	default:
+		return
+	}
+	b.CmdlineDigest = hex.EncodeToString(events[0].Digest)
+	if hex.EncodeToString(sum(utf16z(cmdline))) == b.CmdlineDigest && printable(cmdline) {
+		b.Cmdline = cmdline
+	}
+}
+
+// utf16z is s as UEFI load options: UTF-16LE with a final NUL.
+func utf16z(s string) []byte {
+	var out []byte
+	for _, u := range append(utf16.Encode([]rune(s)), 0) {
+		out = binary.LittleEndian.AppendUint16(out, u)
+	}
+	return out
+}
+
+func printable(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f || r > 0x7e })
+}
+
+// grub reads PCR 8 (commands, each covered by its digest) and PCR 9 (files).
+func (b *Boot) grub(commands, files []*eventlog.Event) {
+	var cmds, lines []string
+	var digest string
+	for _, e := range commands {
+		s, ok := e.Text()
+		if !ok || e.Type != eventlog.EVIPL {
+			return
+		}
+		cmds = append(cmds, s)
+		if bytes.HasPrefix(e.Data, []byte("kernel_cmdline: ")) {
+			lines, digest = append(lines, s), hex.EncodeToString(e.Digest)
+		}
+	}
+	var digests []string
+	for _, e := range files {
+		if e.Type != eventlog.EVIPL {
+			return
+		}
+		digests = append(digests, hex.EncodeToString(e.Digest))
+	}
+	b.GRUBCommands, b.GRUBFiles = cmds, digests
+	if len(lines) == 1 && b.CmdlineDigest == "" {
+		// The label is hearsay, but a command line is always behind "linux PATH", and that has the text twice.
+		if slices.Contains(cmds, "linux "+lines[0]) {
+			b.Cmdline, b.CmdlineDigest = lines[0], digest
+		}
+	}
+}
+
+// ukiSections is systemd-stub's order of measurement (UKI specification, "PCR 11").
+var ukiSections = []string{".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile", ".dtbauto", ".hwids"}
+
+// uki reads PCR 11 as systemd-stub leaves it: for each section the digest of its
+// name with a NUL, then that of its content, each section once. Names are recognised by digest, not by label.
+func (b *Boot) uki(events []*eventlog.Event) {
+	names := map[string]string{}
+	for _, n := range ukiSections {
+		names[string(sum([]byte(n+"\x00")))] = n
+	}
+	if len(events) == 0 || len(events)%2 != 0 {
+		return
+	}
+	sections := map[string]string{}
+	for pair := range slices.Chunk(events, 2) {
+		name, ok := names[string(pair[0].Digest)]
+		if _, twice := sections[name]; !ok || twice {
+			return
+		}
+		sections[name] = hex.EncodeToString(pair[1].Digest)
+	}
+	if _, ok := sections[".linux"]; ok {
+		b.UKI = maps.Clone(sections)
+	}
+}
