@@ -270,13 +270,13 @@ func TestReleaseRefuses(t *testing.T) {
 		"another key than the one bound": {attack: func(t *testing.T, _ *world, a *attempt) {
 			k, _ := seal.GenerateKey(seal.X25519)
 			a.req.PublicKey = k.Public()
-		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding},
-		"another resource list": {attack: func(_ *testing.T, _ *world, a *attempt) { a.req.Resources = []string{"disks/vm-2"} }, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding},
+		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding, records: 1},
+		"another resource list": {attack: func(_ *testing.T, _ *world, a *attempt) { a.req.Resources = []string{"disks/vm-2"} }, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding, records: 1},
 		"suites talked down": {attack: func(_ *testing.T, _ *world, a *attempt) {
 			a.bind.OfferedSuites = []string{string(seal.Hybrid), string(seal.X25519)}
 		},
-			want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding},
-		"evidence for another broker": {attack: func(_ *testing.T, _ *world, a *attempt) { a.bind.BrokerID = other.id.ID() }, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding},
+			want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding, records: 1},
+		"evidence for another broker": {attack: func(_ *testing.T, _ *world, a *attempt) { a.bind.BrokerID = other.id.ID() }, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding, records: 1},
 		"suite that was not offered":  {attack: func(_ *testing.T, _ *world, a *attempt) { a.req.OfferedSuites = []string{string(seal.Hybrid)} }, want: broker.ErrInvalid, stage: broker.StageAdmit, says: "key_algorithm"},
 		"broken key":                  {attack: func(_ *testing.T, _ *world, a *attempt) { a.req.PublicKey = make([]byte, 32) }, want: broker.ErrInvalid, stage: broker.StageAdmit, says: "public_key"},
 		"unknown evidence type": {attack: func(_ *testing.T, _ *world, a *attempt) {
@@ -288,14 +288,14 @@ func TestReleaseRefuses(t *testing.T) {
 		"truncated evidence": {attack: func(t *testing.T, w *world, a *attempt) {
 			a.req.Evidence, _ = w.device.Evidence(a.bind.Digest64(), a.options)
 			a.req.Evidence.Report = a.req.Evidence.Report[:1000]
-		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonMalformed},
+		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonMalformed, records: 1},
 		"altered evidence": {attack: func(t *testing.T, w *world, a *attempt) {
 			a.req.Evidence, _ = w.device.Evidence(a.bind.Digest64(), a.options)
 			a.req.Evidence.Report[0x90] ^= 1 // MEASUREMENT
-		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonSignature},
+		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonSignature, records: 1},
 		"device under another root": {attack: func(t *testing.T, _ *world, a *attempt) {
 			a.req.Evidence, _ = other.device.Evidence(a.bind.Digest64(), a.options)
-		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonChain},
+		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonChain, records: 1},
 		"debuggable guest": {attack: func(_ *testing.T, _ *world, a *attempt) { a.options.Policy = 0x30000 | 1<<19 }, want: broker.ErrDenied, stage: broker.StageDecide, records: 1, wantRule: "debug"},
 		"VMPL 2":           {attack: func(_ *testing.T, _ *world, a *attempt) { a.options.VMPL = 2 }, want: broker.ErrDenied, stage: broker.StageDecide, records: 1, wantRule: "vmpl"},
 		"unknown measurement": {attack: func(_ *testing.T, _ *world, a *attempt) { a.options.Measurement = teesim.Measurement("evil") },
@@ -346,11 +346,11 @@ func TestReleaseRefuses(t *testing.T) {
 		"verifier panics": {world: func(w *world) {
 			w.cfg.Verifiers = []attest.Verifier{panicking{}}
 			w.Broker, _ = broker.New(w.cfg)
-		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonMalformed, says: "panicked"},
+		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonMalformed, records: 1, says: "panicked"},
 		"verifier forgets the binding": {world: func(w *world) {
 			w.cfg.Verifiers = []attest.Verifier{forgetful{}}
 			w.Broker, _ = broker.New(w.cfg)
-		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding},
+		}, want: broker.ErrDenied, stage: broker.StageVerify, reason: attest.ReasonBinding, records: 1},
 		"policy runs out of time": {world: func(w *world) {
 			w.cfg.Policy = slowPolicy{}
 			w.Broker, _ = broker.New(w.cfg)
