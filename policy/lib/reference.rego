@@ -18,8 +18,9 @@ match(type, claims) if {
 	set := data.reference[name]
 	set.type == type
 	every claim in claims {
-		present[claim] != ""
-		present[claim] in set.values[claim]
+		got := present[claim]
+		got != ""
+		got in set.values[claim]
 	}
 	usable(set)
 } else if {
