@@ -49,7 +49,7 @@ func cacheKey(e CatalogEntry) string {
 
 // keepCopy writes a copy down if the policy allows one. A failure costs a later stand-in, nothing else.
 func (b *Broker) keepCopy(ctx context.Context, g allowed, s Secret, now time.Time) {
-	if b.cfg.Cache == nil || g.cache == 0 || g.entry.PinVersion != 0 || !cacheable(g.entry.Kind) {
+	if b.cfg.Cache == nil || g.cache == 0 || g.entry.PinVersion != 0 || len(g.input) > 0 || !cacheable(g.entry.Kind) {
 		return
 	}
 	key := cacheKey(g.entry)
@@ -75,7 +75,7 @@ func (b *Broker) keepCopy(ctx context.Context, g allowed, s Secret, now time.Tim
 
 // standIn is a copy that is young enough for this policy, in place of a source that does not answer.
 func (b *Broker) standIn(ctx context.Context, g allowed, now time.Time) (Secret, bool) {
-	if b.cfg.Cache == nil || g.cache == 0 || g.entry.PinVersion != 0 || !cacheable(g.entry.Kind) {
+	if b.cfg.Cache == nil || g.cache == 0 || g.entry.PinVersion != 0 || len(g.input) > 0 || !cacheable(g.entry.Kind) {
 		return Secret{}, false
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -96,7 +96,7 @@ func (b *Broker) standIn(ctx context.Context, g allowed, now time.Time) (Secret,
 
 // forgetCopy drops the copy of what its source says is not there any more.
 func (b *Broker) forgetCopy(ctx context.Context, g allowed) {
-	if b.cfg.Cache == nil || g.cache == 0 || !cacheable(g.entry.Kind) {
+	if b.cfg.Cache == nil || g.cache == 0 || len(g.input) > 0 || !cacheable(g.entry.Kind) {
 		return
 	}
 	key := cacheKey(g.entry)

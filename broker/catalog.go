@@ -36,8 +36,11 @@ type CatalogEntry struct {
 	Grace time.Duration `json:"grace,omitempty"`
 	// Rotatable lets an operator have the source make a new random value. A disk
 	// key is not: its disk would not open any more.
-	Rotatable bool              `json:"rotatable,omitempty"`
-	Labels    map[string]string `json:"labels,omitempty"`
+	Rotatable bool `json:"rotatable,omitempty"`
+	// Rekey lets the workload name the version that it wants, and have the next
+	// one made (VersionInput): for disk keys, as a disk opens with one version until it was re-keyed.
+	Rekey  bool              `json:"rekey,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // Kind is a kind of secret.
@@ -133,6 +136,8 @@ func (e CatalogEntry) Validate() error {
 		return fmt.Errorf("pin_version: want a version that exists, without create_bytes")
 	case e.Rotatable && kind != KindDatabaseStatic && (kind != KindKV || e.CreateBytes == 0):
 		return fmt.Errorf("rotatable: only for kv with create_bytes, and database_static")
+	case e.Rekey && (kind != KindKV || e.CreateBytes == 0 || e.Field == "*"):
+		return fmt.Errorf("rekey: only for kv with create_bytes, and one field")
 	case e.Grace < 0:
 		return fmt.Errorf("grace: negative")
 	case !policyName.MatchString(e.Policy):

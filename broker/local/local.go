@@ -50,7 +50,8 @@ func New(kv KV, seal Sealer, now func() time.Time) *Store {
 	return &Store{kv: kv, seal: seal, now: now}
 }
 
-// record is what is sealed. Only the newest version is kept.
+// record is what is sealed. Of secrets that are re-keyed the versions before the
+// newest are kept as well, each under its own name; of others only the newest.
 type record struct {
 	Version uint64    `json:"version"`
 	Updated time.Time `json:"updated"`
@@ -71,12 +72,27 @@ func (s *Store) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, erro
 		return broker.Secret{}, err
 	}
 	e := what.Entry
+	ask, err := broker.ParseVersionInput(e, what.Input)
+	if err != nil {
+		return broker.Secret{}, fmt.Errorf("local %s: %w", e.Key, err)
+	}
 	for range 3 {
-		r, _, err := s.read(ctx, e.Key)
+		r, rev, err := s.read(ctx, e.Key)
 		if err != nil {
 			return broker.Secret{}, err
 		}
-		if r.Version > 0 {
+		switch {
+		case ask.Version > 0 && uint64(ask.Version) != r.Version:
+			clear(r.Value)
+			return s.fetchEarlier(ctx, e.Key, ask.Version)
+		case ask.NextOf > 0 && uint64(ask.NextOf) == r.Version:
+			secret, won, err := s.makeNext(ctx, e, r, rev)
+			clear(r.Value)
+			if err != nil || won {
+				return secret, err
+			}
+			continue // another one made it
+		case r.Version > 0:
 			return broker.Secret{Value: r.Value, Version: strconv.FormatUint(r.Version, 10)}, nil
 		}
 		if e.CreateBytes == 0 {
@@ -96,6 +112,38 @@ func (s *Store) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, erro
 		}
 	}
 	return broker.Secret{}, fmt.Errorf("local %s: %w", e.Key, state.ErrConflict)
+}
+
+// earlier is the name of a version before the newest. No key of a catalog has an @.
+func earlier(key string, version uint64) string { return key + "@" + strconv.FormatUint(version, 10) }
+
+func (s *Store) fetchEarlier(ctx context.Context, key string, version int) (broker.Secret, error) {
+	r, _, err := s.read(ctx, earlier(key, uint64(version)))
+	if err != nil {
+		return broker.Secret{}, err
+	}
+	if r.Version == 0 {
+		return broker.Secret{}, fmt.Errorf("local %s: no version %d: %w", key, version, broker.ErrNoSecret)
+	}
+	return broker.Secret{Value: r.Value, Version: strconv.Itoa(version)}, nil
+}
+
+// makeNext keeps the newest version under its own name, and then makes another.
+func (s *Store) makeNext(ctx context.Context, e broker.CatalogEntry, now record, rev int64) (broker.Secret, bool, error) {
+	if _, err := s.write(ctx, earlier(e.Key, now.Version), now, 0); err != nil { // not won: it is kept already
+		return broker.Secret{}, false, err
+	}
+	value := make([]byte, e.CreateBytes)
+	if _, err := rand.Read(value); err != nil {
+		return broker.Secret{}, false, fmt.Errorf("read random: %w", err)
+	}
+	next := record{Version: now.Version + 1, Updated: s.now().UTC(), Value: value}
+	won, err := s.write(ctx, e.Key, next, rev)
+	if err != nil || !won {
+		clear(value)
+		return broker.Secret{}, false, err
+	}
+	return broker.Secret{Value: value, Version: strconv.FormatUint(next.Version, 10)}, true, nil
 }
 
 // CurrentVersion implements broker.Versioner.
@@ -158,6 +206,9 @@ func (s *Store) List(ctx context.Context, p string) ([]Info, error) {
 	}
 	infos := make([]Info, 0, len(pairs))
 	for _, pair := range pairs {
+		if strings.Contains(pair.Key, "@") {
+			continue // an earlier version
+		}
 		r, err := s.open(pair.Key, pair.Value)
 		if err != nil {
 			return nil, err
@@ -168,8 +219,17 @@ func (s *Store) List(ctx context.Context, p string) ([]Info, error) {
 	return infos, nil
 }
 
-// Delete removes a secret; a later Put starts at version 1. It says whether there was one.
+// Delete removes a secret and its earlier versions; a later Put starts at version 1. It says whether there was one.
 func (s *Store) Delete(ctx context.Context, key string) (bool, error) {
+	pairs, err := s.kv.List(ctx, prefix+key+"@")
+	if err != nil {
+		return false, err
+	}
+	for _, p := range pairs {
+		if _, err := s.kv.Delete(ctx, p.Key); err != nil {
+			return false, err
+		}
+	}
 	return s.kv.Delete(ctx, prefix+key)
 }
 

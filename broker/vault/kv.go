@@ -37,11 +37,29 @@ type kvSecret struct {
 
 func (s *Source) kvMount(e broker.CatalogEntry) string { return cmp.Or(e.Mount, s.cfg.Mount) }
 
-func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry) (broker.Secret, error) {
+func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, input []byte) (broker.Secret, error) {
 	mount := s.kvMount(e)
+	ask, err := broker.ParseVersionInput(e, input)
+	if err != nil {
+		return broker.Secret{}, fmt.Errorf("vault: %s/%s: %w", mount, e.Key, err)
+	}
+	if ask.Version != 0 {
+		got, err := s.readKV(ctx, mount, e.Key, ask.Version)
+		if err != nil {
+			return broker.Secret{}, err
+		}
+		return field(got, e)
+	}
 	for range 3 {
 		got, err := s.readKV(ctx, mount, e.Key, e.PinVersion)
 		switch {
+		case err == nil && got.version == ask.NextOf:
+			// Check-and-set again: whoever loses takes what the other made.
+			value, version, err := s.writeRandom(ctx, e, got.data, got.version)
+			if isConflict(err) {
+				continue
+			}
+			return broker.Secret{Value: value, Version: strconv.Itoa(version)}, err
 		case err == nil:
 			return field(got, e)
 		// A deleted version is not "absent": making a new key over a deleted

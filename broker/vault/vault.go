@@ -202,7 +202,7 @@ func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, err
 	e := what.Entry
 	switch e.Kind {
 	case "", broker.KindKV:
-		return s.fetchKV(ctx, e)
+		return s.fetchKV(ctx, e, what.Input)
 	case broker.KindWrapped:
 		return s.fetchWrapped(ctx, e, what.TTL)
 	case broker.KindDatabase:

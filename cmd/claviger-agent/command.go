@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/unlock"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/tee/teesim"
@@ -46,8 +47,12 @@ type settings struct {
 	HostData        string `json:"-"`
 	Verbose         bool   `json:"-"`
 	// Serve is for `claviger-agent serve` only.
-	Serve  *serveConfig `json:"serve"`
-	config string
+	Serve *serveConfig `json:"serve"`
+	// Volumes and Unlock are for `unlock`, `rekey` and `enroll`.
+	Volumes   []unlock.Volume `json:"volumes"`
+	Unlock    unlockConfig    `json:"unlock"`
+	oneVolume *unlock.Volume  // named by flags
+	config    string
 }
 
 func newCommand() *cobra.Command {
@@ -81,7 +86,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Measurement, "simulated-measurement", "", "launch measurement of the simulated device: 96 hex digits, or the name of a made-up image")
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
-	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s))
+	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s),
+		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand())
 	strict(root)
 	return root
 }
@@ -314,15 +320,20 @@ func (s *settings) client(cmd *cobra.Command) (*agent.Client, error) {
 	if err := s.complete(); err != nil {
 		return nil, err
 	}
+	device, err := s.device(cmd.ErrOrStderr())
+	if err != nil {
+		return nil, err
+	}
+	return s.clientOf(cmd, device)
+}
+
+// clientOf is a client with a device that the caller has.
+func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Client, error) {
 	tlsConfig, err := s.tls()
 	if err != nil {
 		return nil, err
 	}
 	identity, err := s.identity()
-	if err != nil {
-		return nil, err
-	}
-	device, err := s.device(cmd.ErrOrStderr())
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +377,7 @@ func (s *settings) complete() error {
 	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")
 	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
-	s.Serve = file.Serve
+	s.Serve, s.Volumes, s.Unlock = file.Serve, file.Volumes, file.Unlock
 	switch {
 	case s.Broker == "":
 		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, path)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -142,6 +143,7 @@ func statusCommand(a *adminFlags) *cobra.Command {
 				}
 				return a.print(cmd.OutOrStdout(), s, "", func(row func(...any)) {
 					row("broker id", hex.EncodeToString(s.GetBrokerId()))
+					row("identity", base64.StdEncoding.EncodeToString(s.GetIdentity()))
 					row("version", s.GetVersion())
 					row("started", when(s.GetStartedAt()))
 					if s.GetSimulated() {
@@ -264,6 +266,7 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 	f.StringToStringVar(&e.Options, "option", nil, "setting of the kind, NAME=VALUE; repeat")
 	f.DurationVar(&grace, "grace", 0, "how long the version before the newest may still be used after a rotation")
 	f.BoolVar(&e.Rotatable, "rotatable", false, "let `revoke --rotate` make a new random value; not for disk keys")
+	f.BoolVar(&e.Rekey, "rekey", false, "let the workload have the next version made, for `claviger-agent rekey`")
 	f.StringVar(&e.Policy, "policy", "", "package under claviger.release")
 	f.Uint32Var(&e.CreateBytes, "create-bytes", 0, "make a random secret of that length where there is none")
 	f.DurationVar(&ttl, "ttl", 0, "lifetime of a wrapped secret")

@@ -733,7 +733,7 @@ func (s *Server) status(ctx context.Context) (*pb.GetStatusResponse, error) {
 	}
 	return &pb.GetStatusResponse{
 		BrokerId: id[:], Version: s.opt.Version, Simulated: s.broker.AcceptsSimulated(), PolicyDigest: s.engine.Status().Digest,
-		LogOrigin: s.audit.Origin(), LogVerifierKey: s.audit.VerifierKey(), LogSize: size, StartedAt: timestamppb.New(s.started),
+		LogOrigin: s.audit.Origin(), LogVerifierKey: s.audit.VerifierKey(), LogSize: size, StartedAt: timestamppb.New(s.started), Identity: s.id.PublicKey(),
 	}, nil
 }
 

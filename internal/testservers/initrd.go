@@ -85,8 +85,15 @@ func (tree Tree) Modules(t testing.TB, dir string, names ...string) {
 		name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(path), ".ko"), "-", "_")
 		deps[name] = append([]string{path}, strings.Fields(rest)...)
 	}
+	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	dst := filepath.Join("lib", "modules", filepath.Base(dir))
 	for _, name := range names {
+		if bytes.Contains(builtin, []byte("/"+name+".ko")) {
+			continue
+		}
 		files, ok := deps[strings.ReplaceAll(name, "-", "_")]
 		if !ok {
 			t.Fatalf("kernel %s has no module %s", filepath.Base(dir), name)

@@ -37,8 +37,7 @@ type GuestConfig struct {
 	Kernel, Initrd, Cmdline string
 	Disks                   []string // raw images, the first is vda
 	MemoryMB                int      // default 512
-	// BrokerPort on the host's loopback is all that the guest's network reaches, as 10.0.2.2.
-	Network bool
+	Network                 bool     // user networking: 10.0.2.2 in the guest is the host's loopback
 }
 
 // OVMF is where Debian keeps its firmware.
@@ -91,7 +90,11 @@ func StartGuest(t testing.TB, c GuestConfig) *Guest {
 		args = append(args, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=")
 	}
 	for i, disk := range c.Disks {
-		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s", i, disk), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,bootindex=%d", i, i))
+		device := fmt.Sprintf("virtio-blk-pci,drive=d%d", i)
+		if c.Kernel == "" {
+			device += fmt.Sprintf(",bootindex=%d", i)
+		}
+		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s", i, disk), "-device", device)
 	}
 	g := &Guest{cmd: exec.Command("qemu-system-x86_64", args...), done: make(chan struct{})}
 	var err error

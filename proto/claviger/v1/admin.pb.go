@@ -71,8 +71,10 @@ type GetStatusResponse struct {
 	LogVerifierKey string                 `protobuf:"bytes,6,opt,name=log_verifier_key,json=logVerifierKey,proto3" json:"log_verifier_key,omitempty"`
 	LogSize        uint64                 `protobuf:"varint,7,opt,name=log_size,json=logSize,proto3" json:"log_size,omitempty"`
 	StartedAt      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The public key that guests pin (SubjectPublicKeyInfo, DER).
+	Identity      []byte `protobuf:"bytes,9,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -157,6 +159,13 @@ func (x *GetStatusResponse) GetLogSize() uint64 {
 func (x *GetStatusResponse) GetStartedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
 	}
 	return nil
 }
@@ -799,7 +808,9 @@ type CatalogEntry struct {
 	// How long the version before the newest may still be used after a rotation.
 	GraceSeconds int64 `protobuf:"varint,13,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
 	// Whether `revoke --rotate` may have the source make a new random value.
-	Rotatable     bool `protobuf:"varint,14,opt,name=rotatable,proto3" json:"rotatable,omitempty"`
+	Rotatable bool `protobuf:"varint,14,opt,name=rotatable,proto3" json:"rotatable,omitempty"`
+	// Whether the workload may name the version that it wants, and have the next one made.
+	Rekey         bool `protobuf:"varint,15,opt,name=rekey,proto3" json:"rekey,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +939,13 @@ func (x *CatalogEntry) GetGraceSeconds() int64 {
 func (x *CatalogEntry) GetRotatable() bool {
 	if x != nil {
 		return x.Rotatable
+	}
+	return false
+}
+
+func (x *CatalogEntry) GetRekey() bool {
+	if x != nil {
+		return x.Rekey
 	}
 	return false
 }
@@ -2877,7 +2895,7 @@ var File_claviger_v1_admin_proto protoreflect.FileDescriptor
 const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x17claviger/v1/admin.proto\x12\vclaviger.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xac\x02\n" +
+	"\x10GetStatusRequest\"\xc8\x02\n" +
 	"\x11GetStatusResponse\x12\x1b\n" +
 	"\tbroker_id\x18\x01 \x01(\fR\bbrokerId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
@@ -2888,7 +2906,8 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x10log_verifier_key\x18\x06 \x01(\tR\x0elogVerifierKey\x12\x19\n" +
 	"\blog_size\x18\a \x01(\x04R\alogSize\x129\n" +
 	"\n" +
-	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\x12\n" +
+	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
+	"\bidentity\x18\t \x01(\fR\bidentity\"\x12\n" +
 	"\x10GetPolicyRequest\"\xea\x01\n" +
 	"\x11GetPolicyResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
@@ -2931,7 +2950,7 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x19DeleteReferenceSetRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x1c\n" +
-	"\x1aDeleteReferenceSetResponse\"\xe0\x05\n" +
+	"\x1aDeleteReferenceSetResponse\"\xf6\x05\n" +
 	"\fCatalogEntry\x12$\n" +
 	"\apattern\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\apattern\x12!\n" +
@@ -2951,7 +2970,8 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"pinVersion\x12J\n" +
 	"\aoptions\x18\f \x03(\v2&.claviger.v1.CatalogEntry.OptionsEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\aoptions\x121\n" +
 	"\rgrace_seconds\x18\r \x01(\x03B\f\xbaH\t\"\a\x18\x80\xe7\x84\x0f(\x00R\fgraceSeconds\x12\x1c\n" +
-	"\trotatable\x18\x0e \x01(\bR\trotatable\x1a9\n" +
+	"\trotatable\x18\x0e \x01(\bR\trotatable\x12\x14\n" +
+	"\x05rekey\x18\x0f \x01(\bR\x05rekey\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
