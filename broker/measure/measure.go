@@ -30,18 +30,30 @@ func (v Values) set(claim string, digests ...[]byte) {
 	}
 }
 
+// Error is an input of which nothing can be predicted.
+type Error struct {
+	Field string // as the flags of `claviger reference compute`: "kernel", "memory", …
+	Err   error
+}
+
+func (e *Error) Error() string { return e.Field + ": " + e.Err.Error() }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+func bad(field, format string, args ...any) error { return &Error{field, fmt.Errorf(format, args...)} }
+
 // ObservedTPM takes PCR 0 (firmware) and PCR 7 (Secure Boot) from the event log
 // of a machine's boot, as Linux shows it in binary_bios_measurements.
 func ObservedTPM(log []byte) (Values, error) {
 	l, err := eventlog.ParseTPM(log)
 	if err != nil {
-		return nil, err
+		return nil, bad("from-log", "%w", err)
 	}
 	pcr, touched := l.ReplayPCRs()
 	v := Values{}
 	for _, i := range []int{0, 7} {
 		if !touched[i] {
-			return nil, fmt.Errorf("nothing is measured into PCR %d", i)
+			return nil, bad("from-log", "nothing is measured into PCR %d", i)
 		}
 		v.set("pcr"+strconv.Itoa(i), pcr[i])
 	}
@@ -53,11 +65,11 @@ func ObservedTPM(log []byte) (Values, error) {
 func ObservedTDX(log []byte) (Values, error) {
 	l, err := eventlog.ParseCC(log)
 	if err != nil {
-		return nil, err
+		return nil, bad("from-log", "%w", err)
 	}
 	rtmr, touched := l.ReplayRTMRs()
 	if !touched[0] {
-		return nil, fmt.Errorf("nothing is measured into RTMR0")
+		return nil, bad("from-log", "nothing is measured into RTMR0")
 	}
 	v := Values{}
 	v.set("rtmr0", rtmr[0][:])
@@ -105,7 +117,7 @@ func ParseMemory(s string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 24)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is not a size such as 512M or 4G", s)
+		return 0, bad("memory", "%q is not a size such as 512M or 4G", s)
 	}
 	return n << shift, nil
 }

@@ -70,33 +70,33 @@ type SNP struct {
 func (s SNP) Digest() (Values, error) {
 	sig, ok := vcpuTypes[s.VCPUType]
 	if !ok {
-		return nil, fmt.Errorf("vcpu type: %q, want one of %v", s.VCPUType, VCPUTypes())
+		return nil, bad("vcpu-type", "%q, want one of %v", s.VCPUType, VCPUTypes())
 	}
 	if s.VCPUs < 1 || s.VCPUs > 4096 {
-		return nil, fmt.Errorf("vcpus: %d, want 1 to 4096", s.VCPUs)
+		return nil, bad("vcpus", "%d, want 1 to 4096", s.VCPUs)
 	}
 	if s.VMM != QEMU && s.VMM != EC2 {
-		return nil, fmt.Errorf("vmm: %q, want %s or %s", s.VMM, QEMU, EC2)
+		return nil, bad("vmm", "%q, want %s or %s", s.VMM, QEMU, EC2)
 	}
 	if s.GuestFeatures&1 == 0 {
-		return nil, fmt.Errorf("guest features: %#x is without bit 0, SEV-SNP", s.GuestFeatures)
+		return nil, bad("guest-features", "%#x is without bit 0, SEV-SNP", s.GuestFeatures)
 	}
 	if s.Kernel == nil && (s.Initrd != nil || s.Cmdline != "") {
-		return nil, errors.New("initrd or command line, but no kernel")
+		return nil, bad("kernel", "none, but an initrd or a command line")
 	}
 	f, err := parseOVMF(s.Firmware)
 	if err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+		return nil, bad("firmware", "%w", err)
 	}
 	ld := make([]byte, 48)
 	ld = launchPages(ld, pageNormal, fourGiB-uint64(len(f.raw)), f.raw)
 	if ld, err = s.regions(ld, f); err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+		return nil, bad("firmware", "%w", err)
 	}
 	const resetEIP = 0xfffffff0
 	apEIP, ok := f.number(guidSEVReset)
 	if !ok && s.VCPUs > 1 {
-		return nil, errors.New("firmware: no reset address for further processors")
+		return nil, bad("firmware", "no reset address for further processors")
 	}
 	for i := range s.VCPUs {
 		eip := uint32(resetEIP)

@@ -77,12 +77,12 @@ func TestSNPRefuses(t *testing.T) {
 		change func(*SNP)
 		want   string
 	}{
-		{func(s *SNP) { s.VCPUType = "EPYC-Naples" }, "vcpu type"},
+		{func(s *SNP) { s.VCPUType = "EPYC-Naples" }, "vcpu-type"},
 		{func(s *SNP) { s.VCPUs = 0 }, "vcpus"},
 		{func(s *SNP) { s.VCPUs = 5000 }, "vcpus"},
 		{func(s *SNP) { s.VMM = "krun" }, "vmm"},
-		{func(s *SNP) { s.GuestFeatures = 0x20 }, "guest features"},
-		{func(s *SNP) { s.Cmdline = "quiet" }, "no kernel"},
+		{func(s *SNP) { s.GuestFeatures = 0x20 }, "guest-features"},
+		{func(s *SNP) { s.Cmdline = "quiet" }, "kernel: none"},
 		{func(s *SNP) { s.Kernel = []byte("k") }, "kernel hashes"},
 		{func(s *SNP) { s.Firmware = fw[1:] }, "firmware"},
 		{func(s *SNP) { s.Firmware = make([]byte, pageSize) }, "no OVMF table"},

@@ -27,18 +27,18 @@ const (
 func MRTD(firmware []byte) (Values, error) {
 	f, err := parseOVMF(firmware)
 	if err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+		return nil, bad("firmware", "%w", err)
 	}
 	list, err := f.descriptors(guidTDX, "TDVF", 32)
 	if err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+		return nil, bad("firmware", "%w", err)
 	}
 	interleaved, passes := sha512.New384(), sha512.New384()
 	measured := false
 	for _, d := range list {
 		s, err := parseTDVFSection(f, d)
 		if err != nil {
-			return nil, fmt.Errorf("firmware: TDVF section: %w", err)
+			return nil, bad("firmware", "TDVF section: %w", err)
 		}
 		measured = measured || s.data != nil
 		for at := uint64(0); at < s.size; at += pageSize {
@@ -51,7 +51,7 @@ func MRTD(firmware []byte) (Values, error) {
 		}
 	}
 	if !measured {
-		return nil, errors.New("firmware: no section of it is measured")
+		return nil, bad("firmware", "no section of it is measured")
 	}
 	v := Values{}
 	v.set("mrtd", interleaved.Sum(nil), passes.Sum(nil))
@@ -126,7 +126,7 @@ func (d DirectBoot) TDX() (Values, error) {
 	}
 	digest, err := Authenticode(kernel, sha512.New384)
 	if err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
+		return nil, bad("kernel", "%w", err)
 	}
 	v := Values{}
 	v.set("rtmr1", rtmr1(digest)...)

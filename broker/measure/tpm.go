@@ -22,7 +22,7 @@ func (d DirectBoot) TPM() (Values, error) {
 	}
 	digest, err := Authenticode(kernel, sha256.New)
 	if err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
+		return nil, bad("kernel", "%w", err)
 	}
 	v := Values{}
 	v.directKernel(digest)
@@ -53,30 +53,20 @@ func (v Values) bootChain(digests ...[]byte) {
 	v["boot_chain"] = []string{strings.Join(chain, ",")}
 }
 
-// programs is PCR 4 of a boot from a disk: the boot option is called, then each program is measured as it is loaded.
+// Chain predicts PCR 4 of a boot from a disk, from the Authenticode SHA-256
+// digests of the EFI programs in the order in which they are loaded: shim, boot
+// loader, kernel. A program that is loaded or checked twice stands in it twice:
+// GRUB under shim and Secure Boot does that to the kernel.
+func Chain(digests ...[]byte) Values {
+	v := Values{}
+	v.programs(digests...)
+	return v
+}
+
+// programs: the boot option is called, then each program is measured as it is loaded.
 func (v Values) programs(digests ...[]byte) {
 	v.bootChain(digests...)
 	v.set("pcr4", extend(sum256, append([][]byte{sum256(callingApp), sum256(separator)}, digests...)...))
-}
-
-// Chain predicts PCR 4 of a chain of EFI programs, in the order in which they
-// are loaded: shim, boot loader, kernel. A program that is loaded or checked
-// twice stands in it twice: GRUB under shim and Secure Boot does that to the kernel.
-func Chain(programs ...[]byte) (Values, error) {
-	var digests [][]byte
-	for i, p := range programs {
-		d, err := Authenticode(p, sha256.New)
-		if err != nil {
-			return nil, fmt.Errorf("program %d: %w", i+1, err)
-		}
-		digests = append(digests, d)
-	}
-	if len(digests) == 0 {
-		return nil, errors.New("a chain of no programs")
-	}
-	v := Values{}
-	v.programs(digests...)
-	return v, nil
 }
 
 // Sections of a unified kernel image that systemd-stub measures, in its order
@@ -96,6 +86,14 @@ var (
 // and after "enter-initrd". PCR 9 and the initrd are predicted only for stubs
 // of systemd 252 in images without a PCR signature: others add files of their own to the initrd.
 func UKI(file []byte, secureBoot bool) (Values, error) {
+	v, err := readUKI(file, secureBoot)
+	if err != nil {
+		return nil, bad("uki", "%w", err)
+	}
+	return v, nil
+}
+
+func readUKI(file []byte, secureBoot bool) (Values, error) {
 	m, err := parsePE(file)
 	if err != nil {
 		return nil, err
@@ -151,7 +149,7 @@ func (v Values) ukiBoot(m *image, content map[string][]byte, stub int, secureBoo
 	}
 	// Versions of the stub differ in what they do to blanks at the ends and to control characters.
 	cmdline := string(bytes.TrimSuffix(content[".cmdline"], []byte{0}))
-	if cmdline == "" || strings.TrimSpace(cmdline) != cmdline || strings.ContainsFunc(cmdline, func(r rune) bool { return r < 0x20 || r > 0x7e }) {
+	if cmdline == "" || strings.TrimSpace(cmdline) != cmdline || strings.ContainsFunc(cmdline, notASCII) {
 		return fmt.Errorf("section .cmdline: %q is not one line of ASCII without blanks at its ends", cmdline)
 	}
 	digests := [][]byte{sum256(utf16z(cmdline))}
@@ -166,6 +164,8 @@ func (v Values) ukiBoot(m *image, content map[string][]byte, stub int, secureBoo
 	v.linuxStub(digests)
 	return nil
 }
+
+func notASCII(r rune) bool { return r < 0x20 || r > 0x7e }
 
 // stubVersion reads the systemd version that the stub carries in its section .sdmagic.
 func (m *image) stubVersion() (int, error) {
@@ -215,11 +215,11 @@ func (d DirectBoot) stubDigests(sum func([]byte) []byte) [][]byte {
 
 // loaded is the kernel as firmware gets it.
 func (d DirectBoot) loaded() ([]byte, error) {
-	if strings.ContainsRune(d.Cmdline, 0) {
-		return nil, errors.New("command line: it contains a NUL")
+	if strings.ContainsFunc(d.Cmdline, notASCII) {
+		return nil, bad("cmdline", "%q is not printable ASCII, and firmware changes other text", d.Cmdline)
 	}
 	if d.options() == "" {
-		return nil, errors.New("command line: neither it nor an initrd is given")
+		return nil, bad("cmdline", "neither it nor an initrd is given")
 	}
 	if d.RawKernel {
 		return d.Kernel, nil
@@ -256,17 +256,17 @@ const (
 func (d DirectBoot) patched() ([]byte, error) {
 	le := binary.LittleEndian
 	if len(d.Kernel) < hdrEnd || string(d.Kernel[hdrMagic:hdrMagic+4]) != "HdrS" {
-		return nil, errors.New("kernel: not a Linux bzImage: no setup header")
+		return nil, bad("kernel", "not a Linux bzImage: no setup header")
 	}
 	k := bytes.Clone(d.Kernel)
 	if p := le.Uint16(k[hdrVersion:]); p < minProtocol || k[hdrLoadFlags]&loadedHigh == 0 {
-		return nil, fmt.Errorf("kernel: boot protocol %d.%d is too old", p>>8, p&0xff)
+		return nil, bad("kernel", "boot protocol %d.%d is too old", p>>8, p&0xff)
 	}
 	if strings.Contains(d.Cmdline, "vga=") {
-		return nil, errors.New("command line: vga= goes into the kernel's header, which cannot be predicted")
+		return nil, bad("cmdline", "vga= goes into the kernel's header, which cannot be predicted")
 	}
 	if d.Memory == 0 {
-		return nil, errors.New("memory: the kernel's measurement depends on its size")
+		return nil, bad("memory", "the kernel's measurement depends on its size")
 	}
 	k[hdrLoader] = loaderQEMU
 	k[hdrLoadFlags] |= canUseHeap
@@ -284,12 +284,12 @@ func (d DirectBoot) patched() ([]byte, error) {
 		top = 1<<32 - 1
 	}
 	if low <= qemuACPIData {
-		return nil, fmt.Errorf("memory: %d bytes are too few", d.Memory)
+		return nil, bad("memory", "%d bytes are too few", d.Memory)
 	}
 	top = min(top, low-qemuACPIData-1)
 	size := uint64(len(d.Initrd))
 	if size >= top {
-		return nil, fmt.Errorf("initrd: %d bytes do not fit into memory of %d", size, d.Memory)
+		return nil, bad("initrd", "%d bytes do not fit into memory of %d", size, d.Memory)
 	}
 	le.PutUint32(k[hdrInitrd:], uint32((top-size)&^0xfff))
 	le.PutUint32(k[hdrInitrd+4:], uint32(size))

@@ -77,8 +77,7 @@ func TestRecordedBoots(t *testing.T) {
 	}
 	t.Run("grub-sb", func(t *testing.T) {
 		digests, claims := recorded(t, "grub-sb")
-		v := Values{}
-		v.programs(digests[4][2:]...)
+		v := Chain(digests[4][2:]...)
 		v.want(t, "pcr4", claims["pcr4"])
 		v.want(t, "boot_chain", strings.Join([]string{claims["efi_app0"], claims["efi_app1"], claims["efi_app2"], claims["efi_app3"]}, ","))
 	})
@@ -141,8 +140,9 @@ func TestDirectBootRefuses(t *testing.T) {
 		boot DirectBoot
 		want string
 	}{
-		{DirectBoot{Kernel: testKernel(), Memory: 1 << 30}, "command line"},
-		{DirectBoot{Kernel: testKernel(), Memory: 1 << 30, Cmdline: "a\x00b"}, "command line: it contains a NUL"},
+		{DirectBoot{Kernel: testKernel(), Memory: 1 << 30}, "cmdline: neither"},
+		{DirectBoot{Kernel: testKernel(), Memory: 1 << 30, Cmdline: "a\x00b"}, "not printable ASCII"},
+		{DirectBoot{Kernel: testKernel(), Memory: 1 << 30, Cmdline: "extra=ü"}, "not printable ASCII"},
 		{DirectBoot{Kernel: testKernel(), Memory: 1 << 30, Cmdline: "vga=ask"}, "vga="},
 		{DirectBoot{Kernel: testKernel(), Cmdline: "quiet"}, "memory"},
 		{DirectBoot{Kernel: testKernel(), Cmdline: "quiet", Memory: 4096, Initrd: []byte{1}}, "memory: 4096"},
@@ -208,23 +208,6 @@ func TestUKI(t *testing.T) {
 		if _, err := UKI(file, false); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
-	}
-}
-
-func TestChain(t *testing.T) {
-	shim, kernel := testPE(testSection{".text", "shim"}), testKernel()
-	a, err := Chain(shim, kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b, err := Chain(shim, kernel, kernel); err != nil || a["pcr4"][0] == b["pcr4"][0] || strings.Count(b["boot_chain"][0], ",") != 2 {
-		t.Errorf("%v %v", b, err)
-	}
-	if _, err := Chain(shim, []byte("x")); err == nil || !strings.Contains(err.Error(), "program 2") {
-		t.Error(err)
-	}
-	if _, err := Chain(); err == nil {
-		t.Error("no programs are a chain")
 	}
 }
 
