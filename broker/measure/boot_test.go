@@ -82,7 +82,7 @@ func TestBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := boot(t, maker, "-m", "512M", "-drive", "if=none,id=d,format=raw,readonly=on,file=fat:"+disk, "-device", "virtio-blk-pci,drive=d")
-	b.compare(t, v, "pcr4", "pcr9", "pcr11", "boot_chain", "cmdline", "initrd")
+	b.compare(t, v, "pcr4", "pcr9", "pcr11", "boot_chain", "cmdline", "initrd", "uki_linux", "uki_osrel", "uki_cmdline", "uki_initrd")
 	// Firmware and Secure Boot are as the first boot showed them. With another
 	// size of memory PCR 0 is another: OVMF measures its PEI volume after it has run from there.
 	b.compare(t, observed, "pcr0", "pcr7")

@@ -289,7 +289,7 @@ func (d DirectBoot) patched() ([]byte, error) {
 	top = min(top, low-qemuACPIData-1)
 	size := uint64(len(d.Initrd))
 	if size >= top {
-		return nil, bad("initrd", "%d bytes do not fit into memory of %d", size, d.Memory)
+		return nil, bad("initrd", "%d bytes do not fit below %#x, with memory of %d bytes and this kernel", size, top, d.Memory)
 	}
 	le.PutUint32(k[hdrInitrd:], uint32((top-size)&^0xfff))
 	le.PutUint32(k[hdrInitrd+4:], uint32(size))
