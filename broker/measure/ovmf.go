@@ -112,7 +112,7 @@ func (f *ovmf) descriptors(g guid, signature string, size int) ([][]byte, error)
 }
 
 // maxRegion bounds the memory that a region covers: firmware asks for a few MiB.
-const maxRegion = 1 << 30
+const maxRegion = 64 << 20
 
 // region checks a range of guest memory that firmware's metadata names.
 func region(address, size uint64) error {

@@ -45,11 +45,8 @@ const (
 	maxValue = 256 // of a reference value (proto/claviger/v1/admin.proto): a boot chain of three programs
 )
 
-// read reads the file that a flag names; no flag means nil.
+// read reads the file that a flag names.
 func (c *computation) read(field, flag, path string) ([]byte, error) {
-	if path == "" {
-		return nil, nil
-	}
 	c.flags[field] = "--" + flag + " " + path
 	f, err := os.Open(path)
 	if err != nil {
@@ -91,9 +88,15 @@ func (c *computation) add(v measure.Values, err error, lists ...*[]string) error
 			c.tooLong = append(c.tooLong, claim)
 			continue
 		}
-		c.set.Values[claim] = list
+		for _, value := range list {
+			if !slices.Contains(c.set.Values[claim], value) { // logs of several machines may agree
+				c.set.Values[claim] = append(c.set.Values[claim], value)
+			}
+		}
 		for _, l := range lists {
-			*l = append(*l, claim)
+			if !slices.Contains(*l, claim) {
+				*l = append(*l, claim)
+			}
 		}
 	}
 	return nil
@@ -234,8 +237,10 @@ func (d *directFlags) read(c *computation) (*measure.DirectBoot, error) {
 	if b.Kernel, err = c.read("kernel", "kernel", d.kernel); err != nil {
 		return nil, err
 	}
-	if b.Initrd, err = c.read("initrd", "initrd", d.initrd); err != nil {
-		return nil, err
+	if d.initrd != "" {
+		if b.Initrd, err = c.read("initrd", "initrd", d.initrd); err != nil {
+			return nil, err
+		}
 	}
 	if d.memory != "" {
 		if b.Memory, err = measure.ParseMemory(d.memory); err != nil {
@@ -252,8 +257,8 @@ func (d *directFlags) read(c *computation) (*measure.DirectBoot, error) {
 
 func computeTPMCommand(a *adminFlags) *cobra.Command {
 	var direct directFlags
-	var uki, log string
-	var programs []string
+	var uki string
+	var programs, logs []string
 	var secureBoot bool
 	c := &cobra.Command{
 		Use: "tpm", Short: "Predict the PCRs of a measured boot",
@@ -266,7 +271,8 @@ func computeTPMCommand(a *adminFlags) *cobra.Command {
 
 --from-log adds pcr0 (firmware) and pcr7 (Secure Boot) from a machine's event
 log, which cannot be computed: OVMF measures a part of itself after it has run,
-so that PCR 0 depends on the machine, for example on its memory.`,
+so that PCR 0 depends on the machine, for example on its memory. Give the log
+of each size of machine.`,
 		Example: `  claviger reference compute tpm --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0" --memory 512M
   claviger reference compute tpm --uki linux.efi --secure-boot --from-log binary_bios_measurements > release.yaml
   claviger reference compute tpm --efi shimx64.efi --efi grubx64.efi --efi vmlinuz --efi vmlinuz
@@ -324,25 +330,30 @@ so that PCR 0 depends on the machine, for example on its memory.`,
 				return err
 			}
 		}
-		return c.observe(log, measure.ObservedTPM)
+		return c.observe(logs, measure.ObservedTPM)
 	})
 	direct.register(c, true)
 	f := c.Flags()
 	f.StringVar(&uki, "uki", "", "unified kernel image")
 	f.BoolVar(&secureBoot, "secure-boot", false, "Secure Boot is on: the kernel inside of the --uki is not measured by itself")
 	f.StringArrayVar(&programs, "efi", nil, "EFI program; repeat, a program that is loaded twice twice")
-	f.StringVar(&log, "from-log", "", "event log of a machine to take pcr0 and pcr7 from (/sys/kernel/security/tpm0/binary_bios_measurements)")
+	f.StringArrayVar(&logs, "from-log", nil, "event log of a machine to take pcr0 and pcr7 from (/sys/kernel/security/tpm0/binary_bios_measurements); repeat for other sizes of machine")
 	return c
 }
 
-// observe takes values from an event log.
-func (c *computation) observe(path string, read func([]byte) (measure.Values, error)) error {
-	log, err := c.read("from-log", "from-log", path)
-	if err != nil || log == nil {
-		return err
+// observe takes values from event logs.
+func (c *computation) observe(paths []string, read func([]byte) (measure.Values, error)) error {
+	for _, path := range paths {
+		log, err := c.read("from-log", "from-log", path)
+		if err != nil {
+			return err
+		}
+		v, err := read(log)
+		if err := c.add(v, err, &c.observed); err != nil {
+			return err
+		}
 	}
-	v, err := read(log)
-	return c.add(v, err, &c.observed)
+	return nil
 }
 
 func computeSNPCommand(a *adminFlags) *cobra.Command {
@@ -390,7 +401,8 @@ Checked against another calculator's published results, not against hardware.`,
 
 func computeTDXCommand(a *adminFlags) *cobra.Command {
 	var direct directFlags
-	var firmware, log string
+	var firmware string
+	var logs []string
 	c := &cobra.Command{
 		Use: "tdx", Short: "Predict MRTD and RTMRs of an Intel TDX guest",
 		Long: `Predict what an Intel TDX guest of QEMU measures:
@@ -407,11 +419,11 @@ Not checked against hardware: there was none. docs/reference-values.md says what
 		Args: noArgs,
 	}
 	c.RunE = a.compute("tdx", attest.TypeTDX, func(c *computation) error {
-		fw, err := c.read("firmware", "firmware", firmware)
-		if err != nil {
-			return err
-		}
-		if fw != nil {
+		if firmware != "" {
+			fw, err := c.read("firmware", "firmware", firmware)
+			if err != nil {
+				return err
+			}
 			v, err := measure.MRTD(fw)
 			if err := c.add(v, err, &c.computed, &c.notSeen); err != nil {
 				return err
@@ -427,11 +439,11 @@ Not checked against hardware: there was none. docs/reference-values.md says what
 				return err
 			}
 		}
-		return c.observe(log, measure.ObservedTDX)
+		return c.observe(logs, measure.ObservedTDX)
 	})
 	direct.register(c, true)
 	f := c.Flags()
 	f.StringVar(&firmware, "firmware", "", "firmware image")
-	f.StringVar(&log, "from-log", "", "event log of a guest to take rtmr0 from")
+	f.StringArrayVar(&logs, "from-log", nil, "event log of a guest to take rtmr0 from; repeat for other sizes of machine")
 	return c
 }

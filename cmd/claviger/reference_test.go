@@ -67,6 +67,12 @@ func TestReferenceCompute(t *testing.T) {
 		t.Errorf("%v: %s", err, j.stdout)
 	}
 	command(t, nil, append(direct, "--output", "table")...).want(t, 0, "CLAIM", "pcr0", "observed", "computed", "memory 512M")
+	other := testservers.NewBoot()
+	other.Firmware = "firmware 2"
+	both := command(t, nil, append(direct, "--from-log", other.Log(t), "--from-log", log)...).want(t, 0, recorded.Values()["pcr0"], other.Values()["pcr0"])
+	if n := strings.Count(both.stdout, recorded.Values()["pcr0"]); n != 1 {
+		t.Errorf("a value that two logs have stands there %d times", n)
+	}
 	chain := tpm("--efi", kernel, "--efi", kernel, "--efi", kernel, "--efi", kernel)
 	command(t, nil, chain...).want(t, 0, "left out, too long: boot_chain")
 
