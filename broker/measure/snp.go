@@ -57,7 +57,7 @@ type SNP struct {
 	VCPUType string // one of VCPUTypes
 	VMM      string // QEMU or EC2
 	// GuestFeatures is SEV_FEATURES of the processors' state: 0x1 is SEV-SNP
-	// alone, 0x21 with debug swap, which Linux 6.6 to 6.10 added by itself.
+	// alone, 0x21 with debug swap, which some versions of KVM add by themselves.
 	GuestFeatures uint64
 	// Direct boot with kernel-hashes=on; a nil kernel means a boot from a disk.
 	Kernel, Initrd []byte

@@ -105,4 +105,20 @@ func TestSNPRefuses(t *testing.T) {
 	}
 }
 
+// TestSNPDirectBootNeedsAmdSEV: OVMF's other build has no place for hashes of a kernel.
+func TestSNPDirectBootNeedsAmdSEV(t *testing.T) {
+	s := SNP{Firmware: evidence(t, "measure/sev-snp-measure/ovmf_OvmfX64_suffix.bin"), VCPUs: 1, VCPUType: "EPYC", VMM: QEMU, GuestFeatures: 1, Kernel: []byte{}}
+	if _, err := s.Digest(); err == nil || !strings.Contains(err.Error(), "AmdSev") {
+		t.Error(err)
+	}
+}
+
+func TestSignature(t *testing.T) {
+	for name, want := range map[string]uint32{"EPYC": 0x800f12, "EPYC-Rome": 0x830f10, "EPYC-Milan": 0xa00f11, "EPYC-Genoa": 0xa10f10, "EPYC-Turin": 0xb00f00} {
+		if got := vcpuTypes[name]; got != want {
+			t.Errorf("%s is %#x, want %#x", name, got, want)
+		}
+	}
+}
+
 func v384(b []byte) string { v := Values{}; v.set("x", b); return v["x"][0] }

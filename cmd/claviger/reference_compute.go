@@ -220,7 +220,7 @@ func (d *directFlags) register(c *cobra.Command, patched bool) {
 	f.StringVar(&d.cmdline, "cmdline", "", "its command line, as given to -append")
 	if patched {
 		f.StringVar(&d.memory, "memory", "", "the machine's memory as given to -m: QEMU writes the initrd's place into the kernel")
-		f.BoolVar(&d.raw, "raw-kernel", false, "the firmware measures the kernel as the file is (OVMF since 202505 with QEMU since 10.0)")
+		f.BoolVar(&d.raw, "raw-kernel", false, "the firmware measures the kernel as the file is (OVMF 202505 and later, if QEMU offers it that kernel)")
 	}
 }
 
@@ -395,7 +395,7 @@ Checked against another calculator's published results, not against hardware.`,
 	f.IntVar(&s.VCPUs, "vcpus", 1, "number of virtual processors")
 	f.StringVar(&s.VCPUType, "vcpu-type", "EPYC-Milan", "QEMU's model of processor: "+strings.Join(measure.VCPUTypes(), ", "))
 	f.StringVar(&s.VMM, "vmm", measure.QEMU, "what launches the guest: qemu, ec2")
-	f.Uint64Var(&s.GuestFeatures, "guest-features", 0x1, "SEV_FEATURES: 0x1, or 0x21 with debug swap (Linux 6.6 to 6.10 as host)")
+	f.Uint64Var(&s.GuestFeatures, "guest-features", 0x1, "SEV_FEATURES: 0x1, or 0x21 with debug swap, which some versions of KVM add by themselves")
 	return c
 }
 
