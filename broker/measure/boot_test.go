@@ -17,10 +17,22 @@ import (
 	"github.com/claviger/claviger/internal/testservers"
 )
 
-const (
-	ovmfCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+// machine is a kind of machine: its firmware, and QEMU's options for it.
+type machine struct {
+	code, vars string
+	options    []string
+}
+
+var (
+	plain = machine{"/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", []string{"-machine", "q35"}}
+	// secure has Secure Boot on, with the key that Debian publishes for that.
+	secure = machine{
+		"/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
+		[]string{"-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"},
+	}
 )
+
+const snakeoil = "/usr/share/ovmf/PkKek-1-snakeoil"
 
 // TestBoot boots machines in QEMU, with OVMF and a software TPM, and compares
 // what they measured with what was predicted. Minutes, so only with CLAVIGER_E2E=1.
@@ -31,7 +43,7 @@ func TestBoot(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skipf("qemu is not installed: %v", err)
 	}
-	if _, err := os.Stat(ovmfCode); err != nil {
+	if _, err := os.Stat(plain.code); err != nil {
 		t.Skipf("OVMF is not installed: %v", err)
 	}
 	maker := testservers.NewTPMMaker(t)
@@ -49,7 +61,7 @@ func TestBoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := boot(t, maker, "-m", memory, "-kernel", kernelFile, "-initrd", initrdFile, "-append", cmdline)
+		b := boot(t, maker, plain, "-m", memory, "-kernel", kernelFile, "-initrd", initrdFile, "-append", cmdline)
 		b.compare(t, v, "pcr4", "pcr9", "boot_chain", "cmdline", "initrd")
 		if first == nil {
 			first = b
@@ -70,22 +82,50 @@ func TestBoot(t *testing.T) {
 	uki := buildUKI(t, tempFile(t, "stub", stub), map[string]string{
 		".osrel": tempFile(t, "osrel", []byte("ID=test\n")), ".cmdline": tempFile(t, "cmdline", []byte(cmdline)), ".linux": kernelFile, ".initrd": initrdFile,
 	})
+	fromDisk := func(m machine, uki []byte, v Values) *booted {
+		disk := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(disk, "EFI/BOOT"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(disk, "EFI/BOOT/BOOTX64.EFI"), uki, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b := boot(t, maker, m, "-m", "512M", "-drive", "if=none,id=d,format=raw,readonly=on,file=fat:"+disk, "-device", "virtio-blk-pci,drive=d")
+		b.compare(t, v, "pcr4", "pcr9", "pcr11", "boot_chain", "cmdline", "initrd", "uki_linux", "uki_osrel", "uki_cmdline", "uki_initrd")
+		return b
+	}
 	v, err := UKI(uki, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk := filepath.Join(t.TempDir(), "disk")
-	if err := os.MkdirAll(filepath.Join(disk, "EFI/BOOT"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(disk, "EFI/BOOT/BOOTX64.EFI"), uki, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b := boot(t, maker, "-m", "512M", "-drive", "if=none,id=d,format=raw,readonly=on,file=fat:"+disk, "-device", "virtio-blk-pci,drive=d")
-	b.compare(t, v, "pcr4", "pcr9", "pcr11", "boot_chain", "cmdline", "initrd", "uki_linux", "uki_osrel", "uki_cmdline", "uki_initrd")
 	// Firmware and Secure Boot are as the first boot showed them. With another
 	// size of memory PCR 0 is another: OVMF measures its PEI volume after it has run from there.
-	b.compare(t, observed, "pcr0", "pcr7")
+	fromDisk(plain, uki, v).compare(t, observed, "pcr0", "pcr7")
+
+	signed := sign(t, uki)
+	if v, err = UKI(signed, true); err != nil {
+		t.Fatal(err)
+	}
+	fromDisk(secure, signed, v)
+}
+
+// sign signs an EFI program with Debian's published key.
+func sign(t *testing.T, program []byte) []byte {
+	t.Helper()
+	key, out := filepath.Join(t.TempDir(), "key.pem"), filepath.Join(t.TempDir(), "signed.efi")
+	for _, cmd := range [][]string{
+		{"openssl", "rsa", "-in", snakeoil + ".key", "-passin", "pass:snakeoil", "-out", key},
+		{"sbsign", "--key", key, "--cert", snakeoil + ".pem", "--output", out, tempFile(t, "unsigned.efi", program)},
+	} {
+		if b, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("no image is signed: %v\n%s", err, b)
+		}
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // booted is what a guest reported.
@@ -118,7 +158,7 @@ func (b *booted) compare(t *testing.T, v Values, claims ...string) {
 }
 
 // boot starts a machine with a new TPM and waits until it is off.
-func boot(t *testing.T, maker *testservers.TPMMaker, args ...string) *booted {
+func boot(t *testing.T, maker *testservers.TPMMaker, m machine, args ...string) *booted {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -141,7 +181,7 @@ func boot(t *testing.T, maker *testservers.TPMMaker, args ...string) *booted {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	vars, err := os.ReadFile(ovmfVars)
+	vars, err := os.ReadFile(m.vars)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,12 +190,12 @@ func boot(t *testing.T, maker *testservers.TPMMaker, args ...string) *booted {
 	}
 	started := time.Now()
 	var out bytes.Buffer
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", append([]string{
-		"-machine", "q35", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", slices.Concat(m.options, []string{
+		"-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "stdio", "-nic", "none",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + ovmfCode, "-drive", "if=pflash,format=raw,unit=1,file=" + dir + "/vars",
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + m.code, "-drive", "if=pflash,format=raw,unit=1,file=" + dir + "/vars",
 		"-chardev", "socket,id=chrtpm,path=" + dir + "/ctrl", "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-crb,tpmdev=tpm0",
-	}, args...)...)
+	}, args)...)
 	qemu.Stdout, qemu.Stderr = &out, &out
 	if err := qemu.Run(); err != nil {
 		t.Fatalf("qemu: %v\n%.4000s", err, out.String())

@@ -64,12 +64,11 @@ func parsePE(b []byte) (*image, error) {
 	if optLen < dirs+4 {
 		return nil, errors.New("PE optional header is cut short")
 	}
-	m := &image{raw: b, checksum: opt + 64}
-	if headers := le.Uint32(b[opt+60:]); int64(headers) < int64(table+40*count) || int64(headers) > int64(len(b)) {
+	headers := int64(le.Uint32(b[opt+60:]))
+	if headers < int64(table+40*count) || headers > int64(len(b)) {
 		return nil, fmt.Errorf("PE header size %d does not fit", headers)
-	} else {
-		m.headers = int(headers)
 	}
+	m := &image{raw: b, headers: int(headers), checksum: opt + 64}
 	if le.Uint32(b[opt+dirs:]) > directoryOfCert {
 		entry := dirs + 4 + 8*directoryOfCert
 		if optLen < entry+8 {

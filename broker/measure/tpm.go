@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -115,7 +116,7 @@ func readUKI(file []byte, secureBoot bool) (Values, error) {
 		if err != nil {
 			return nil, err
 		}
-		later := name == laterSections[0] || name == laterSections[1]
+		later := slices.Contains(laterSections, name)
 		if later && ok && (stub == 253 || stub == 254) {
 			return nil, fmt.Errorf("section %s: whether systemd-stub %d measures it is not known here", name, stub)
 		}
