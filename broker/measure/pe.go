@@ -145,3 +145,7 @@ func (m *image) content(name string) ([]byte, bool, error) {
 	}
 	return out, found, nil
 }
+
+func (m *image) has(name string) bool {
+	return slices.ContainsFunc(m.sections, func(s section) bool { return s.name == name })
+}

@@ -104,7 +104,7 @@ func readUKI(file []byte, secureBoot bool) (Values, error) {
 		return nil, err
 	}
 	for _, name := range otherSections {
-		if _, ok, _ := m.content(name); ok {
+		if m.has(name) {
 			return nil, fmt.Errorf("section %s: images with it cannot be predicted", name)
 		}
 	}
@@ -154,8 +154,7 @@ func (v Values) ukiBoot(m *image, content map[string][]byte, stub int, secureBoo
 		return fmt.Errorf("section .cmdline: %q is not one line of ASCII without blanks at its ends", cmdline)
 	}
 	digests := [][]byte{sum256(utf16z(cmdline))}
-	_, signed, _ := m.content(".pcrsig")
-	if stub != 252 || signed || content[".pcrpkey"] != nil {
+	if stub != 252 || m.has(".pcrsig") || content[".pcrpkey"] != nil {
 		v.set("cmdline", digests[0])
 		return nil
 	}

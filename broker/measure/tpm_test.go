@@ -200,6 +200,7 @@ func TestUKI(t *testing.T) {
 		"not a unified kernel image of systemd-stub": testUKI("251"),
 		"section .sbat":            testPE(testSection{".sdmagic", "#### LoaderInfo: systemd-stub 253.1 ####"}, testSection{".sbat", "x"}),
 		"section .profile":         testUKI("257", testSection{".profile", "ID=a"}),
+		"section .ucode":           testUKI("257", testSection{".ucode", "a"}, testSection{".ucode", "b"}),
 		"two sections .osrel":      testUKI("252", testSection{".osrel", "ID=other"}),
 		"no section .linux":        testPE(testSection{".sdmagic", "#### LoaderInfo: systemd-stub 252 ####"}),
 		"section .linux: not a PE": testPE(testSection{".sdmagic", "#### LoaderInfo: systemd-stub 252 ####"}, testSection{".linux", "vmlinux"}),
