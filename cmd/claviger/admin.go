@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"sigs.k8s.io/yaml"
 
+	"github.com/claviger/claviger/broker"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
@@ -162,7 +163,7 @@ func statusCommand(a *adminFlags) *cobra.Command {
 }
 
 func referenceCommand(a *adminFlags) *cobra.Command {
-	group := &cobra.Command{Use: "reference", Short: "List, set and delete reference values"}
+	group := &cobra.Command{Use: "reference", Short: "Compute, add, list, set and delete reference values"}
 	var state, typ, source, comment string
 	var values []string
 	set := &cobra.Command{
@@ -194,7 +195,7 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 	f.StringArrayVar(&values, "value", nil, "CLAIM=VALUE, may be repeated")
 	f.StringVar(&source, "source", "", "what produced the values: a build, a file")
 	f.StringVar(&comment, "comment", "", "free text")
-	group.AddCommand(set, &cobra.Command{
+	group.AddCommand(referenceComputeCommand(a), referenceAddCommand(a), set, &cobra.Command{
 		Use: "list", Short: "List reference-value sets", Example: "  claviger reference list --output json", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
@@ -228,6 +229,85 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 		},
 	})
 	return group
+}
+
+func referenceAddCommand(a *adminFlags) *cobra.Command {
+	var file, state string
+	c := &cobra.Command{
+		Use: "add NAME --file FILE", Short: "Set a reference-value set from a file, as claviger reference compute writes it",
+		Long: `Set a reference-value set from a file in YAML or JSON, as claviger reference compute
+writes it. Who adds it, and when, is the broker's to write down.`,
+		Example: `  claviger reference add release-7 --file release.yaml
+  claviger reference compute tpm --uki linux.efi | claviger reference add release-7 --file - --state canary`,
+		Args: exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := readReferenceSet(cmd.InOrStdin(), file)
+			if err != nil {
+				return err
+			}
+			if m.Name != "" && m.Name != args[0] {
+				return fmt.Errorf("%w: the set in %s is named %q", errUsage, file, m.Name)
+			}
+			m.Name = args[0]
+			if state != "" {
+				m.State = state
+			}
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: m})
+				return err
+			})
+		},
+	}
+	c.Flags().StringVar(&file, "file", "", "file to read, - for standard input")
+	c.Flags().StringVar(&state, "state", "", "canary, active, retiring or retired (default: as the file says)")
+	return c
+}
+
+// readReferenceSet reads a broker.ReferenceSet.
+func readReferenceSet(stdin io.Reader, file string) (*pb.ReferenceSet, error) {
+	if file == "" {
+		return nil, fmt.Errorf("%w: --file is missing", errUsage)
+	}
+	in := stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	var s broker.ReferenceSet
+	if err := yaml.UnmarshalStrict(b, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if s.Type == "" || len(s.Values) == 0 {
+		return nil, fmt.Errorf("%s: no type, or no values: not a reference set", file)
+	}
+	m := &pb.ReferenceSet{
+		Name: s.Name, Type: string(s.Type), State: string(s.State), Source: s.Provenance.Source, Comment: s.Provenance.Comment, Values: map[string]*pb.ReferenceValues{},
+	}
+	if !s.NotBefore.IsZero() {
+		m.NotBefore = timestamppb.New(s.NotBefore)
+	}
+	if !s.NotAfter.IsZero() {
+		m.NotAfter = timestamppb.New(s.NotAfter)
+	}
+	for claim, list := range s.Values {
+		if len(list) == 0 {
+			return nil, fmt.Errorf("%s: claim %s has no values", file, claim)
+		}
+		v := &pb.ReferenceValues{}
+		for _, value := range list {
+			v.Values = append(v.Values, strings.ToLower(value))
+		}
+		m.Values[claim] = v
+	}
+	return m, nil
 }
 
 func dash(s string) string {

@@ -103,6 +103,12 @@ func TestDirection(t *testing.T) {
 					t.Errorf("%s depends on its sibling %s", rel, d)
 				}
 			}
+		case rel == "broker/measure":
+			for _, d := range ours {
+				if d != "broker/eventlog" {
+					t.Errorf("broker/measure depends on %s: it hashes, and knows no broker", d)
+				}
+			}
 		case rel == "internal/server":
 			forbid("a configured broker can load no test root", "broker/tee/teesim", "internal/dev")
 		case rel == "cmd/claviger-agent":
