@@ -7,10 +7,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TOOL := go tool -modfile=deploy/tools.mod
 export CGO_ENABLED := 0
 
-.PHONY: help build demo test test-short race check lint proto vault bench fuzz clean
+.PHONY: help build demo test test-short race check lint proto vault kernel e2e-boot e2e-boot-full bench fuzz clean
 
 help: ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 build: ## build bin/claviger and bin/claviger-agent
 	@mkdir -p $(BIN)
@@ -61,6 +61,15 @@ $(CACHE)/bin/vault: deploy/tools/vault/go.mod
 $(CACHE)/bin/plugins/postgresql-database-plugin: deploy/tools/vault/go.mod
 	@mkdir -p $(@D)
 	go build -C deploy/tools/vault -p 2 -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/hashicorp/vault/plugins/database/postgresql/postgresql-database-plugin
+
+kernel: ## unpack Debian's cloud kernel for test guests
+	@deploy/e2e/kernel.sh $(CURDIR)/$(CACHE)/kernel
+
+e2e-boot: build vault kernel ## boot virtual machines whose disks open only with a key from a broker, and some that must not (3 minutes)
+	CLAVIGER_E2E=boot go test -count 1 -timeout 30m -v -run '^TestBoot$$' ./internal/e2e
+
+e2e-boot-full: build vault kernel ## the same with Debian's initramfs-tools and dracut, unified kernel images, Secure Boot (20 minutes)
+	CLAVIGER_E2E=full go test -count 1 -timeout 60m -v ./internal/e2e
 
 bench: ## benchmarks beside the cryptographic floor measured in the same run
 	go test -run '^$$' -bench . -benchmem ./broker/... ./policy/...

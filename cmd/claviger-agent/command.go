@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/agent/unlock"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/seal"
@@ -47,7 +48,10 @@ type settings struct {
 	HostData        string `json:"-"`
 	Verbose         bool   `json:"-"`
 	// Serve is for `claviger-agent serve` only.
-	Serve *serveConfig `json:"serve"`
+	// Evidence is "tsm", "tpm", or empty for what the machine has.
+	Evidence string       `json:"evidence"`
+	TPM      tpmConfig    `json:"tpm"`
+	Serve    *serveConfig `json:"serve"`
 	// Volumes and Unlock are for `unlock`, `rekey` and `enroll`.
 	Volumes   []unlock.Volume `json:"volumes"`
 	Unlock    unlockConfig    `json:"unlock"`
@@ -64,11 +68,11 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Long: `claviger-agent makes a fresh key, has the hardware sign evidence that binds it to
-this very request (configfs-tsm: AMD SEV-SNP, Intel TDX), and opens the broker's
-reply. It accepts a reply only from the broker whose identity is pinned here.
+this very request (configfs-tsm: AMD SEV-SNP, Intel TDX; or a TPM 2.0), and opens the
+broker's reply. It accepts a reply only from the broker whose identity is pinned here.
 
 Settings: flag, then environment (CLAVIGER_BROKER, CLAVIGER_CA, CLAVIGER_IDENTITY,
-CLAVIGER_SERVER_NAME, CLAVIGER_SUITE, CLAVIGER_TIMEOUT), then ` + defaultConfig + `.
+CLAVIGER_SERVER_NAME, CLAVIGER_SUITE, CLAVIGER_TIMEOUT, CLAVIGER_EVIDENCE), then ` + defaultConfig + `.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 4 no answer before the deadline.`,
@@ -81,13 +85,15 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
 	f.StringVar(&s.Suite, "suite", "", "key algorithm (default "+string(seal.Hybrid)+")")
 	f.StringVar(&s.Timeout, "timeout", "", "give up after this long (default 2m)")
+	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX) or tpm (default: what this machine has)")
+	f.StringVar(&s.TPM.Device, "tpm", "", "the TPM: a device, or an emulator's Unix socket (default "+tpmdev.DefaultPath+")")
 	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
 	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
 	f.StringVar(&s.Measurement, "simulated-measurement", "", "launch measurement of the simulated device: 96 hex digits, or the name of a made-up image")
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s),
-		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand())
+		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand(), tpmCommand(&s))
 	strict(root)
 	return root
 }
@@ -377,6 +383,8 @@ func (s *settings) complete() error {
 	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")
 	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
+	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
+	s.TPM = file.TPM.or(s.TPM)
 	s.Serve, s.Volumes, s.Unlock = file.Serve, file.Volumes, file.Unlock
 	switch {
 	case s.Broker == "":
@@ -423,7 +431,7 @@ func (s *settings) device(stderr io.Writer) (agent.Device, error) {
 		if s.Measurement != "" || s.HostData != "" {
 			return nil, fmt.Errorf("%w: --simulated-measurement and --simulated-host-data go with --simulated-device", errUsage)
 		}
-		return agent.TSM{}, nil
+		return s.hardware()
 	}
 	fmt.Fprintln(stderr, "claviger-agent: SIMULATED device: this proves nothing about this machine")
 	d, err := teesim.LoadDevice(s.SimulatedDevice)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"github.com/claviger/claviger/broker/brokertest"
 	"github.com/claviger/claviger/broker/tee/teesim"
 	"github.com/claviger/claviger/internal/server"
+	"github.com/claviger/claviger/internal/testservers"
 )
 
 // fixture is a whole broker in process, the real cryptsetup, and a disk in a
@@ -242,7 +244,7 @@ func TestRefuses(t *testing.T) {
 		// A whole and well-formed header, with everything but our MAC in order: as `cryptsetup repair` would take it.
 		err := try(t, func(v *Volume) {
 			v.Device = filepath.Join(f.dir, "moved.img")
-			if err := os.WriteFile(v.Device, rewrite(t, good, `"sector_size":4096`, `"sector_size":512`), 0o600); err != nil {
+			if err := os.WriteFile(v.Device, rewritten(t, good, `"sector_size":4096`, `"sector_size":512`), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -253,7 +255,7 @@ func TestRefuses(t *testing.T) {
 	t.Run("a null cipher", func(t *testing.T) {
 		err := try(t, func(v *Volume) {
 			v.Device = filepath.Join(f.dir, "null.img")
-			if err := os.WriteFile(v.Device, rewrite(t, good, `"encryption":"aes-xts-plain64"`, `"encryption":"cipher_null-ecb"`), 0o600); err != nil {
+			if err := os.WriteFile(v.Device, rewritten(t, good, `"encryption":"aes-xts-plain64"`, `"encryption":"cipher_null-ecb"`), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -267,6 +269,15 @@ func TestRefuses(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+func rewritten(t *testing.T, image []byte, old, text string) []byte {
+	t.Helper()
+	out := slices.Clone(image)
+	if err := testservers.RewriteLUKS(out, old, text); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // TestTwoFirstBoots: two machines that share a resource at their first boot get one key.
