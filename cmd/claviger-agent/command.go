@@ -53,9 +53,11 @@ type settings struct {
 	TPM      tpmConfig    `json:"tpm"`
 	Serve    *serveConfig `json:"serve"`
 	// Volumes and Unlock are for `unlock`, `rekey` and `enroll`.
-	Volumes   []unlock.Volume `json:"volumes"`
-	Unlock    unlockConfig    `json:"unlock"`
-	oneVolume *unlock.Volume  // named by flags
+	Volumes []unlock.Volume `json:"volumes"`
+	Unlock  unlockConfig    `json:"unlock"`
+	// Keys is for `keys`.
+	Keys      keysConfig     `json:"keys"`
+	oneVolume *unlock.Volume // named by flags
 	config    string
 }
 
@@ -93,7 +95,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s),
-		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand(), tpmCommand(&s))
+		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand(), tpmCommand(&s), keysCommand(&s))
 	strict(root)
 	return root
 }
@@ -385,7 +387,7 @@ func (s *settings) complete() error {
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
 	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
 	s.TPM = file.TPM.or(s.TPM)
-	s.Serve, s.Volumes, s.Unlock = file.Serve, file.Volumes, file.Unlock
+	s.Serve, s.Volumes, s.Unlock, s.Keys = file.Serve, file.Volumes, file.Unlock, file.Keys
 	switch {
 	case s.Broker == "":
 		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, path)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
+	"github.com/claviger/claviger/broker/attest"
 )
 
 // tpmConfig is "tpm" in the configuration file.
@@ -42,7 +44,7 @@ func (s *settings) hardware() (agent.Device, error) {
 		case there(tpmdev.DefaultPath):
 			kind = "tpm"
 		default:
-			return nil, fmt.Errorf("this machine has nothing to make evidence with: neither %s (SEV-SNP, TDX) nor %s (TPM); are the drivers loaded?", tsmFolder, tpmdev.DefaultPath)
+			return none{}, nil
 		}
 	}
 	switch kind {
@@ -52,6 +54,14 @@ func (s *settings) hardware() (agent.Device, error) {
 		return tpmdev.Open(tpmdev.Config{Path: s.TPM.Device, EventLog: s.TPM.EventLog, PCRs: s.TPM.PCRs})
 	}
 	return nil, fmt.Errorf("%w: evidence: %q is neither tsm nor tpm", errUsage, kind)
+}
+
+// none is the device of a machine that has none. It says so when evidence is
+// wanted, after all that is wrong with the settings.
+type none struct{}
+
+func (none) Evidence(context.Context, attest.Transcript) (attest.Evidence, error) {
+	return attest.Evidence{}, fmt.Errorf("this machine has nothing to make evidence with: neither %s (SEV-SNP, TDX) nor %s (TPM); are the drivers loaded?", tsmFolder, tpmdev.DefaultPath)
 }
 
 func there(path string) bool {

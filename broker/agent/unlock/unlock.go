@@ -93,34 +93,57 @@ func (u *Unlocker) Unlock(ctx context.Context, v Volume) error {
 		u.logf("%s is open already", v.Name)
 		return nil
 	}
-	d, err := u.inspect(ctx, v)
+	d, key, err := u.prepare(ctx, v)
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.Name, err)
 	}
-	defer func() { d.close() }()
-	newest, err := u.fetch(ctx, v.Resource, "")
-	if err != nil {
-		return fmt.Errorf("%s: %w", v.Name, err)
-	}
-	defer newest.Wipe()
-	if d.header == nil || len(d.header.Ours()) == 0 {
-		if v.Format != "blank" {
-			return fmt.Errorf("%s: %w", v.Name, ErrNotEnrolled)
-		}
-		if d, err = u.enrol(ctx, v, d, newest); err != nil {
-			return fmt.Errorf("%s: enrol: %w", v.Name, err)
-		}
-	}
-	_, key, err := u.proven(ctx, v, d, newest)
-	if err != nil {
-		return fmt.Errorf("%s: %w", v.Name, err)
-	}
+	defer d.close()
 	defer key.Wipe()
 	if err := u.Cryptsetup.open(ctx, d.copy, d.device, v.Name, key.Value, v.Discards); err != nil {
 		return fmt.Errorf("%s: %w", v.Name, err)
 	}
 	u.logf("%s is open, with version %s of %s", v.Name, key.Version, v.Resource)
 	return nil
+}
+
+// Key returns the key of a volume whose header is as it was enrolled, for
+// somebody else (systemd-cryptsetup) to open it with. That reads the header
+// again from the disk, which the host may have changed meanwhile: Unlock is the safer way.
+func (u *Unlocker) Key(ctx context.Context, v Volume) ([]byte, error) {
+	d, key, err := u.prepare(ctx, v)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", v.Name, err)
+	}
+	d.close()
+	return key.Value, nil
+}
+
+// prepare checks a volume, enrols it if it is new and may be, and gets its key. Both results are the caller's to end.
+func (u *Unlocker) prepare(ctx context.Context, v Volume) (_ *disk, _ agent.Secret, err error) {
+	d, err := u.inspect(ctx, v)
+	if err != nil {
+		return nil, agent.Secret{}, err
+	}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	newest, err := u.fetch(ctx, v.Resource, "")
+	if err != nil {
+		return nil, agent.Secret{}, err
+	}
+	defer newest.Wipe()
+	if d.header == nil || len(d.header.Ours()) == 0 {
+		if v.Format != "blank" {
+			return nil, agent.Secret{}, ErrNotEnrolled
+		}
+		if d, err = u.enrol(ctx, v, d, newest); err != nil {
+			return nil, agent.Secret{}, fmt.Errorf("enrol: %w", err)
+		}
+	}
+	_, key, err := u.proven(ctx, v, d, newest)
+	return d, key, err
 }
 
 // Ask opens a volume by a passphrase, or the recovery key, that a person types.
