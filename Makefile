@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TOOL := go tool -modfile=deploy/tools.mod
 export CGO_ENABLED := 0
 
-.PHONY: help build demo test test-short race check lint proto vault kernel e2e-boot e2e-boot-full bench fuzz clean
+.PHONY: help build demo test test-short race check lint proto vault deb kernel e2e-boot e2e-boot-full bench fuzz clean
 
 help: ## show this
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ $(CACHE)/bin/vault: deploy/tools/vault/go.mod
 $(CACHE)/bin/plugins/postgresql-database-plugin: deploy/tools/vault/go.mod
 	@mkdir -p $(@D)
 	go build -C deploy/tools/vault -p 2 -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/hashicorp/vault/plugins/database/postgresql/postgresql-database-plugin
+
+deb: build ## make Debian packages in dist/
+	@deploy/deb/build.sh $(VERSION)
 
 kernel: ## unpack Debian's cloud kernel for test guests
 	@deploy/e2e/kernel.sh $(CURDIR)/$(CACHE)/kernel

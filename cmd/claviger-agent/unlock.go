@@ -34,6 +34,7 @@ const defaultClosePCR = 15
 
 func unlockCommand(s *settings) *cobra.Command {
 	var device, resource, format string
+	var noPassphrase bool
 	c := &cobra.Command{
 		Use:   "unlock [NAME…]",
 		Short: "Open LUKS2 disks with keys from the broker: all volumes of the configuration, or those named",
@@ -59,7 +60,7 @@ no key, a passphrase is asked for, unless "unlock.passphrase_fallback" is false.
 			}
 			return s.withVolumes(cmd, args, func(ctx context.Context, u *unlock.Unlocker, volumes []unlock.Volume, d agent.Device) error {
 				for _, v := range volumes {
-					if err := s.open(ctx, cmd, u, v); err != nil {
+					if err := s.open(ctx, cmd, u, v, noPassphrase); err != nil {
 						return err
 					}
 				}
@@ -67,6 +68,7 @@ no key, a passphrase is asked for, unless "unlock.passphrase_fallback" is false.
 			})
 		},
 	}
+	c.Flags().BoolVar(&noPassphrase, "no-passphrase", false, "do not ask for a passphrase where the broker gives no key: something else will")
 	c.Flags().StringVar(&device, "device", "", "the disk: a path or UUID=…")
 	c.Flags().StringVar(&resource, "resource", "", "the secret that opens it; {chip}, {name} and {uuid} are filled in")
 	c.Flags().StringVar(&format, "format", "never", "blank: format a disk that holds only zeros")
@@ -74,9 +76,9 @@ no key, a passphrase is asked for, unless "unlock.passphrase_fallback" is false.
 }
 
 // open opens a volume, by a passphrase if need be.
-func (s *settings) open(ctx context.Context, cmd *cobra.Command, u *unlock.Unlocker, v unlock.Volume) error {
+func (s *settings) open(ctx context.Context, cmd *cobra.Command, u *unlock.Unlocker, v unlock.Volume, noPassphrase bool) error {
 	err := u.Unlock(ctx, v)
-	if err == nil || cmd.Context().Err() != nil {
+	if err == nil || noPassphrase || cmd.Context().Err() != nil {
 		return err
 	}
 	if f := s.Unlock.PassphraseFallback; f != nil && !*f {

@@ -134,10 +134,10 @@ func (u *Unlocker) prepare(ctx context.Context, v Volume) (_ *disk, _ agent.Secr
 		return nil, agent.Secret{}, err
 	}
 	defer newest.Wipe()
+	if d.header == nil && v.Format != "blank" {
+		return nil, agent.Secret{}, ErrNotEnrolled
+	}
 	if d.header == nil || len(d.header.Ours()) == 0 {
-		if v.Format != "blank" {
-			return nil, agent.Secret{}, ErrNotEnrolled
-		}
 		if d, err = u.enrol(ctx, v, d, newest); err != nil {
 			return nil, agent.Secret{}, fmt.Errorf("enrol: %w", err)
 		}
