@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the root file system of a whole Debian guest, once: debian.sh FILE.tar
+# Makes the root file system of a whole Debian guest, once: debian.sh FOLDER
 # It has what a user's machine has; our packages are installed by the test.
 set -euo pipefail
 out=$1
