@@ -11,13 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -32,7 +31,7 @@ type Device interface {
 
 // Config of a Client.
 type Config struct {
-	Address  string      // host:port
+	Address  string      // host:port of the broker, or of several with the same identity, separated by commas
 	TLS      *tls.Config // roots to verify the server with; required
 	Identity []byte      // the broker's pinned identity (SubjectPublicKeyInfo, DER); required
 	Device   Device
@@ -40,9 +39,14 @@ type Config struct {
 	// Key is used in place of a fresh one, for a key held in hardware (seal.RSA). Nil: a fresh one each time.
 	Key  *seal.PrivateKey
 	Skew time.Duration // how far this clock may be off; 0: 5 minutes
-	// Logf is told about retries; may be nil.
+	// Resolver looks names up; nil: the system's.
+	Resolver *net.Resolver
+	// Logf is told about retries, and Hint asked what the machine lacks to reach a broker. Both may be nil.
 	Logf func(format string, args ...any)
-	Now  func() time.Time
+	Hint func() string
+	// Built is when this program was built: an earlier clock is wrong.
+	Built time.Time
+	Now   func() time.Time
 }
 
 // Errors that Get's error wraps.
@@ -57,11 +61,10 @@ var (
 	ErrUnreachable = errors.New("no answer in time")
 )
 
-// Client asks one broker.
+// Client asks a broker, or another one of its cluster while that fails.
 type Client struct {
-	cfg  Config
-	conn *grpc.ClientConn
-	rpc  pb.KeyBrokerClient
+	cfg     Config
+	brokers *brokers
 }
 
 // New makes a client; it connects when first used. Close it.
@@ -90,17 +93,18 @@ func New(cfg Config) (*Client, error) {
 		cfg.Now = time.Now
 	}
 	t := cfg.TLS.Clone()
-	t.MinVersion = tls.VersionTLS13
-	conn, err := grpc.NewClient(cfg.Address, grpc.WithTransportCredentials(credentials.NewTLS(t)),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16*seal.MaxJWE+1<<20)))
+	t.MinVersion, t.Time = tls.VersionTLS13, cfg.Now
+	b, err := connect(cfg.Address, t, cfg.Resolver)
 	if err != nil {
-		return nil, fmt.Errorf("agent: %s: %w", cfg.Address, err)
+		return nil, err
 	}
-	return &Client{cfg: cfg, conn: conn, rpc: pb.NewKeyBrokerClient(conn)}, nil
+	return &Client{cfg: cfg, brokers: b}, nil
 }
 
-// Close ends the connection.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the connections.
+func (c *Client) Close() error { return c.brokers.close() }
+
+func (c *Client) rpc() pb.KeyBrokerClient { return c.brokers.now().rpc }
 
 // Secret is an opened secret. Wipe it after use.
 type Secret struct {
@@ -147,31 +151,59 @@ func (c *Client) GetWith(ctx context.Context, inputs map[string][]byte, resource
 		}
 	}
 	var last error // before the deadline: what passes it only says that it passed
-	for attempt := 0; ; attempt++ {
+	for attempt := 1; ; attempt++ {
 		secrets, receipt, err := c.once(ctx, resources, inputs)
 		if err == nil {
+			c.brokers.worked()
 			return secrets, receipt, nil
 		}
 		if last == nil || ctx.Err() == nil {
-			last = err
+			last = c.explain(err)
 		}
-		wait, again := backoff(err, attempt)
-		if !again {
+		if again := c.rest(ctx, attempt, last, err); !again {
 			return nil, Receipt{}, final(err)
 		}
-		c.cfg.Logf("attempt %d: %v; trying again in %s", attempt+1, err, wait.Round(time.Millisecond))
-		if err := sleep(ctx, wait); err != nil {
-			return nil, Receipt{}, fmt.Errorf("%w from %s after %d attempts; the last: %w", ErrUnreachable, c.cfg.Address, attempt+1, last)
+		if ctx.Err() != nil {
+			return nil, Receipt{}, fmt.Errorf("%w from %s after %d attempts; the last: %w", ErrUnreachable, c.cfg.Address, attempt, last)
 		}
 	}
+}
+
+// rest waits until a broker may be asked again, or says that asking would not help.
+func (c *Client) rest(ctx context.Context, attempt int, why, err error) (again bool) {
+	e := c.brokers.now()
+	if _, again := c.brokers.failed(err, time.Now()); !again {
+		return false
+	}
+	wait := max(0, c.brokers.next(time.Now()))
+	c.cfg.Logf("attempt %d, %s: %v; trying %s in %s", attempt, e.address, why, c.brokers.now().address, wait.Round(time.Millisecond))
+	_ = sleep(ctx, wait)
+	return true
+}
+
+// explain adds what a person at a console can mend: a wrong clock, a network that is not up.
+func (c *Client) explain(err error) error {
+	if status.Code(err) != codes.Unavailable && status.Code(err) != codes.DeadlineExceeded {
+		return err
+	}
+	if clock := clockError(c.brokers.now().creds.last.get(), c.cfg.Now(), c.cfg.Built); clock != nil {
+		return clock
+	}
+	if c.cfg.Hint != nil {
+		if hint := c.cfg.Hint(); hint != "" {
+			return fmt.Errorf("%s (%w)", hint, err)
+		}
+	}
+	return err
 }
 
 func (c *Client) once(ctx context.Context, resources []string, inputs map[string][]byte) ([]Secret, Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	ch, err := c.rpc.Challenge(ctx, &pb.ChallengeRequest{})
+	rpc := c.rpc()
+	ch, err := challenge(ctx, rpc)
 	if err != nil {
-		return nil, Receipt{}, fmt.Errorf("ask for a challenge: %w", err)
+		return nil, Receipt{}, err
 	}
 	key := c.cfg.Key
 	if key == nil {
@@ -201,7 +233,7 @@ func (c *Client) once(ctx context.Context, resources []string, inputs map[string
 	if err != nil {
 		return nil, Receipt{}, err
 	}
-	resp, err := c.rpc.Release(ctx, &pb.ReleaseRequest{
+	resp, err := rpc.Release(ctx, &pb.ReleaseRequest{
 		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
 		Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}},
 		Inputs:   sent,
@@ -221,6 +253,17 @@ func (c *Client) once(ctx context.Context, resources []string, inputs map[string
 		return nil, Receipt{}, permanent{fmt.Errorf("%w: receipt: %w", ErrNotOurBroker, err)}
 	}
 	return secrets, receipt, nil
+}
+
+// challenge asks for a nonce. It is quick, or the broker is of no use: there may be another one.
+func challenge(ctx context.Context, rpc pb.KeyBrokerClient) (*pb.ChallengeResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	ch, err := rpc.Challenge(ctx, &pb.ChallengeRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("ask for a challenge: %w", err)
+	}
+	return ch, nil
 }
 
 // Activated is a device whose key the broker has to be shown first: a TPM.
@@ -246,7 +289,7 @@ func (c *Client) evidence(ctx context.Context, t attest.Transcript) (attest.Evid
 }
 
 func (c *Client) activateTPM(ctx context.Context, a attest.TPMActivation) (attest.TPMChallenge, error) {
-	r, err := c.rpc.ActivateTPM(ctx, &pb.ActivateTPMRequest{EkCertificates: a.EKCertificates, EkPublic: a.EKPublic, AkPublic: a.AKPublic})
+	r, err := c.rpc().ActivateTPM(ctx, &pb.ActivateTPMRequest{EkCertificates: a.EKCertificates, EkPublic: a.EKPublic, AkPublic: a.AKPublic})
 	if err != nil {
 		return attest.TPMChallenge{}, fmt.Errorf("show the attestation key: %w", err)
 	}
@@ -320,7 +363,7 @@ func (c *Client) receipt(r *pb.Receipt, decision string) (Receipt, error) {
 // published. It is verified with the log's key by who audits: `claviger audit verify --receipt`.
 func (c *Client) Prove(ctx context.Context, r *Receipt) error {
 	for attempt := 0; ; attempt++ {
-		p, err := c.rpc.ProveInclusion(ctx, &pb.ProveInclusionRequest{LogIndex: r.LogIndex})
+		p, err := c.rpc().ProveInclusion(ctx, &pb.ProveInclusionRequest{LogIndex: r.LogIndex})
 		if err == nil {
 			r.Checkpoint, r.Path = p.GetCheckpoint(), p.GetProof()
 			return nil

@@ -41,22 +41,20 @@ func (c *Client) Watch(ctx context.Context, resources []string, on func(context.
 		}
 	}
 	w := &watcher{c: c, key: key, resources: resources, on: on, held: map[string]string{}}
-	for attempt := 0; ; attempt++ {
+	for attempt := 1; ; attempt++ {
 		start := c.cfg.Now()
 		err := w.stream(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if c.cfg.Now().Sub(start) > healthy {
-			attempt = 0
+			c.brokers.worked()
 		}
-		wait, again := backoff(err, attempt)
-		if !again {
+		if again := c.rest(ctx, attempt, c.explain(err), err); !again {
 			return final(err)
 		}
-		c.cfg.Logf("stream ended: %v; coming back in %s", err, wait.Round(time.Millisecond))
-		if err := sleep(ctx, wait); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
 }
@@ -87,11 +85,12 @@ type line struct {
 func (w *watcher) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ch, err := w.c.rpc.Challenge(ctx, &pb.ChallengeRequest{})
+	rpc := w.c.rpc()
+	ch, err := challenge(ctx, rpc)
 	if err != nil {
-		return fmt.Errorf("ask for a challenge: %w", err)
+		return err
 	}
-	st, err := w.c.rpc.Watch(ctx)
+	st, err := rpc.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}

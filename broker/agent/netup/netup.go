@@ -1,0 +1,260 @@
+// Package netup gives a machine an address at boot, where nothing else does: in
+// an initramfs without a shell or a DHCP client. It also says what a network
+// lacks, for a person at a console.
+package netup
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Config is a static configuration. The zero value leaves the network as it is.
+type Config struct {
+	Interface string `json:"interface"` // empty: the first that is not lo
+	Address   string `json:"address"`   // "10.0.2.15/24"
+	Gateway   string `json:"gateway"`   // empty: no default route
+	// DNS are name servers, host or host:port, in place of /etc/resolv.conf.
+	DNS []string `json:"dns"`
+}
+
+// Validate names the field that is wrong.
+func (c Config) Validate() error {
+	if c.Address == "" {
+		if c.Gateway != "" || c.Interface != "" {
+			return errors.New("address: missing")
+		}
+		return nil
+	}
+	p, err := netip.ParsePrefix(c.Address)
+	if err != nil {
+		return fmt.Errorf("address: %q is not ADDRESS/BITS", c.Address)
+	}
+	if c.Gateway == "" {
+		return nil
+	}
+	if gw, err := netip.ParseAddr(c.Gateway); err != nil || gw.Is4() != p.Addr().Is4() {
+		return fmt.Errorf("gateway: %q is not an address like %s", c.Gateway, p.Addr())
+	}
+	return nil
+}
+
+// Up waits for the interface and configures it, unless it has an address already.
+func (c Config) Up(ctx context.Context) error {
+	if c.Address == "" {
+		return nil
+	}
+	if err := c.Validate(); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	prefix, err := netip.ParsePrefix(c.Address)
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	ifi, err := c.await(ctx)
+	if err != nil {
+		return err
+	}
+	if has, err := addressed(ifi); has || err != nil {
+		return err
+	}
+	s, err := dial()
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	defer s.close()
+	if err := s.linkUp(ifi.Index); err != nil {
+		return fmt.Errorf("network: set %s up: %w", ifi.Name, err)
+	}
+	if err := s.addAddress(ifi.Index, prefix); err != nil {
+		return fmt.Errorf("network: give %s the address %s: %w", ifi.Name, prefix, err)
+	}
+	if c.Gateway != "" {
+		gw, err := netip.ParseAddr(c.Gateway)
+		if err != nil {
+			return fmt.Errorf("network: gateway: %w", err)
+		}
+		if err := s.addDefaultRoute(ifi.Index, gw); err != nil {
+			return fmt.Errorf("network: route by %s: %w", gw, err)
+		}
+	}
+	return nil
+}
+
+// await waits for the interface: its driver may still be loading.
+func (c Config) await(ctx context.Context) (*net.Interface, error) {
+	for {
+		all, err := net.Interfaces()
+		if err != nil {
+			return nil, fmt.Errorf("network: list interfaces: %w", err)
+		}
+		for _, i := range all {
+			if i.Name == c.Interface || c.Interface == "" && i.Flags&net.FlagLoopback == 0 {
+				return &i, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			if c.Interface != "" {
+				return nil, fmt.Errorf("network: there is no interface %s: is its driver loaded?", c.Interface)
+			}
+			return nil, errors.New("network: there is no interface but lo: is a driver missing?")
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func addressed(i *net.Interface) (bool, error) {
+	addrs, err := i.Addrs()
+	if err != nil {
+		return false, fmt.Errorf("network: addresses of %s: %w", i.Name, err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLinkLocalUnicast() {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Lacks says what the network lacks to reach anybody, or nothing.
+func Lacks() string {
+	all, err := net.Interfaces()
+	if err != nil {
+		return ""
+	}
+	var down []string
+	found := false
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		found = true
+		if has, err := addressed(&i); err == nil && has && carrier(i.Name) {
+			return ""
+		}
+		switch {
+		case i.Flags&net.FlagUp == 0:
+			down = append(down, i.Name+" is down")
+		case !carrier(i.Name):
+			down = append(down, i.Name+" has no link: is the cable in?")
+		default:
+			down = append(down, i.Name+" has no address")
+		}
+	}
+	if !found {
+		return "there is no network interface but lo: is a driver missing?"
+	}
+	return strings.Join(down, "; ")
+}
+
+func carrier(name string) bool {
+	b, err := os.ReadFile("/sys/class/net/" + name + "/carrier")
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
+// socket is a routing socket (rtnetlink(7)).
+type socket struct{ fd int }
+
+func dial() (socket, error) {
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, syscall.NETLINK_ROUTE)
+	if err != nil {
+		return socket{}, fmt.Errorf("open routing socket: %w", err)
+	}
+	timeout := syscall.Timeval{Sec: 5}
+	if err := errors.Join(
+		syscall.Bind(fd, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}),
+		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &timeout),
+	); err != nil {
+		syscall.Close(fd)
+		return socket{}, fmt.Errorf("open routing socket: %w", err)
+	}
+	return socket{fd}, nil
+}
+
+func (s socket) close() { _ = syscall.Close(s.fd) }
+
+var ne = binary.NativeEndian
+
+// ask sends a request and waits for its acknowledgement.
+func (s socket) ask(typ, flags uint16, body []byte) error {
+	b := make([]byte, syscall.NLMSG_HDRLEN, syscall.NLMSG_HDRLEN+len(body))
+	ne.PutUint32(b, uint32(syscall.NLMSG_HDRLEN+len(body)))
+	ne.PutUint16(b[4:], typ)
+	ne.PutUint16(b[6:], flags|syscall.NLM_F_REQUEST|syscall.NLM_F_ACK)
+	ne.PutUint32(b[8:], 1)
+	if err := syscall.Sendto(s.fd, append(b, body...), 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}); err != nil {
+		return err
+	}
+	buf := make([]byte, 4096)
+	n, _, err := syscall.Recvfrom(s.fd, buf, 0)
+	if err != nil {
+		return err
+	}
+	msgs, err := syscall.ParseNetlinkMessage(buf[:n])
+	if err != nil {
+		return err
+	}
+	for _, m := range msgs {
+		if m.Header.Type == syscall.NLMSG_ERROR && len(m.Data) >= 4 {
+			if code := int32(ne.Uint32(m.Data)); code != 0 && syscall.Errno(-code) != syscall.EEXIST {
+				return syscall.Errno(-code)
+			}
+			return nil
+		}
+	}
+	return errors.New("no acknowledgement")
+}
+
+func attribute(b []byte, typ uint16, value []byte) []byte {
+	b = ne.AppendUint16(b, uint16(4+len(value)))
+	b = ne.AppendUint16(b, typ)
+	b = append(b, value...)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+func family(a netip.Addr) byte {
+	if a.Is4() {
+		return syscall.AF_INET
+	}
+	return syscall.AF_INET6
+}
+
+// linkUp is RTM_NEWLINK with struct ifinfomsg.
+func (s socket) linkUp(index int) error {
+	b := make([]byte, syscall.SizeofIfInfomsg)
+	ne.PutUint32(b[4:], uint32(index))
+	ne.PutUint32(b[8:], syscall.IFF_UP)
+	ne.PutUint32(b[12:], syscall.IFF_UP)
+	return s.ask(syscall.RTM_NEWLINK, 0, b)
+}
+
+// addAddress is RTM_NEWADDR with struct ifaddrmsg.
+func (s socket) addAddress(index int, p netip.Prefix) error {
+	b := make([]byte, syscall.SizeofIfAddrmsg)
+	b[0], b[1] = family(p.Addr()), byte(p.Bits())
+	ne.PutUint32(b[4:], uint32(index))
+	b = attribute(b, syscall.IFA_LOCAL, p.Addr().AsSlice())
+	b = attribute(b, syscall.IFA_ADDRESS, p.Addr().AsSlice())
+	return s.ask(syscall.RTM_NEWADDR, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL, b)
+}
+
+// addDefaultRoute is RTM_NEWROUTE with struct rtmsg.
+func (s socket) addDefaultRoute(index int, gw netip.Addr) error {
+	b := make([]byte, syscall.SizeofRtMsg)
+	b[0] = family(gw)
+	b[4], b[5], b[6], b[7] = syscall.RT_TABLE_MAIN, syscall.RTPROT_BOOT, syscall.RT_SCOPE_UNIVERSE, syscall.RTN_UNICAST
+	b = attribute(b, syscall.RTA_GATEWAY, gw.AsSlice())
+	b = attribute(b, syscall.RTA_OIF, ne.AppendUint32(nil, uint32(index)))
+	return s.ask(syscall.RTM_NEWROUTE, syscall.NLM_F_CREATE, b)
+}
