@@ -1,9 +1,16 @@
 package brokertest
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,13 +27,11 @@ import (
 // tpmClient asks b with a TPM.
 func (b *Broker) tpmClient(t *testing.T, d *tpmdev.Device) *agent.Client {
 	t.Helper()
-	pem, err := os.ReadFile(filepath.Join(b.Env.Dir, "ca.pem"))
+	roots, err := b.Env.Roots()
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr, _, _ := b.Server.Addresses()
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
 	c, err := agent.New(agent.Config{Address: addr, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, Identity: b.Server.Identity(), Device: d})
 	if err != nil {
 		t.Fatal(err)
@@ -152,6 +157,97 @@ func TestTPM(t *testing.T) {
 		}
 		refused("another manufacturer", b.tpmClient(t, d), "boot/"+chip, "tpm.ek_certificate", "unproven")
 	})
+}
+
+// TestTPMCertified: an attestation key that a CA certified needs no activation,
+// and a certificate of another TPM's key is of no use.
+func TestTPMCertified(t *testing.T) {
+	maker := testservers.NewTPMMaker(t)
+	socket := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm"), "guest1")
+	boot := testservers.NewBoot()
+	boot.Extend(t, socket)
+	log := boot.Log(t)
+	plain := openTPM(t, socket, log)
+	spki, err := plain.AKPublic()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plain.Close(); err != nil {
+		t.Fatal(err)
+	}
+	root, leaf := certifyAK(t, spki)
+	file := filepath.Join(t.TempDir(), "ak-root.pem")
+	if err := os.WriteFile(file, root, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := Start(t, func(c *server.Config) {
+		c.Evidence.TPM = server.TPM{AKRoots: file}
+		c.Catalog = append(c.Catalog, server.Entry{Pattern: "boot/{chip}", Source: "local", Key: "boot/{chip}", Policy: "measured_boot", CreateBytes: 32})
+	})
+	values := map[string]*pb.ReferenceValues{}
+	for name, v := range boot.Values() {
+		values[name] = &pb.ReferenceValues{Values: []string{v}}
+	}
+	if _, err := b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values}}); err != nil {
+		t.Fatal(err)
+	}
+	certified := func(socket string) *tpmdev.Device {
+		d, err := tpmdev.Open(tpmdev.Config{Path: socket, EventLog: log, AKCertificate: leaf})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d
+	}
+	d := certified(socket)
+	chip, err := d.ChipID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := get(t, b.tpmClient(t, d), "boot/"+chip); len(s[0].Value) != 32 {
+		t.Errorf("key of %d bytes", len(s[0].Value))
+	}
+	other := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm2"), "guest2")
+	boot.Extend(t, other)
+	denied(t, b.tpmClient(t, certified(other)), "boot/"+chip)
+	time.Sleep(600 * time.Millisecond) // a checkpoint
+	if got := b.lastDecision(t); !strings.Contains(got, "another key than the one that signed") {
+		t.Errorf("the operator is told %s", got)
+	}
+}
+
+// certifyAK is a CA, and its certificate of an attestation key (its purpose says so), in PEM.
+func certifyAK(t *testing.T, spki []byte) (root, leaf []byte) {
+	t.Helper()
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "AK CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	aik := asn1.ObjectIdentifier{2, 23, 133, 8, 3} // tcg-kp-AIKCertificate
+	ak := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "AK"}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, UnknownExtKeyUsage: []asn1.ObjectIdentifier{aik},
+	}
+	var out [2][]byte
+	for i, c := range []struct {
+		template *x509.Certificate
+		pub      any
+	}{{ca, key.Public()}, {ak, pub}} {
+		der, err := x509.CreateCertificate(rand.Reader, c.template, ca, c.pub, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}
+	return out[0], out[1]
 }
 
 // TestTPMRebooted: the attestation key is the same after a reboot, without anything stored.

@@ -87,7 +87,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
 	f.StringVar(&s.Suite, "suite", "", "key algorithm (default "+string(seal.Hybrid)+")")
 	f.StringVar(&s.Timeout, "timeout", "", "give up after this long (default 2m)")
-	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX) or tpm (default: what this machine has)")
+	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX) or tpm; default: the one that this machine has")
 	f.StringVar(&s.TPM.Device, "tpm", "", "the TPM: a device, or an emulator's Unix socket (default "+tpmdev.DefaultPath+")")
 	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
 	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
@@ -263,20 +263,31 @@ command does.`,
 }
 
 func evidenceCommand(s *settings) *cobra.Command {
-	var data, out string
+	var data, out, logFile string
 	c := &cobra.Command{
-		Use:     "evidence",
-		Short:   "Make evidence over given report data and write it to a file, for `claviger evidence show`",
-		Example: `  claviger-agent evidence --report-data 00…(128 hex digits) --out report.bin`,
-		Args:    cobra.NoArgs,
+		Use:   "evidence",
+		Short: "Make evidence over given report data and write it to a file, for `claviger evidence show`",
+		Long: `Make evidence over given report data and write it to a file, for ` + "`claviger evidence show`" + `:
+an SNP report with its certificate table behind it, a TDX quote, or for a TPM a JSON
+document with the quote, its signature, the attestation key, the PCRs and the kernel
+command line (proto/README.md). A TPM takes 32 bytes of report data.`,
+		Example: `  claviger-agent evidence --report-data 00…(128 hex digits) --out report.bin
+  claviger-agent evidence --evidence tpm --out tpm.json --event-log boot.log`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rd, err := hex.DecodeString(data)
 			if err != nil || len(rd) > 64 {
 				return fmt.Errorf("%w: --report-data: want at most 128 hex digits", errUsage)
 			}
+			if err := s.load(); err != nil {
+				return err
+			}
 			d, err := s.device(cmd.ErrOrStderr())
 			if err != nil {
 				return err
+			}
+			if c, ok := d.(io.Closer); ok {
+				defer c.Close()
 			}
 			raw, ok := d.(interface {
 				Raw(ctx context.Context, reportData [64]byte) (attest.Evidence, error)
@@ -290,21 +301,33 @@ func evidenceCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if logFile != "" {
+				if len(ev.EventLog) == 0 {
+					return errors.New("--event-log: this machine's firmware shows no event log")
+				}
+				if err := writeFile(logFile, ev.EventLog); err != nil {
+					return err
+				}
+			}
+			if ev.Type == attest.TypeTPM { // JSON: nothing can stand behind it
+				return writeFile(out, ev.Report)
+			}
 			return writeFile(out, append(ev.Report, ev.Endorsements...))
 		},
 	}
 	c.Flags().StringVar(&data, "report-data", "", "up to 64 bytes in hex, padded with zeros")
 	c.Flags().StringVarP(&out, "out", "o", "evidence.bin", "file to write")
+	c.Flags().StringVar(&logFile, "event-log", "", "write the firmware's event log to this file, too")
 	return c
 }
 
 // fetch runs use with opened secrets, and wipes them after.
 func (s *settings) fetch(cmd *cobra.Command, resources []string, inputs map[string][]byte, use func(context.Context, *agent.Client, []agent.Secret, agent.Receipt) error) error {
-	client, err := s.client(cmd)
+	client, done, err := s.client(cmd)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer done()
 	timeout, err := time.ParseDuration(s.Timeout)
 	if err != nil || timeout <= 0 {
 		return fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
@@ -323,16 +346,25 @@ func (s *settings) fetch(cmd *cobra.Command, resources []string, inputs map[stri
 	return use(ctx, client, secrets, receipt)
 }
 
-// client is the broker's, by the settings.
-func (s *settings) client(cmd *cobra.Command) (*agent.Client, error) {
+// client is the broker's, by the settings; done lets go of it and of the device.
+func (s *settings) client(cmd *cobra.Command) (client *agent.Client, done func(), err error) {
 	if err := s.complete(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	device, err := s.device(cmd.ErrOrStderr())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return s.clientOf(cmd, device)
+	let := func() {
+		if c, ok := device.(io.Closer); ok {
+			c.Close()
+		}
+	}
+	if client, err = s.clientOf(cmd, device); err != nil {
+		let()
+		return nil, nil, err
+	}
+	return client, func() { client.Close(); let() }, nil
 }
 
 // clientOf is a client with a device that the caller has.
@@ -354,12 +386,31 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 	return agent.New(cfg)
 }
 
+// complete fills in the settings and wants those without which no broker can be asked.
 func (s *settings) complete() error {
-	var file settings
-	path := s.config
-	if path == "" {
-		path = defaultConfig
+	if err := s.load(); err != nil {
+		return err
 	}
+	switch {
+	case s.Broker == "":
+		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, s.path())
+	case s.Identity == "":
+		return fmt.Errorf("%w: no pinned broker identity: give --identity, CLAVIGER_IDENTITY or \"identity\" in %s", errUsage, s.path())
+	}
+	return nil
+}
+
+func (s *settings) path() string {
+	if s.config == "" {
+		return defaultConfig
+	}
+	return s.config
+}
+
+// load fills in the settings.
+func (s *settings) load() error {
+	var file settings
+	path := s.path()
 	b, err := os.ReadFile(path)
 	switch {
 	case err == nil:
@@ -388,12 +439,6 @@ func (s *settings) complete() error {
 	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
 	s.TPM = file.TPM.or(s.TPM)
 	s.Serve, s.Volumes, s.Unlock, s.Keys = file.Serve, file.Volumes, file.Unlock, file.Keys
-	switch {
-	case s.Broker == "":
-		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, path)
-	case s.Identity == "":
-		return fmt.Errorf("%w: no pinned broker identity: give --identity, CLAVIGER_IDENTITY or \"identity\" in %s", errUsage, path)
-	}
 	return nil
 }
 

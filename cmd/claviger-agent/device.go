@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -20,6 +20,24 @@ type tpmConfig struct {
 	Device   string `json:"device"`    // default /dev/tpmrm0
 	EventLog string `json:"event_log"` // default the kernel's
 	PCRs     []int  `json:"pcrs"`      // quoted; default all but those that change all the time
+	// AKCertificate is a PEM file: a certificate of the TPM's attestation key, and its issuers.
+	AKCertificate string `json:"ak_certificate"`
+}
+
+// open connects to the TPM.
+func (c tpmConfig) open() (*tpmdev.Device, error) {
+	cfg := tpmdev.Config{Path: c.Device, EventLog: c.EventLog, PCRs: c.PCRs}
+	if c.AKCertificate != "" {
+		b, err := os.ReadFile(c.AKCertificate)
+		if err != nil {
+			return nil, fmt.Errorf("tpm.ak_certificate: %w", err)
+		}
+		if block, _ := pem.Decode(b); block == nil || block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("tpm.ak_certificate: %s holds no PEM certificate", c.AKCertificate)
+		}
+		cfg.AKCertificate = b
+	}
+	return tpmdev.Open(cfg)
 }
 
 // or is c with what flags say in its place.
@@ -51,7 +69,7 @@ func (s *settings) hardware() (agent.Device, error) {
 	case "tsm":
 		return agent.TSM{}, nil
 	case "tpm":
-		return tpmdev.Open(tpmdev.Config{Path: s.TPM.Device, EventLog: s.TPM.EventLog, PCRs: s.TPM.PCRs})
+		return s.TPM.open()
 	}
 	return nil, fmt.Errorf("%w: evidence: %q is neither tsm nor tpm", errUsage, kind)
 }
@@ -60,7 +78,11 @@ func (s *settings) hardware() (agent.Device, error) {
 // wanted, after all that is wrong with the settings.
 type none struct{}
 
-func (none) Evidence(context.Context, attest.Transcript) (attest.Evidence, error) {
+func (n none) Evidence(ctx context.Context, _ attest.Transcript) (attest.Evidence, error) {
+	return n.Raw(ctx, [64]byte{})
+}
+
+func (none) Raw(context.Context, [64]byte) (attest.Evidence, error) {
 	return attest.Evidence{}, fmt.Errorf("this machine has nothing to make evidence with: neither %s (SEV-SNP, TDX) nor %s (TPM); are the drivers loaded?", tsmFolder, tpmdev.DefaultPath)
 }
 
@@ -69,38 +91,73 @@ func there(path string) bool {
 	return err == nil
 }
 
+// tpmFacts is what `claviger-agent tpm` shows.
+type tpmFacts struct {
+	ChipID   string `json:"chip_id"`
+	AKName   string `json:"ak_name"`
+	AKPublic string `json:"ak_public"` // PEM
+	// EKIssuer and EKSerial are empty if the TPM has no certificate.
+	EKIssuer string `json:"ek_issuer,omitempty"`
+	EKSerial string `json:"ek_serial,omitempty"`
+}
+
 func tpmCommand(s *settings) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use:     "tpm",
-		Short:   "Show what an operator needs to know of this machine's TPM: its chip id and attestation key",
-		Example: "  claviger-agent tpm\n  claviger-agent tpm --output json",
-		Args:    cobra.NoArgs,
+		Use:   "tpm",
+		Short: "Show what an operator needs to know of this machine's TPM: its chip id, its attestation key, who certified it",
+		Example: `  claviger-agent tpm
+  claviger-agent tpm --output json | jq -r .ak_public      # for a CA that certifies attestation keys ("tpm.ak_certificate")
+  claviger-agent tpm --tpm /run/swtpm/sock`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 || output != "table" && output != "json" {
+				return fmt.Errorf("%w: want no arguments, and --output table or json", errUsage)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := tpmdev.Open(tpmdev.Config{Path: s.TPM.Device})
+			if err := s.load(); err != nil {
+				return err
+			}
+			d, err := s.TPM.open()
 			if err != nil {
 				return err
 			}
 			defer d.Close()
-			chip, err := d.ChipID()
+			f, err := factsOf(d)
 			if err != nil {
 				return err
 			}
-			ak, err := d.AKName()
-			if err != nil {
-				return err
+			if output == "json" {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(f)
 			}
-			switch output {
-			case "json":
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"chip_id": chip, "ak_name": ak})
-			case "table":
-				tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-				fmt.Fprintf(tw, "chip id\t%s\nattestation key\t%s\n", chip, ak)
-				return tw.Flush()
+			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			fmt.Fprintf(tw, "chip id\t%s\nattestation key\t%s\n", f.ChipID, f.AKName)
+			if f.EKIssuer != "" {
+				fmt.Fprintf(tw, "certified by\t%s\nserial number\t%s\n", f.EKIssuer, f.EKSerial)
 			}
-			return errors.Join(errUsage, fmt.Errorf("--output is %q, want table or json", output))
+			return tw.Flush()
 		},
 	}
 	c.Flags().StringVar(&output, "output", "table", "table or json")
 	return c
+}
+
+func factsOf(d *tpmdev.Device) (f tpmFacts, err error) {
+	if f.ChipID, err = d.ChipID(); err != nil {
+		return f, err
+	}
+	if f.AKName, err = d.AKName(); err != nil {
+		return f, err
+	}
+	der, err := d.AKPublic()
+	if err != nil {
+		return f, err
+	}
+	f.AKPublic = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	// A TPM whose attestation key is certified may have no EK certificate.
+	if c, err := d.EKCertificate(); err == nil {
+		f.EKIssuer, f.EKSerial = c.Issuer.String(), c.SerialNumber.Text(16)
+	}
+	return f, nil
 }

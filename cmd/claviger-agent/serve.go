@@ -83,11 +83,11 @@ under their own path; the "serve" section of the configuration file says more
   claviger-agent serve --config /etc/claviger/agent.json
   curl --unix-socket /run/claviger/agent.sock http://agent/v1/secrets/db/orders`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := s.client(cmd)
+			client, done, err := s.client(cmd)
 			if err != nil {
 				return err
 			}
-			defer client.Close()
+			defer done()
 			cfg := serveConfig{}
 			if s.Serve != nil {
 				cfg = *s.Serve
@@ -309,10 +309,10 @@ func (s *settings) supervise(cmd *cobra.Command, path string, argv, names, resou
 	default:
 		return fmt.Errorf("%w: --watch is %q, want restart, signal=NAME or none", errUsage, watch)
 	}
-	client, err := s.client(cmd)
+	client, done, err := s.client(cmd)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer done()
 	return child.Run(context.WithoutCancel(cmd.Context()), client) // signals are the command's
 }

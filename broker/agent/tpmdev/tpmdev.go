@@ -42,6 +42,9 @@ type Config struct {
 	Path     string // a TPM device, or the Unix socket of an emulator; default DefaultPath
 	EventLog string // default DefaultEventLog; a missing file is no log
 	PCRs     []int  // of the SHA-256 bank; default DefaultPCRs
+	// AKCertificate is the certificate of the attestation key and its issuers
+	// (PEM), for a broker that trusts that CA: no activation is asked for then.
+	AKCertificate []byte
 }
 
 // Device is a TPM. It is safe for concurrent use, one command at a time. Close it.
@@ -106,7 +109,7 @@ func (d *Device) Close() error {
 func (d *Device) Activate(ctx context.Context, ask func(context.Context, attest.TPMActivation) (attest.TPMChallenge, error)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ticket != nil && d.now().Before(d.expires) {
+	if len(d.cfg.AKCertificate) > 0 || d.ticket != nil && d.now().Before(d.expires) {
 		return nil
 	}
 	if err := d.loadAK(); err != nil {
@@ -147,12 +150,24 @@ func ekPolicy(t transport.TPM, h tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error
 
 // Evidence quotes the PCRs over the transcript's digest.
 func (d *Device) Evidence(_ context.Context, t attest.Transcript) (attest.Evidence, error) {
+	return d.evidence(t.Digest32())
+}
+
+// Raw quotes the PCRs over given report data, of which a TPM takes 32 bytes.
+// It binds the evidence to nothing of ours.
+func (d *Device) Raw(_ context.Context, reportData [64]byte) (attest.Evidence, error) {
+	if [32]byte(reportData[32:]) != ([32]byte{}) {
+		return attest.Evidence{}, errors.New("TPM: report data of more than 32 bytes")
+	}
+	return d.evidence([32]byte(reportData[:32]))
+}
+
+func (d *Device) evidence(digest [32]byte) (attest.Evidence, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.loadAK(); err != nil {
 		return attest.Evidence{}, err
 	}
-	digest := t.Digest32()
 	r := attest.TPMReport{AKPublic: d.ak.public, Ticket: d.ticket, Secret: d.secret}
 	var err error
 	// What extends a PCR between reading and quoting makes the two differ.
@@ -183,7 +198,7 @@ func (d *Device) Evidence(_ context.Context, t attest.Transcript) (attest.Eviden
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return attest.Evidence{}, fmt.Errorf("TPM event log: %w", err)
 	}
-	return attest.Evidence{Type: attest.TypeTPM, Report: report, EventLog: log}, nil
+	return attest.Evidence{Type: attest.TypeTPM, Report: report, Endorsements: d.cfg.AKCertificate, EventLog: log}, nil
 }
 
 // closed is what CloseDoor measures: SHA-256 of this text.
@@ -376,22 +391,57 @@ func (d *Device) AKName() (string, error) {
 	return hex.EncodeToString(d.ak.name.Buffer), nil
 }
 
-// ChipID is what the claims call this TPM: the SHA-256 of its certified
-// endorsement key (SubjectPublicKeyInfo), hex.
-func (d *Device) ChipID() (string, error) {
+// AKPublic is the attestation key (SubjectPublicKeyInfo, DER), for a CA that certifies it.
+func (d *Device) AKPublic() ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.loadAK(); err != nil {
+		return nil, err
+	}
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](d.ak.public)
+	if err != nil {
+		return nil, fmt.Errorf("TPM: attestation key: %w", err)
+	}
+	key, err := tpm2.Pub(*pub)
+	if err != nil {
+		return nil, fmt.Errorf("TPM: attestation key: %w", err)
+	}
+	return x509.MarshalPKIXPublicKey(key)
+}
+
+// EKCertificate is the certificate that the manufacturer left in the TPM.
+func (d *Device) EKCertificate() (*x509.Certificate, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	certs, _ := d.ekCertificates()
 	if len(certs) == 0 {
-		return "", errors.New("TPM: it holds no endorsement key certificate")
+		return nil, errors.New("TPM: it holds no endorsement key certificate")
 	}
 	var raw asn1.RawValue // some TPMs leave padding behind it
 	if _, err := asn1.Unmarshal(certs[0], &raw); err != nil {
-		return "", fmt.Errorf("TPM: endorsement key certificate: %w", err)
+		return nil, fmt.Errorf("TPM: endorsement key certificate: %w", err)
 	}
 	c, err := x509.ParseCertificate(raw.FullBytes)
 	if err != nil {
-		return "", fmt.Errorf("TPM: endorsement key certificate: %w", err)
+		return nil, fmt.Errorf("TPM: endorsement key certificate: %w", err)
+	}
+	return c, nil
+}
+
+// ChipID is what the claims call this TPM: the SHA-256 of its certified
+// endorsement key (SubjectPublicKeyInfo), hex; of its attestation key where that is what is certified.
+func (d *Device) ChipID() (string, error) {
+	if len(d.cfg.AKCertificate) > 0 {
+		spki, err := d.AKPublic()
+		if err != nil {
+			return "", err
+		}
+		sum := sha256.Sum256(spki)
+		return hex.EncodeToString(sum[:]), nil
+	}
+	c, err := d.EKCertificate()
+	if err != nil {
+		return "", err
 	}
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(sum[:]), nil
