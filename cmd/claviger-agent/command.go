@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/netup"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/agent/unlock"
 	"github.com/claviger/claviger/broker/attest"
@@ -48,6 +49,8 @@ type settings struct {
 	HostData        string `json:"-"`
 	Verbose         bool   `json:"-"`
 	// Serve is for `claviger-agent serve` only.
+	// Network gives the machine an address, at boot, if it has none.
+	Network netup.Config `json:"network"`
 	// Evidence is "tsm", "tpm", or empty for what the machine has.
 	Evidence string       `json:"evidence"`
 	TPM      tpmConfig    `json:"tpm"`
@@ -377,7 +380,14 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 	if err != nil {
 		return nil, err
 	}
-	cfg := agent.Config{Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite)}
+	resolver, err := s.network(cmd.Context())
+	if err != nil {
+		return nil, err
+	}
+	cfg := agent.Config{
+		Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite),
+		Resolver: resolver, Hint: netup.Lacks, Built: built(),
+	}
 	if s.Verbose {
 		cfg.Logf = func(format string, args ...any) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
@@ -437,7 +447,7 @@ func (s *settings) load() error {
 	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
 	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
-	s.TPM = file.TPM.or(s.TPM)
+	s.TPM, s.Network = file.TPM.or(s.TPM), file.Network
 	s.Serve, s.Volumes, s.Unlock, s.Keys = file.Serve, file.Volumes, file.Unlock, file.Keys
 	return nil
 }

@@ -20,7 +20,6 @@ for m in virtio_pci virtio_net virtio_blk virtio_rng dm_crypt xts ecb aes_generi
 if grep -q claviger.golden /proc/cmdline; then
   echo "LOG $(base64 -w0 /sys/kernel/security/tpm0/binary_bios_measurements) END"; poweroff -f
 fi
-ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up && route add default gw 10.0.2.2
 read a b c < /proc/uptime; echo "UNLOCK starts $a"
 claviger-agent unlock --verbose
 code=$?
@@ -41,6 +40,7 @@ func (w *world) agentConfig(t *testing.T, more map[string]any) string {
 	c := map[string]any{
 		"broker": "10.0.2.2:" + w.port, "server_name": "localhost", "ca": "/etc/claviger/ca.pem", "identity": w.identity,
 		"evidence": "tpm", "timeout": "60s",
+		"network": map[string]any{"address": "10.0.2.15/24", "gateway": "10.0.2.2"},
 		"volumes": []any{map[string]any{"name": "root", "device": "/dev/vda", "resource": "disks/{chip}", "format": "blank"}},
 		"unlock":  map[string]any{"close_pcr": 15, "passphrase_fallback": false},
 	}
