@@ -200,7 +200,7 @@ func (s *settings) volumes(names []string, d agent.Device) ([]unlock.Volume, err
 		if err := v.Validate(); err != nil {
 			return nil, fmt.Errorf("%w: volumes[%d]: %w", errUsage, i, err)
 		}
-		if len(names) > 0 && !slices.Contains(names, v.Name) {
+		if len(names) > 0 && !slices.Contains(names, v.Name) || len(names) == 0 && v.Systemd {
 			continue
 		}
 		var err error
@@ -211,7 +211,10 @@ func (s *settings) volumes(names []string, d agent.Device) ([]unlock.Volume, err
 		}
 		out = append(out, v)
 	}
-	if len(out) == 0 || len(names) > len(out) {
+	if len(out) == 0 && len(names) == 0 {
+		return nil, fmt.Errorf(`%w: "volumes" of the configuration file names none to open`, errUsage)
+	}
+	if len(names) > len(out) {
 		return nil, fmt.Errorf(`%w: "volumes" of the configuration file has no %s`, errUsage, strings.Join(names, ", "))
 	}
 	return out, nil

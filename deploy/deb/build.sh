@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=$(sed -E 's/^v//; s/[^0-9A-Za-z.+~]+/./g' <<<"${1:-0}")
-[[ $version == [0-9]* ]] || version=0.0.0+$version
+[[ $version =~ ^[0-9]+\. ]] || version=0.0.0+$version
 arch=$(dpkg --print-architecture)
 mkdir -p dist
 work=$(mktemp -d)

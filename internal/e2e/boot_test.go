@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/base64"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -18,10 +19,11 @@ const (
 // register predicts what the boot measures and registers it: nobody copies a
 // hash out of a log, but for the firmware's, which cannot be computed
 // (docs/reference-values.md): it is observed on a machine of ours.
-func (w *world) register(t *testing.T, name, initrd string) {
+func (w *world) register(t *testing.T, name, kernel, initrd, cmdline, observer string, memoryMB int) {
 	t.Helper()
 	golden := w.newMachine(t, name+"-golden", w.maker, 64)
-	g := golden.boot(t, initrd, cmdline+" claviger.golden")
+	golden.memoryMB = memoryMB
+	g := golden.boot(t, w.kernel, observer, "console=ttyS0 claviger.golden")
 	g.Await(t, bootLimit, " END")
 	_, text, _ := strings.Cut(g.Console(), "LOG ")
 	text, _, _ = strings.Cut(text, " END")
@@ -34,7 +36,7 @@ func (w *world) register(t *testing.T, name, initrd string) {
 		t.Fatal(err)
 	}
 	set := w.command(t, "claviger", "reference", "compute", "tpm", "--from-log", logFile,
-		"--kernel", w.kernel, "--initrd", initrd, "--cmdline", cmdline, "--memory", "512M", "--output", "json")
+		"--kernel", kernel, "--initrd", initrd, "--cmdline", cmdline, "--memory", fmt.Sprintf("%dM", memoryMB), "--output", "json")
 	file := w.path(name + ".json")
 	if err := os.WriteFile(file, []byte(set), 0o600); err != nil {
 		t.Fatal(err)
@@ -56,12 +58,12 @@ func TestBoot(t *testing.T) {
 	need(t, "boot")
 	w := newWorld(t)
 	initrd := w.initrd(t, "initrd", "release 1", nil)
-	w.register(t, "release-1", initrd)
+	w.register(t, "release-1", w.kernel, initrd, cmdline, initrd, 512)
 	m := w.newMachine(t, "m1", w.maker, 64)
 
 	var chip string
 	t.Run("first boot", func(t *testing.T) {
-		g := m.boot(t, initrd, cmdline)
+		g := m.boot(t, w.kernel, initrd, cmdline)
 		login(t, g)
 		if out := g.Run(t, "echo from the first boot > /root/mark; sync; mount | grep mapper"); !strings.Contains(out, "/dev/mapper/root on / type ext4") {
 			t.Errorf("the root is not on the encrypted disk: %s", out)
@@ -83,7 +85,7 @@ func TestBoot(t *testing.T) {
 		t.Logf("QEMU used %s of CPU; console:\n%s", g.CPUTime().Round(time.Second), timings(g))
 	})
 	t.Run("second boot", func(t *testing.T) {
-		g := m.boot(t, initrd, cmdline)
+		g := m.boot(t, w.kernel, initrd, cmdline)
 		login(t, g)
 		if out := g.Run(t, "cat /root/mark"); !strings.Contains(out, "from the first boot") {
 			t.Errorf("the disk is not the one of the first boot: %s", out)
@@ -99,7 +101,7 @@ func TestBoot(t *testing.T) {
 
 	refused := func(t *testing.T, m *machine, initrd, cmdline string, want ...string) {
 		t.Helper()
-		g := m.boot(t, initrd, cmdline)
+		g := m.boot(t, w.kernel, initrd, cmdline)
 		switch g.Await(t, bootLimit, "REFUSED", "login:") {
 		case "login:":
 			t.Error("it booted")
@@ -138,7 +140,7 @@ func TestBoot(t *testing.T) {
 		if err := os.WriteFile(m.disk, disk, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		g := m.boot(t, initrd, cmdline)
+		g := m.boot(t, w.kernel, initrd, cmdline)
 		g.Await(t, bootLimit, "REFUSED", "login:")
 		g.Off(t, time.Minute)
 		if !strings.Contains(g.Console(), "not the one that was enrolled") {

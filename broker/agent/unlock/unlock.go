@@ -33,6 +33,8 @@ type Volume struct {
 	// Ciphers accepted in the header; default aes-xts-plain64 alone.
 	Ciphers  []string `json:"ciphers"`
 	Discards bool     `json:"discards"`
+	// Systemd says that systemd-cryptsetup opens it, with the key from `claviger-agent keys`.
+	Systemd bool `json:"systemd"`
 }
 
 // Validate names the field that is wrong.
