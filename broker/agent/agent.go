@@ -41,9 +41,11 @@ type Config struct {
 	Skew time.Duration // how far this clock may be off; 0: 5 minutes
 	// Resolver looks names up; nil: the system's.
 	Resolver *net.Resolver
-	// Logf is told about retries, and Hint asked what the machine lacks to reach a broker. Both may be nil.
+	// Logf is told about retries; may be nil.
 	Logf func(format string, args ...any)
-	Hint func() string
+	// Missing says what the machine lacks to reach a broker, or "". It is told why the last connection failed, or nil,
+	// and asked before the first attempt and while attempts fail. It may be nil.
+	Missing func(cause error) string
 	// Built is when this program was built: an earlier clock is wrong.
 	Built time.Time
 	Now   func() time.Time
@@ -59,6 +61,8 @@ var (
 	ErrNotOurBroker = errors.New("the reply is not one by the pinned broker to this request")
 	// ErrUnreachable: the deadline passed without an answer.
 	ErrUnreachable = errors.New("no answer in time")
+	// ErrExpired: only a new certificate of the broker helps.
+	ErrExpired = errors.New("the broker's certificate has expired")
 )
 
 // Client asks a broker, or another one of its cluster while that fails.
@@ -89,6 +93,9 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Logf == nil {
 		cfg.Logf = func(string, ...any) {}
 	}
+	if cfg.Missing == nil {
+		cfg.Missing = func(error) string { return "" }
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -103,8 +110,6 @@ func New(cfg Config) (*Client, error) {
 
 // Close ends the connections.
 func (c *Client) Close() error { return c.brokers.close() }
-
-func (c *Client) rpc() pb.KeyBrokerClient { return c.brokers.now().rpc }
 
 // Secret is an opened secret. Wipe it after use.
 type Secret struct {
@@ -150,58 +155,52 @@ func (c *Client) GetWith(ctx context.Context, inputs map[string][]byte, resource
 			return nil, Receipt{}, fmt.Errorf("agent: input for %q, which is not asked for", r)
 		}
 	}
-	var last error // before the deadline: what passes it only says that it passed
-	for attempt := 1; ; attempt++ {
-		secrets, receipt, err := c.once(ctx, resources, inputs)
-		if err == nil {
-			c.brokers.worked()
-			return secrets, receipt, nil
+	last := errors.New("a broker asked to be left alone for longer")
+	c.cfg.Missing(nil)
+	for attempt := 0; ; attempt++ {
+		e, wait := c.brokers.pick(time.Now())
+		if attempt > 0 {
+			c.cfg.Logf("attempt %d, %v; trying %s in %s", attempt, last, e.address, wait.Round(time.Millisecond))
 		}
-		if last == nil || ctx.Err() == nil {
-			last = c.explain(err)
-		}
-		if again := c.rest(ctx, attempt, last, err); !again {
-			return nil, Receipt{}, final(err)
-		}
-		if ctx.Err() != nil {
+		if err := e.rest(ctx, wait, func() { c.cfg.Missing(e.last.get()) }); err != nil {
 			return nil, Receipt{}, fmt.Errorf("%w from %s after %d attempts; the last: %w", ErrUnreachable, c.cfg.Address, attempt, last)
 		}
+		secrets, receipt, err := c.once(ctx, e, resources, inputs)
+		if err == nil {
+			c.brokers.worked(e)
+			return secrets, receipt, nil
+		}
+		if !c.brokers.failed(e, err, time.Now()) {
+			return nil, Receipt{}, final(err)
+		}
+		if attempt == 0 || ctx.Err() == nil { // what passes the deadline only says that it passed
+			last = fmt.Errorf("%s: %w", e.address, c.explain(e, err))
+		}
+		if c.brokers.expired(c.cfg.Now(), c.cfg.Built) {
+			return nil, Receipt{}, last
+		}
 	}
 }
 
-// rest waits until a broker may be asked again, or says that asking would not help.
-func (c *Client) rest(ctx context.Context, attempt int, why, err error) (again bool) {
-	e := c.brokers.now()
-	if _, again := c.brokers.failed(err, time.Now()); !again {
-		return false
-	}
-	wait := max(0, c.brokers.next(time.Now()))
-	c.cfg.Logf("attempt %d, %s: %v; trying %s in %s", attempt, e.address, why, c.brokers.now().address, wait.Round(time.Millisecond))
-	_ = sleep(ctx, wait)
-	return true
-}
-
-// explain adds what a person at a console can mend: a wrong clock, a network that is not up.
-func (c *Client) explain(err error) error {
-	if status.Code(err) != codes.Unavailable && status.Code(err) != codes.DeadlineExceeded {
+// explain says what a person at a console can mend, if it is that: a wrong clock, a network that is not up.
+func (c *Client) explain(e *endpoint, err error) error {
+	if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded {
 		return err
 	}
-	if clock := clockError(c.brokers.now().creds.last.get(), c.cfg.Now(), c.cfg.Built); clock != nil {
+	cause := e.last.get()
+	if clock := clockError(cause, c.cfg.Now(), c.cfg.Built); clock != nil {
 		return clock
 	}
-	if c.cfg.Hint != nil {
-		if hint := c.cfg.Hint(); hint != "" {
-			return fmt.Errorf("%s (%w)", hint, err)
-		}
+	if missing := c.cfg.Missing(cause); missing != "" {
+		return fmt.Errorf("%s (%w)", missing, err)
 	}
 	return err
 }
 
-func (c *Client) once(ctx context.Context, resources []string, inputs map[string][]byte) ([]Secret, Receipt, error) {
+func (c *Client) once(ctx context.Context, e *endpoint, resources []string, inputs map[string][]byte) ([]Secret, Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	rpc := c.rpc()
-	ch, err := challenge(ctx, rpc)
+	ch, err := e.challenge(ctx)
 	if err != nil {
 		return nil, Receipt{}, err
 	}
@@ -226,14 +225,16 @@ func (c *Client) once(ctx context.Context, resources []string, inputs map[string
 	if sent == nil {
 		bound = nil
 	}
-	ev, err := c.evidence(ctx, attest.Transcript{
+	ev, err := c.evidence(ctx, e, attest.Transcript{
 		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(),
 		OfferedSuites: offered, Resources: resources, Inputs: bound,
 	})
 	if err != nil {
 		return nil, Receipt{}, err
 	}
-	resp, err := rpc.Release(ctx, &pb.ReleaseRequest{
+	asking, stop := context.WithTimeout(ctx, c.brokers.patience)
+	defer stop()
+	resp, err := e.rpc.Release(asking, &pb.ReleaseRequest{
 		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
 		Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}},
 		Inputs:   sent,
@@ -255,11 +256,11 @@ func (c *Client) once(ctx context.Context, resources []string, inputs map[string
 	return secrets, receipt, nil
 }
 
-// challenge asks for a nonce. It is quick, or the broker is of no use: there may be another one.
-func challenge(ctx context.Context, rpc pb.KeyBrokerClient) (*pb.ChallengeResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// challenge asks for a nonce. That is quick, or the broker is of no use.
+func (e *endpoint) challenge(ctx context.Context) (*pb.ChallengeResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	ch, err := rpc.Challenge(ctx, &pb.ChallengeRequest{})
+	ch, err := e.rpc.Challenge(ctx, &pb.ChallengeRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask for a challenge: %w", err)
 	}
@@ -272,9 +273,9 @@ type Activated interface {
 }
 
 // evidence has the device sign the transcript.
-func (c *Client) evidence(ctx context.Context, t attest.Transcript) (attest.Evidence, error) {
+func (c *Client) evidence(ctx context.Context, e *endpoint, t attest.Transcript) (attest.Evidence, error) {
 	if a, ok := c.cfg.Device.(Activated); ok {
-		if err := a.Activate(ctx, c.activateTPM); err != nil {
+		if err := a.Activate(ctx, e.activateTPM); err != nil {
 			if _, ok := status.FromError(err); ok {
 				return attest.Evidence{}, err // another attempt may help
 			}
@@ -288,8 +289,10 @@ func (c *Client) evidence(ctx context.Context, t attest.Transcript) (attest.Evid
 	return ev, nil
 }
 
-func (c *Client) activateTPM(ctx context.Context, a attest.TPMActivation) (attest.TPMChallenge, error) {
-	r, err := c.rpc().ActivateTPM(ctx, &pb.ActivateTPMRequest{EkCertificates: a.EKCertificates, EkPublic: a.EKPublic, AkPublic: a.AKPublic})
+func (e *endpoint) activateTPM(ctx context.Context, a attest.TPMActivation) (attest.TPMChallenge, error) {
+	ctx, cancel := context.WithTimeout(ctx, manyPatience)
+	defer cancel()
+	r, err := e.rpc.ActivateTPM(ctx, &pb.ActivateTPMRequest{EkCertificates: a.EKCertificates, EkPublic: a.EKPublic, AkPublic: a.AKPublic})
 	if err != nil {
 		return attest.TPMChallenge{}, fmt.Errorf("show the attestation key: %w", err)
 	}
@@ -363,7 +366,7 @@ func (c *Client) receipt(r *pb.Receipt, decision string) (Receipt, error) {
 // published. It is verified with the log's key by who audits: `claviger audit verify --receipt`.
 func (c *Client) Prove(ctx context.Context, r *Receipt) error {
 	for attempt := 0; ; attempt++ {
-		p, err := c.rpc().ProveInclusion(ctx, &pb.ProveInclusionRequest{LogIndex: r.LogIndex})
+		p, err := c.brokers.current().rpc.ProveInclusion(ctx, &pb.ProveInclusionRequest{LogIndex: r.LogIndex})
 		if err == nil {
 			r.Checkpoint, r.Path = p.GetCheckpoint(), p.GetProof()
 			return nil

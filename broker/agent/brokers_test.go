@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -59,18 +60,21 @@ func TestSeveralBrokers(t *testing.T) {
 	b := brokertest.Start(t, nil)
 	addr, _, _ := b.Server.Addresses()
 	var hung atomic.Int32
+	var wg sync.WaitGroup
 	hangs, gone := listen(t, &hung), "127.0.0.1:1"
 	for _, list := range []string{hangs + "," + gone + "," + addr, addr + ", " + hangs, gone + "," + addr} {
 		for range 3 { // it starts at a random one
-			c := client(t, b, func(cfg *agent.Config) { cfg.Address = list })
-			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
-			s, _, err := c.Get(ctx, "disks/vm-1")
-			cancel()
-			if err != nil || len(s[0].Value) != 32 {
-				t.Fatalf("%s: %v", list, err)
-			}
+			wg.Go(func() {
+				c := client(t, b, func(cfg *agent.Config) { cfg.Address = list })
+				ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+				defer cancel()
+				if s, _, err := c.Get(ctx, "disks/vm-1"); err != nil || len(s[0].Value) != 32 {
+					t.Errorf("%s: %v", list, err)
+				}
+			})
 		}
 	}
+	wg.Wait()
 	c := client(t, b, func(cfg *agent.Config) { cfg.Address = gone + ",127.0.0.1:2" })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -98,8 +102,7 @@ func TestWrongClock(t *testing.T) {
 	built := time.Now().Add(-24 * time.Hour)
 	for want, now := range map[string]time.Time{
 		"before claviger-agent was built": time.Unix(3600, 0),
-		"before the certificate of":       time.Now().Add(-12 * time.Hour),
-		"expired on":                      time.Now().Add(90 * 24 * time.Hour),
+		"is not valid before":             time.Now().Add(-12 * time.Hour),
 	} {
 		c := client(t, b, func(cfg *agent.Config) {
 			cfg.Built, cfg.Now = built, func() time.Time { return now }
@@ -110,6 +113,22 @@ func TestWrongClock(t *testing.T) {
 		if !errors.Is(err, agent.ErrUnreachable) || !strings.Contains(err.Error(), want) {
 			t.Errorf("at %s: got %v, want %q", now, err, want)
 		}
+	}
+	// An expired certificate is final, unless another broker has a better one.
+	late := func(cfg *agent.Config) {
+		cfg.Built, cfg.Now = built, func() time.Time { return time.Now().Add(90 * 24 * time.Hour) }
+	}
+	if _, _, err := client(t, b, late).Get(t.Context(), "disks/vm-1"); !errors.Is(err, agent.ErrExpired) || errors.Is(err, agent.ErrUnreachable) || !strings.Contains(err.Error(), "looks right") {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+	defer cancel()
+	_, _, err := client(t, b, func(cfg *agent.Config) {
+		late(cfg)
+		cfg.Address += ",127.0.0.1:1"
+	}).Get(ctx, "disks/vm-1")
+	if !errors.Is(err, agent.ErrUnreachable) {
+		t.Errorf("with another broker: %v", err)
 	}
 	// A clock that is mended meanwhile is seen.
 	var right atomic.Bool
@@ -127,12 +146,12 @@ func TestWrongClock(t *testing.T) {
 	}
 }
 
-// TestHint: what the machine lacks is said with the error, and asked for again each time.
-func TestHint(t *testing.T) {
+// TestMissing: what the machine lacks is said with the error, and asked for again each time.
+func TestMissing(t *testing.T) {
 	b := brokertest.Start(t, nil)
 	n := 0
 	c := client(t, b, func(cfg *agent.Config) {
-		cfg.Address, cfg.Hint = "127.0.0.1:1", func() string { n++; return fmt.Sprintf("eth0 has no link, said %d times", n) }
+		cfg.Address, cfg.Missing = "127.0.0.1:1", func(error) string { n++; return fmt.Sprintf("eth0 has no link, said %d times", n) }
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()

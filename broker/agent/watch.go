@@ -41,21 +41,24 @@ func (c *Client) Watch(ctx context.Context, resources []string, on func(context.
 		}
 	}
 	w := &watcher{c: c, key: key, resources: resources, on: on, held: map[string]string{}}
-	for attempt := 1; ; attempt++ {
+	c.cfg.Missing(nil)
+	for {
+		e, wait := c.brokers.pick(time.Now())
+		if err := e.rest(ctx, wait, func() { c.cfg.Missing(e.last.get()) }); err != nil {
+			return err
+		}
 		start := c.cfg.Now()
-		err := w.stream(ctx)
+		err := w.stream(ctx, e)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if c.cfg.Now().Sub(start) > healthy {
-			c.brokers.worked()
+			c.brokers.worked(e)
 		}
-		if again := c.rest(ctx, attempt, c.explain(err), err); !again {
+		if !c.brokers.failed(e, err, time.Now()) {
 			return final(err)
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+		c.cfg.Logf("stream of %s ended: %v; coming back", e.address, c.explain(e, err))
 	}
 }
 
@@ -82,20 +85,19 @@ type line struct {
 	slots map[string]chan Secret
 }
 
-func (w *watcher) stream(ctx context.Context) error {
+func (w *watcher) stream(ctx context.Context, e *endpoint) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rpc := w.c.rpc()
-	ch, err := challenge(ctx, rpc)
+	ch, err := e.challenge(ctx)
 	if err != nil {
 		return err
 	}
-	st, err := rpc.Watch(ctx)
+	st, err := e.rpc.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
 	l := &line{watcher: w, st: st, slots: map[string]chan Secret{}}
-	sub, err := w.subscription(ctx, ch.GetNonce())
+	sub, err := w.subscription(ctx, e, ch.GetNonce())
 	if err != nil {
 		return err
 	}
@@ -129,7 +131,7 @@ func (w *watcher) stream(ctx context.Context) error {
 			l.deliver(s)
 		case m.GetReattest() != nil:
 			asked = m.GetReattest().GetNonce()
-			sub, err := w.subscription(ctx, asked)
+			sub, err := w.subscription(ctx, e, asked)
 			if err != nil {
 				return err
 			}
@@ -149,10 +151,10 @@ func (w *watcher) stream(ctx context.Context) error {
 }
 
 // subscription makes evidence over the nonce.
-func (w *watcher) subscription(ctx context.Context, nonce []byte) (*pb.Subscribe, error) {
+func (w *watcher) subscription(ctx context.Context, e *endpoint, nonce []byte) (*pb.Subscribe, error) {
 	c := w.c
 	offered := []string{string(c.cfg.Suite)}
-	ev, err := c.evidence(ctx, attest.Transcript{
+	ev, err := c.evidence(ctx, e, attest.Transcript{
 		Nonce: nonce, BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: w.key.Public(),
 		OfferedSuites: offered, Resources: w.resources,
 	})
