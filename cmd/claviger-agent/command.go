@@ -386,7 +386,7 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 	}
 	cfg := agent.Config{
 		Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite),
-		Resolver: resolver, Hint: netup.Lacks, Built: built(),
+		Resolver: resolver, Missing: func(error) string { return netup.Lacks() }, Built: built(),
 	}
 	if s.Verbose {
 		cfg.Logf = func(format string, args ...any) {
