@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -17,8 +18,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
+	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/internal/server"
 	"github.com/claviger/claviger/internal/testservers"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
@@ -116,6 +122,45 @@ func TestTPM(t *testing.T) {
 			}
 		}
 	}
+	t.Run("a replayed quote", func(t *testing.T) {
+		ch, err := b.Workload.Challenge(t.Context(), &pb.ChallengeRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := seal.GenerateKey(seal.Hybrid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		suites, resources := []string{string(seal.Hybrid)}, []string{"boot/" + chip}
+		ev, err := d.Evidence(t.Context(), attest.Transcript{
+			Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(b.Server.Identity()), KeyAlgorithm: suites[0], PublicKey: key.Public(), OfferedSuites: suites, Resources: resources,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := &pb.ReleaseRequest{
+			Nonce: ch.GetNonce(), KeyAlgorithm: suites[0], PublicKey: key.Public(), OfferedSuites: suites, Resources: resources,
+			Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, EventLog: ev.EventLog}},
+		}
+		if _, err := b.Workload.Release(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := b.Workload.Release(t.Context(), req); err == nil || len(r.GetSecrets()) > 0 {
+			t.Errorf("the very request again: %v", err)
+		}
+		fresh, err := b.Workload.Challenge(t.Context(), &pb.ChallengeRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Nonce = fresh.GetNonce()
+		if _, err := b.Workload.Release(t.Context(), req); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("the quote under a fresh nonce: %v", err)
+		}
+		time.Sleep(600 * time.Millisecond) // a checkpoint
+		if got := b.lastDecision(t); !strings.Contains(got, "tpm.binding") {
+			t.Errorf("the operator is told %s", got)
+		}
+	})
 	refused("another machine's disk", c, "boot/"+strings.Repeat("0", 64), "not_own_resource")
 	if err := d.CloseDoor(15); err != nil {
 		t.Fatal(err)

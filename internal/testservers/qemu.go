@@ -166,7 +166,7 @@ func (g *Guest) Run(t testing.TB, command string) string {
 	if _, err := io.WriteString(g.in, command+"; echo do''ne\n"); err != nil {
 		t.Fatalf("type into the guest: %v", err)
 	}
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute)
 	for time.Now().Before(deadline) {
 		_, after, ok := strings.Cut(g.Console()[before:], "\n")
 		if text, _, found := strings.Cut(after, "done\n"); ok && found {
