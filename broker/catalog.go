@@ -39,9 +39,14 @@ type CatalogEntry struct {
 	Rotatable bool `json:"rotatable,omitempty"`
 	// Rekey lets the workload name the version that it wants, and have the next
 	// one made (VersionInput): for disk keys, as a disk opens with one version until it was re-keyed.
-	Rekey  bool              `json:"rekey,omitempty"`
-	Labels map[string]string `json:"labels,omitempty"`
+	Rekey bool `json:"rekey,omitempty"`
+	// Priority is PriorityBoot for what machines cannot boot without: it goes before everything else in the queue.
+	Priority string            `json:"priority,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
 }
+
+// PriorityBoot is the priority of disk keys.
+const PriorityBoot = "boot"
 
 // Kind is a kind of secret.
 type Kind string
@@ -138,6 +143,8 @@ func (e CatalogEntry) Validate() error {
 		return fmt.Errorf("rotatable: only for kv with create_bytes, and database_static")
 	case e.Rekey && (kind != KindKV || e.CreateBytes == 0 || e.Field == "*"):
 		return fmt.Errorf("rekey: only for kv with create_bytes, and one field")
+	case e.Priority != "" && e.Priority != PriorityBoot:
+		return fmt.Errorf("priority: %q is neither boot nor empty", e.Priority)
 	case e.Grace < 0:
 		return fmt.Errorf("grace: negative")
 	case !policyName.MatchString(e.Policy):

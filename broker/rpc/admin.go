@@ -222,7 +222,7 @@ func (a *Admin) ListCatalog(context.Context, *pb.ListCatalogRequest) (*pb.ListCa
 		out.Entries = append(out.Entries, &pb.CatalogEntry{
 			Pattern: e.Pattern, Source: e.Source, Kind: string(e.Kind), Mount: e.Mount, Key: e.Key, Field: e.Field, Policy: e.Policy,
 			PinVersion: uint32(e.PinVersion), Options: e.Options, CreateBytes: uint32(e.CreateBytes), TtlSeconds: int64(e.TTL / time.Second),
-			GraceSeconds: int64(e.Grace / time.Second), Rotatable: e.Rotatable, Rekey: e.Rekey, Labels: e.Labels,
+			GraceSeconds: int64(e.Grace / time.Second), Rotatable: e.Rotatable, Rekey: e.Rekey, Priority: e.Priority, Labels: e.Labels,
 		})
 	}
 	return out, nil
@@ -235,7 +235,7 @@ func (a *Admin) PutCatalogEntry(ctx context.Context, r *pb.PutCatalogEntryReques
 		Pattern: m.GetPattern(), Source: m.GetSource(), Kind: broker.Kind(m.GetKind()), Mount: m.GetMount(), Key: m.GetKey(), Field: m.GetField(),
 		Policy: m.GetPolicy(), PinVersion: int(m.GetPinVersion()), Options: maps.Clone(m.GetOptions()), CreateBytes: int(m.GetCreateBytes()),
 		TTL: time.Duration(m.GetTtlSeconds()) * time.Second, Grace: time.Duration(m.GetGraceSeconds()) * time.Second,
-		Rotatable: m.GetRotatable(), Rekey: m.GetRekey(), Labels: maps.Clone(m.GetLabels()),
+		Rotatable: m.GetRotatable(), Rekey: m.GetRekey(), Priority: m.GetPriority(), Labels: maps.Clone(m.GetLabels()),
 	}
 	others := slices.DeleteFunc(a.Catalog(), func(o broker.CatalogEntry) bool { return o.Pattern == e.Pattern })
 	if _, err := broker.NewCatalog(append(others, e)); err != nil {

@@ -32,15 +32,36 @@ func DefaultLimits() Limits {
 // maxPeers bounds the memory for addresses; the least recently seen are forgotten.
 const maxPeers = 65536
 
-// Admission holds the limits.
+// Admission holds the limits. Disk keys (entries with priority boot) go before
+// everything else: machines that wait for them cannot do anything.
 type Admission struct {
 	limits Limits
-	slots  chan struct{}
-	queue  chan struct{}
+	// boot says whether a resource is a disk key; nil: none is. It is asked before
+	// anything is proven: a guest that names a disk key that is not its own gets
+	// a denial sooner, within the rate of its address.
+	boot func(resource string) bool
 
-	mu    sync.Mutex
-	peers map[string]*list.Element // guarded by mu
-	lru   *list.List               // of peerLimit, the newest in front; guarded by mu
+	mu      sync.Mutex
+	running int                      // guarded by mu, as are the next three
+	waiting [2]*list.List            // of *waiter by class, the oldest in front
+	streak  int                      // boot requests that went before waiting normal ones
+	took    time.Duration            // how long a slot is held, smoothed
+	peers   map[string]*list.Element // guarded by mu
+	lru     *list.List               // of peerLimit, the newest in front; guarded by mu
+}
+
+// Classes of requests.
+const (
+	normal = iota
+	boot
+)
+
+// fair is how many boot requests may go before a normal one that waits.
+const fair = 7
+
+type waiter struct {
+	ready chan struct{} // closed when it has a slot, or err says why not
+	err   error
 }
 
 type peerLimit struct {
@@ -48,12 +69,9 @@ type peerLimit struct {
 	lim  *rate.Limiter
 }
 
-// NewAdmission makes an interceptor's state.
-func NewAdmission(l Limits) *Admission {
-	return &Admission{
-		limits: l, slots: make(chan struct{}, l.Concurrency), queue: make(chan struct{}, l.Concurrency+l.Queue),
-		peers: map[string]*list.Element{}, lru: list.New(),
-	}
+// NewAdmission makes an interceptor's state. isBoot says which resources are disk keys; nil: none.
+func NewAdmission(l Limits, isBoot func(resource string) bool) *Admission {
+	return &Admission{limits: l, boot: isBoot, waiting: [2]*list.List{list.New(), list.New()}, peers: map[string]*list.Element{}, lru: list.New()}
 }
 
 // Intercept refuses with RESOURCE_EXHAUSTED and RetryInfo what is over a limit.
@@ -61,12 +79,19 @@ func (a *Admission) Intercept(ctx context.Context, req any, info *grpc.UnaryServ
 	if d := a.peerDelay(ctx); d > 0 {
 		return nil, retry(codes.ResourceExhausted, "too many requests from this address", d)
 	}
+	class := normal
 	switch info.FullMethod {
-	case pb.KeyBroker_Release_FullMethodName, pb.KeyBroker_Attest_FullMethodName, pb.KeyBroker_ActivateTPM_FullMethodName:
+	case pb.KeyBroker_Release_FullMethodName:
+		if r, ok := req.(*pb.ReleaseRequest); ok {
+			class = a.class(r.GetResources())
+		}
+	case pb.KeyBroker_ActivateTPM_FullMethodName: // the step before a machine's disk key
+		class = boot
+	case pb.KeyBroker_Attest_FullMethodName:
 	default:
 		return next(ctx, req)
 	}
-	release, err := a.slot(ctx)
+	release, err := a.slot(ctx, class)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +130,7 @@ func (s *admitted) RecvMsg(m any) error {
 	if !ok || r.GetSubscribe() == nil {
 		return nil
 	}
-	release, err := s.a.slot(s.Context())
+	release, err := s.a.slot(s.Context(), normal)
 	if err != nil {
 		return err
 	}
@@ -131,29 +156,136 @@ func (s *admitted) leave() {
 	}
 }
 
+func (a *Admission) class(resources []string) int {
+	if a.boot == nil || len(resources) == 0 {
+		return normal
+	}
+	for _, r := range resources {
+		if !a.boot(r) {
+			return normal
+		}
+	}
+	return boot
+}
+
 // slot waits for a place among the releases that are appraised at once.
-func (a *Admission) slot(ctx context.Context) (release func(), err error) {
-	select {
-	case a.queue <- struct{}{}:
-	default:
-		return nil, retry(codes.ResourceExhausted, "queue is full", a.limits.QueueTime)
+func (a *Admission) slot(ctx context.Context, class int) (release func(), err error) {
+	w, err := a.enter(class)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	if w == nil {
+		return func() { a.leave(began) }, nil
 	}
 	timer := time.NewTimer(a.limits.QueueTime)
 	defer timer.Stop()
 	select {
-	case a.slots <- struct{}{}:
-		return func() { <-a.slots; <-a.queue }, nil
+	case <-w.ready:
 	case <-timer.C:
-		err = retry(codes.ResourceExhausted, "waited too long in the queue", a.limits.QueueTime)
+		if a.forget(w, class) {
+			return nil, retry(codes.ResourceExhausted, "waited too long in the queue", a.retryAfter())
+		}
 	case <-ctx.Done():
-		err = ctx.Err()
+		if a.forget(w, class) {
+			return nil, ctx.Err()
+		}
 	}
-	<-a.queue
-	return nil, err
+	<-w.ready // it had been given a slot, or refused, meanwhile
+	if w.err != nil {
+		return nil, w.err
+	}
+	began = time.Now()
+	return func() { a.leave(began) }, nil
+}
+
+// enter takes a slot (nil waiter) or a place in the queue. Where that is full a
+// disk key takes the place of the normal request that came last.
+func (a *Admission) enter(class int) (*waiter, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.running < a.limits.Concurrency && a.queued() == 0 {
+		a.running++
+		return nil, nil
+	}
+	if a.queued() >= a.limits.Queue {
+		youngest := a.waiting[normal].Back()
+		if class != boot || youngest == nil {
+			return nil, retry(codes.ResourceExhausted, "queue is full", a.wait())
+		}
+		d := a.waiting[normal].Remove(youngest).(*waiter)
+		d.err = retry(codes.ResourceExhausted, "queue is full", a.wait())
+		close(d.ready)
+	}
+	w := &waiter{ready: make(chan struct{})}
+	a.waiting[class].PushBack(w)
+	a.fill()
+	return w, nil
+}
+
+// leave gives a slot back.
+func (a *Admission) leave(began time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.running--
+	a.took += (time.Since(began) - a.took) / 16
+	a.fill()
+}
+
+// fill gives free slots to those who wait: disk keys first, but not for ever. a.mu is held.
+func (a *Admission) fill() {
+	for a.running < a.limits.Concurrency && a.queued() > 0 {
+		class := boot
+		if a.waiting[boot].Len() == 0 || a.streak >= fair && a.waiting[normal].Len() > 0 {
+			class = normal
+		}
+		if class == boot && a.waiting[normal].Len() > 0 {
+			a.streak++
+		} else {
+			a.streak = 0
+		}
+		w := a.waiting[class].Remove(a.waiting[class].Front()).(*waiter)
+		a.running++
+		close(w.ready)
+	}
+}
+
+// forget takes a waiter out of the queue, unless it is out already.
+func (a *Admission) forget(w *waiter, class int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for e := a.waiting[class].Back(); e != nil; e = e.Prev() {
+		if e.Value == w {
+			a.waiting[class].Remove(e)
+			return true
+		}
+	}
+	return false
+}
+
+// queued is how many wait. a.mu is held.
+func (a *Admission) queued() int { return a.waiting[normal].Len() + a.waiting[boot].Len() }
+
+// wait is when a request that found no place should come back: when those who
+// wait have been served, as long as that takes now. a.mu is held. Guests add
+// jitter of their own, so that a fleet does not come back in step.
+func (a *Admission) wait() time.Duration {
+	drain := a.took * time.Duration(a.queued()+a.running) / time.Duration(a.limits.Concurrency)
+	return min(max(drain, time.Second), time.Minute)
+}
+
+func (a *Admission) retryAfter() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.wait()
 }
 
 // Waiting is how many releases are in the queue or running.
-func (a *Admission) Waiting() int { return len(a.queue) }
+func (a *Admission) Waiting() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.queued() + a.running
+}
 
 func (a *Admission) peerDelay(ctx context.Context) time.Duration {
 	if a.limits.PeerRate <= 0 {

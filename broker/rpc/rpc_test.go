@@ -247,7 +247,7 @@ var releaseInfo = &grpc.UnaryServerInfo{FullMethod: pb.KeyBroker_Release_FullMet
 
 // TestQueue: what is over the limits is refused at once, or after the queue time, and asked to come back.
 func TestQueue(t *testing.T) {
-	a := NewAdmission(Limits{Concurrency: 2, Queue: 3, QueueTime: 100 * time.Millisecond})
+	a := NewAdmission(Limits{Concurrency: 2, Queue: 3, QueueTime: 100 * time.Millisecond}, nil)
 	hold, entered := make(chan struct{}), make(chan struct{}, 8)
 	slow := func(context.Context, any) (any, error) {
 		entered <- struct{}{}
@@ -308,7 +308,7 @@ func TestQueue(t *testing.T) {
 
 // TestPeerRate: one address cannot take what others need.
 func TestPeerRate(t *testing.T) {
-	a := NewAdmission(Limits{Concurrency: 1, PeerRate: 1, PeerBurst: 3, QueueTime: time.Second})
+	a := NewAdmission(Limits{Concurrency: 1, PeerRate: 1, PeerBurst: 3, QueueTime: time.Second}, nil)
 	next := func(context.Context, any) (any, error) { return nil, nil }
 	for range 3 {
 		if _, err := a.Intercept(from("10.0.0.1"), nil, releaseInfo, next); err != nil {
@@ -325,7 +325,7 @@ func TestPeerRate(t *testing.T) {
 	if _, err := a.Intercept(from("10.0.0.2"), nil, releaseInfo, next); err != nil {
 		t.Errorf("another address: %v", err)
 	}
-	off := NewAdmission(Limits{Concurrency: 1, QueueTime: time.Second})
+	off := NewAdmission(Limits{Concurrency: 1, QueueTime: time.Second}, nil)
 	for range 100 {
 		if _, err := off.Intercept(from("10.0.0.1"), nil, releaseInfo, next); err != nil {
 			t.Fatal(err)
@@ -335,7 +335,7 @@ func TestPeerRate(t *testing.T) {
 
 // TestPeersBounded: an attacker with many addresses does not fill the memory.
 func TestPeersBounded(t *testing.T) {
-	a := NewAdmission(Limits{Concurrency: 1, PeerRate: 1, PeerBurst: 1})
+	a := NewAdmission(Limits{Concurrency: 1, PeerRate: 1, PeerBurst: 1}, nil)
 	for i := range maxPeers + 1000 {
 		a.limiter(fmt.Sprint(i))
 	}

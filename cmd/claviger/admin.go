@@ -346,6 +346,7 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 	f.StringToStringVar(&e.Options, "option", nil, "setting of the kind, NAME=VALUE; repeat")
 	f.DurationVar(&grace, "grace", 0, "how long the version before the newest may still be used after a rotation")
 	f.BoolVar(&e.Rotatable, "rotatable", false, "let `revoke --rotate` make a new random value; not for disk keys")
+	f.StringVar(&e.Priority, "priority", "", "boot: for what machines cannot boot without, which goes first in the queue")
 	f.BoolVar(&e.Rekey, "rekey", false, "let the workload have the next version made, for `claviger-agent rekey`")
 	f.StringVar(&e.Policy, "policy", "", "package under claviger.release")
 	f.Uint32Var(&e.CreateBytes, "create-bytes", 0, "make a random secret of that length where there is none")

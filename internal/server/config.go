@@ -91,6 +91,7 @@ type Entry struct {
 	Grace       Duration          `json:"grace"`
 	Rotatable   bool              `json:"rotatable"`
 	Rekey       bool              `json:"rekey"`
+	Priority    string            `json:"priority"`
 	Field       string            `json:"field"`
 	Policy      string            `json:"policy"`
 	CreateBytes int               `json:"create_bytes"`
@@ -386,7 +387,7 @@ func (c *Config) catalog() ([]broker.CatalogEntry, error) {
 		out = append(out, broker.CatalogEntry{
 			Pattern: e.Pattern, Source: e.Source, Kind: broker.Kind(e.Kind), Mount: e.Mount, Key: e.Key, Field: e.Field, Policy: e.Policy,
 			PinVersion: e.PinVersion, Options: e.Options, CreateBytes: e.CreateBytes, TTL: time.Duration(e.TTL), Grace: time.Duration(e.Grace),
-			Rotatable: e.Rotatable, Rekey: e.Rekey, Labels: e.Labels,
+			Rotatable: e.Rotatable, Rekey: e.Rekey, Priority: e.Priority, Labels: e.Labels,
 		})
 	}
 	return out, nil

@@ -594,7 +594,10 @@ func (s *Server) serve(name, addr string, g *grpc.Server) (net.Addr, error) {
 }
 
 func (s *Server) serveMetrics(context.Context, context.Context) error {
-	s.admission = rpc.NewAdmission(s.cfg.limits())
+	s.admission = rpc.NewAdmission(s.cfg.limits(), func(resource string) bool {
+		e, _, ok := s.broker.Catalog().Lookup(resource)
+		return ok && e.Priority == broker.PriorityBoot
+	})
 	s.metrics = telemetry.NewMetrics()
 	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", "", func() float64 { return float64(s.admission.Waiting()) })
 	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", "", func() float64 { return float64(s.broker.Watching()) })

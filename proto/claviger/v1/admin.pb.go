@@ -810,7 +810,9 @@ type CatalogEntry struct {
 	// Whether `revoke --rotate` may have the source make a new random value.
 	Rotatable bool `protobuf:"varint,14,opt,name=rotatable,proto3" json:"rotatable,omitempty"`
 	// Whether the workload may name the version that it wants, and have the next one made.
-	Rekey         bool `protobuf:"varint,15,opt,name=rekey,proto3" json:"rekey,omitempty"`
+	Rekey bool `protobuf:"varint,15,opt,name=rekey,proto3" json:"rekey,omitempty"`
+	// "boot" for what machines cannot boot without: it goes before everything else in the queue.
+	Priority      string `protobuf:"bytes,16,opt,name=priority,proto3" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +950,13 @@ func (x *CatalogEntry) GetRekey() bool {
 		return x.Rekey
 	}
 	return false
+}
+
+func (x *CatalogEntry) GetPriority() string {
+	if x != nil {
+		return x.Priority
+	}
+	return ""
 }
 
 type ListCatalogRequest struct {
@@ -2950,7 +2959,7 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x19DeleteReferenceSetRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x1c\n" +
-	"\x1aDeleteReferenceSetResponse\"\xf6\x05\n" +
+	"\x1aDeleteReferenceSetResponse\"\xa1\x06\n" +
 	"\fCatalogEntry\x12$\n" +
 	"\apattern\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\apattern\x12!\n" +
@@ -2971,7 +2980,9 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\aoptions\x18\f \x03(\v2&.claviger.v1.CatalogEntry.OptionsEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\aoptions\x121\n" +
 	"\rgrace_seconds\x18\r \x01(\x03B\f\xbaH\t\"\a\x18\x80\xe7\x84\x0f(\x00R\fgraceSeconds\x12\x1c\n" +
 	"\trotatable\x18\x0e \x01(\bR\trotatable\x12\x14\n" +
-	"\x05rekey\x18\x0f \x01(\bR\x05rekey\x1a9\n" +
+	"\x05rekey\x18\x0f \x01(\bR\x05rekey\x12)\n" +
+	"\bpriority\x18\x10 \x01(\tB\r\xbaH\n" +
+	"r\bR\x00R\x04bootR\bpriority\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
