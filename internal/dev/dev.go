@@ -77,7 +77,7 @@ func Prepare(dir string, now time.Time) (*Env, error) {
 		Evidence: server.Evidence{Folder: e.path("collateral"), Offline: true},
 		Audit:    server.Audit{Origin: "claviger-dev"},
 		Catalog: []server.Entry{
-			{Pattern: "disks/{vm}", Source: "local", Key: "disks/{vm}", Policy: "disks", CreateBytes: 32},
+			{Pattern: "disks/{vm}", Source: "local", Key: "disks/{vm}", Policy: "disks", CreateBytes: 32, Priority: "boot"},
 			{Pattern: "db/{name}", Source: "local", Key: "db/{name}", Policy: "disks"},
 			{Pattern: "workloads/{workload}", Source: "local", Key: "workloads/{workload}", Policy: "workload"},
 		},

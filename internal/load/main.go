@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 )
 
@@ -23,7 +24,7 @@ Set up by ". /tmp/claviger-dev/env". The guests are SIMULATED hardware.
 
   go run ./internal/load watch --guests 1000 --rotations 5
   go run ./internal/load watch --guests 1000 --vault http://127.0.0.1:8200/v1/secret/data/db/reports --vault-token root --resource db/reports
-  go run ./internal/load get --guests 2000 --ramp 10s --resource 'disks/vm-%d'
+  go run ./internal/load get --guests 10000 --ramp 10s --resource 'disks/vm-%d' --also db/orders   # a boot storm
 `
 
 func main() {
@@ -35,9 +36,19 @@ func main() {
 	}
 }
 
+// raiseFiles lets this process hold a connection for each guest.
+func raiseFiles() error {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	l.Cur = l.Max
+	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l)
+}
+
 type options struct {
 	guests, rotations, connections int
-	resource, vault, token         string
+	resource, also, vault, token   string
 	ramp, limit                    time.Duration
 }
 
@@ -52,11 +63,15 @@ func run(ctx context.Context, args []string) error {
 	f.IntVar(&o.connections, "connections", 0, "TCP connections to share; 0: one each")
 	f.IntVar(&o.rotations, "rotations", 5, "watch: how often to rotate")
 	f.StringVar(&o.resource, "resource", "db/orders", "what to ask for; %d becomes the guest's number")
+	f.StringVar(&o.also, "also", "", "get: what every tenth guest asks for in place of --resource, such as an application secret")
 	f.StringVar(&o.vault, "vault", "", "watch: rotate by writing to this KV v2 URL (…/v1/secret/data/PATH) in place of the embedded store")
 	f.StringVar(&o.token, "vault-token", "", "for --vault")
 	f.DurationVar(&o.ramp, "ramp", 0, "start the guests spread over this long")
 	f.DurationVar(&o.limit, "limit", 10*time.Minute, "stop after this long whatever happens")
 	if err := f.Parse(args[1:]); err != nil {
+		return err
+	}
+	if err := raiseFiles(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.limit)
