@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/netup"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/agent/unlock"
 	"github.com/claviger/claviger/broker/attest"
@@ -37,19 +38,20 @@ const defaultConfig = "/etc/claviger/agent.json"
 // settings come from flags, then CLAVIGER_… variables, then the configuration
 // file, then defaults: the first that says something counts.
 type settings struct {
-	Broker          string `json:"broker"`
-	CA              string `json:"ca"`
-	Identity        string `json:"identity"`
-	ServerName      string `json:"server_name"`
-	Suite           string `json:"suite"`
-	Timeout         string `json:"timeout"`
-	SimulatedDevice string `json:"-"` // never from a file: it has to be asked for each time
-	Measurement     string `json:"-"`
-	HostData        string `json:"-"`
-	Verbose         bool   `json:"-"`
+	Broker          brokerList `json:"broker"`
+	CA              string     `json:"ca"`
+	Identity        string     `json:"identity"`
+	ServerName      string     `json:"server_name"`
+	Suite           string     `json:"suite"`
+	Timeout         string     `json:"timeout"`
+	SimulatedDevice string     `json:"-"` // never from a file: it has to be asked for each time
+	Measurement     string     `json:"-"`
+	HostData        string     `json:"-"`
+	Verbose         bool       `json:"-"`
 	// Serve is for `claviger-agent serve` only.
 	// Evidence is "tsm", "tpm", or empty for what the machine has.
 	Evidence string       `json:"evidence"`
+	Network  netup.Config `json:"network"`
 	TPM      tpmConfig    `json:"tpm"`
 	Serve    *serveConfig `json:"serve"`
 	// Volumes and Unlock are for `unlock`, `rekey` and `enroll`.
@@ -59,6 +61,23 @@ type settings struct {
 	Keys      keysConfig     `json:"keys"`
 	oneVolume *unlock.Volume // named by flags
 	config    string
+}
+
+// brokerList is host:port, or several separated by commas; in a file, it may be an array, too.
+type brokerList string
+
+func (l *brokerList) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*l = brokerList(one)
+		return nil
+	}
+	var many []string
+	if err := json.Unmarshal(b, &many); err != nil {
+		return errors.New("broker: want host:port, or an array of them")
+	}
+	*l = brokerList(strings.Join(many, ","))
+	return nil
 }
 
 func newCommand() *cobra.Command {
@@ -81,7 +100,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&s.config, "config", "", "configuration file, JSON (default "+defaultConfig+" if it exists)")
-	f.StringVar(&s.Broker, "broker", "", "the broker's address, host:port")
+	f.StringVar((*string)(&s.Broker), "broker", "", "the broker's address, host:port, or those of several with one identity: kb1.example:7443,kb2.example:7443")
 	f.StringVar(&s.CA, "ca", "", "PEM file with the roots of the broker's TLS certificate (default: the system's)")
 	f.StringVar(&s.ServerName, "server-name", "", "name in the broker's TLS certificate, if it is not the address")
 	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
@@ -377,7 +396,14 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 	if err != nil {
 		return nil, err
 	}
-	cfg := agent.Config{Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite)}
+	missing, err := s.network(cmd)
+	if err != nil {
+		return nil, err
+	}
+	cfg := agent.Config{
+		Address: string(s.Broker), TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite),
+		Resolver: s.Network.Resolver(), Missing: missing, Built: builtAt(),
+	}
 	if s.Verbose {
 		cfg.Logf = func(format string, args ...any) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
@@ -430,14 +456,14 @@ func (s *settings) load() error {
 			}
 		}
 	}
-	pick(&s.Broker, "CLAVIGER_BROKER", file.Broker, "")
+	pick((*string)(&s.Broker), "CLAVIGER_BROKER", string(file.Broker), "")
 	pick(&s.CA, "CLAVIGER_CA", file.CA, "")
 	pick(&s.Identity, "CLAVIGER_IDENTITY", file.Identity, "")
 	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")
 	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
 	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
-	s.TPM = file.TPM.or(s.TPM)
+	s.TPM, s.Network = file.TPM.or(s.TPM), file.Network
 	s.Serve, s.Volumes, s.Unlock, s.Keys = file.Serve, file.Volumes, file.Unlock, file.Keys
 	return nil
 }
