@@ -97,6 +97,9 @@ CLAVIGER_SERVER_NAME, CLAVIGER_SUITE, CLAVIGER_TIMEOUT, CLAVIGER_EVIDENCE), then
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 4 no answer before the deadline.`,
+		Example: `  claviger-agent get db/orders --broker kb1.example:7443,kb2.example:7443
+  claviger-agent get disks/vm-17 --evidence tpm --out /run/keys/disk.key
+  claviger-agent get disks/vm-17 --tpm /run/swtpm/sock --out /run/keys/disk.key`,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&s.config, "config", "", "configuration file, JSON (default "+defaultConfig+" if it exists)")
