@@ -130,6 +130,13 @@ func TestWrongClock(t *testing.T) {
 	if !errors.Is(err, agent.ErrUnreachable) {
 		t.Errorf("with another broker: %v", err)
 	}
+	// A watch goes on: to end it would wipe the secrets of a workload that runs.
+	ctx, cancel = context.WithTimeout(t.Context(), 700*time.Millisecond)
+	defer cancel()
+	err = client(t, b, late).Watch(ctx, []string{"disks/vm-1"}, func(context.Context, agent.Secret) error { return nil })
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("watch: %v", err)
+	}
 	// A clock that is mended meanwhile is seen.
 	var right atomic.Bool
 	c := client(t, b, func(cfg *agent.Config) {

@@ -315,12 +315,16 @@ func check(st Statement, k *PrivateKey, want Expect) error {
 	case st.Thumbprint != encode(thumb[:]):
 		return errors.New("secret was sealed to another key")
 	case want.Now.Add(want.Skew).Before(time.Unix(st.IssuedAt, 0)):
-		return fmt.Errorf("issued at %s, which is in the future: is this machine's clock wrong?", time.Unix(st.IssuedAt, 0).UTC().Format(time.RFC3339))
+		return fmt.Errorf("issued at %s: by this machine's clock that is in %s, and %s is let pass; is the clock slow?", at(st.IssuedAt), off(time.Unix(st.IssuedAt, 0).Sub(want.Now)), want.Skew)
 	case !want.Now.Add(-want.Skew).Before(time.Unix(st.Expires, 0)):
-		return fmt.Errorf("expired at %s: is this machine's clock wrong?", time.Unix(st.Expires, 0).UTC().Format(time.RFC3339))
+		return fmt.Errorf("expired at %s: by this machine's clock that was %s ago, and %s is let pass; is the clock fast?", at(st.Expires), off(want.Now.Sub(time.Unix(st.Expires, 0))), want.Skew)
 	}
 	return nil
 }
+
+func at(unix int64) string { return time.Unix(unix, 0).UTC().Format(time.RFC3339) }
+
+func off(d time.Duration) time.Duration { return d.Round(time.Second) }
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 

@@ -146,6 +146,24 @@ func TestOpenRefuses(t *testing.T) {
 	})
 }
 
+// TestOpenSaysHowFarOff: a person who reads it knows which way to set the clock.
+func TestOpenSaysHowFarOff(t *testing.T) {
+	id, k := testIdentity(t), testKey(t, Hybrid)
+	st := statement()
+	tok := sealTo(t, id, k, st)
+	for want, at := range map[string]time.Time{
+		"that is in 3h0m0s":     time.Unix(st.IssuedAt, 0).Add(-3 * time.Hour),
+		"that was 26h0m0s ago":  time.Unix(st.Expires, 0).Add(26 * time.Hour),
+		"and 1m0s is let pass;": time.Unix(st.Expires, 0).Add(time.Minute),
+	} {
+		e := expect(id)
+		e.Now, e.Skew = at, time.Minute
+		if _, err := Open(k, tok, e); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("at %s: got %v, want %q", at, err, want)
+		}
+	}
+}
+
 func TestOpenRefusesEveryFlippedCharacter(t *testing.T) {
 	id, k := testIdentity(t), testKey(t, X25519)
 	tok := sealTo(t, id, k, statement())

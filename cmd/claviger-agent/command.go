@@ -38,23 +38,23 @@ const defaultConfig = "/etc/claviger/agent.json"
 // settings come from flags, then CLAVIGER_… variables, then the configuration
 // file, then defaults: the first that says something counts.
 type settings struct {
-	Broker          string `json:"broker"`
-	CA              string `json:"ca"`
-	Identity        string `json:"identity"`
-	ServerName      string `json:"server_name"`
-	Suite           string `json:"suite"`
-	Timeout         string `json:"timeout"`
-	SimulatedDevice string `json:"-"` // never from a file: it has to be asked for each time
-	Measurement     string `json:"-"`
-	HostData        string `json:"-"`
-	Verbose         bool   `json:"-"`
-	// Serve is for `claviger-agent serve` only.
+	Broker          brokerList `json:"broker"`
+	CA              string     `json:"ca"`
+	Identity        string     `json:"identity"`
+	ServerName      string     `json:"server_name"`
+	Suite           string     `json:"suite"`
+	Timeout         string     `json:"timeout"`
+	SimulatedDevice string     `json:"-"` // never from a file: it has to be asked for each time
+	Measurement     string     `json:"-"`
+	HostData        string     `json:"-"`
+	Verbose         bool       `json:"-"`
+	// Evidence is "tsm", "tpm", or empty for what the machine has.
+	Evidence string `json:"evidence"`
 	// Network gives the machine an address, at boot, if it has none.
 	Network netup.Config `json:"network"`
-	// Evidence is "tsm", "tpm", or empty for what the machine has.
-	Evidence string       `json:"evidence"`
-	TPM      tpmConfig    `json:"tpm"`
-	Serve    *serveConfig `json:"serve"`
+	TPM     tpmConfig    `json:"tpm"`
+	// Serve is for `claviger-agent serve` only.
+	Serve *serveConfig `json:"serve"`
 	// Volumes and Unlock are for `unlock`, `rekey` and `enroll`.
 	Volumes []unlock.Volume `json:"volumes"`
 	Unlock  unlockConfig    `json:"unlock"`
@@ -62,6 +62,23 @@ type settings struct {
 	Keys      keysConfig     `json:"keys"`
 	oneVolume *unlock.Volume // named by flags
 	config    string
+}
+
+// brokerList is host:port, or several separated by commas; in a file, it may be an array, too.
+type brokerList string
+
+func (l *brokerList) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*l = brokerList(one)
+		return nil
+	}
+	var many []string
+	if err := json.Unmarshal(b, &many); err != nil {
+		return errors.New("broker: want host:port, or an array of them")
+	}
+	*l = brokerList(strings.Join(many, ","))
+	return nil
 }
 
 func newCommand() *cobra.Command {
@@ -81,10 +98,13 @@ CLAVIGER_SERVER_NAME, CLAVIGER_SUITE, CLAVIGER_TIMEOUT, CLAVIGER_EVIDENCE), then
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 4 no answer before the deadline.`,
+		Example: `  claviger-agent get db/orders --broker kb1.example:7443,kb2.example:7443
+  claviger-agent get disks/vm-17 --evidence tpm --out /run/keys/disk.key
+  claviger-agent get disks/vm-17 --tpm /run/swtpm/sock --out /run/keys/disk.key`,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&s.config, "config", "", "configuration file, JSON (default "+defaultConfig+" if it exists)")
-	f.StringVar(&s.Broker, "broker", "", "the broker's address, host:port")
+	f.StringVar((*string)(&s.Broker), "broker", "", "the broker's address, host:port, or those of several with one identity: kb1.example:7443,kb2.example:7443")
 	f.StringVar(&s.CA, "ca", "", "PEM file with the roots of the broker's TLS certificate (default: the system's)")
 	f.StringVar(&s.ServerName, "server-name", "", "name in the broker's TLS certificate, if it is not the address")
 	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
@@ -380,13 +400,13 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 	if err != nil {
 		return nil, err
 	}
-	resolver, err := s.network(cmd.Context())
+	missing, err := s.network(cmd)
 	if err != nil {
 		return nil, err
 	}
 	cfg := agent.Config{
-		Address: s.Broker, TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite),
-		Resolver: resolver, Missing: func(error) string { return netup.Lacks() }, Built: built(),
+		Address: string(s.Broker), TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite),
+		Resolver: s.Network.Resolver(), Missing: missing, Built: builtAt(),
 	}
 	if s.Verbose {
 		cfg.Logf = func(format string, args ...any) {
@@ -440,7 +460,7 @@ func (s *settings) load() error {
 			}
 		}
 	}
-	pick(&s.Broker, "CLAVIGER_BROKER", file.Broker, "")
+	pick((*string)(&s.Broker), "CLAVIGER_BROKER", string(file.Broker), "")
 	pick(&s.CA, "CLAVIGER_CA", file.CA, "")
 	pick(&s.Identity, "CLAVIGER_IDENTITY", file.Identity, "")
 	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")

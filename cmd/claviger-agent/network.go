@@ -1,56 +1,78 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"runtime/debug"
-	"sync/atomic"
+	"sync"
 	"time"
+
+	"github.com/spf13/cobra"
 )
 
-// network gives the machine an address if the settings have one and it has none,
-// and makes a resolver for its name servers, or nil for the system's.
-func (s *settings) network(ctx context.Context) (*net.Resolver, error) {
-	if err := s.Network.Validate(); err != nil {
-		return nil, fmt.Errorf("%w: network: %w", errUsage, err)
-	}
-	timeout, err := time.ParseDuration(s.Timeout)
-	if err != nil || timeout <= 0 {
-		return nil, fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if err := s.Network.Up(ctx); err != nil {
-		return nil, err
-	}
-	servers := s.Network.DNS
-	if len(servers) == 0 {
-		return nil, nil
-	}
-	var n atomic.Uint32 // the next one if a server does not answer
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		server := servers[int(n.Add(1)-1)%len(servers)]
-		if _, _, err := net.SplitHostPort(server); err != nil {
-			server = net.JoinHostPort(server, "53")
-		}
-		var d net.Dialer
-		return d.DialContext(ctx, network, server)
-	}}, nil
-}
+// built is when this program was built, RFC 3339; set by the linker.
+var built string
 
-// built is the time of the commit that this program was built from: a clock before it is wrong.
-func built() time.Time {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return time.Time{}
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.time" {
-			if t, err := time.Parse(time.RFC3339, s.Value); err == nil {
-				return t
+// builtAt is built, or the time of the commit that it was built from; zero if neither is known.
+func builtAt() time.Time {
+	text := built
+	if info, ok := debug.ReadBuildInfo(); ok && text == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.time" {
+				text = s.Value
 			}
 		}
 	}
-	return time.Time{}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+const (
+	// upWait is how long a command waits for a static address before it goes on: the network may be there by other means.
+	upWait = 2 * time.Second
+	// forgotten is after how long the same trouble counts as a new one.
+	forgotten = time.Minute
+)
+
+// network sets the configured address, and returns what says why no broker is
+// reached: once for each reason on standard error, whatever --verbose says, as a boot that stands still needs.
+func (s *settings) network(cmd *cobra.Command) (missing func(cause error) string, err error) {
+	if err := s.Network.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: network.%w", errUsage, err)
+	}
+	say := func(text string) {
+		level := ""
+		if s.Verbose {
+			level = "<4>" // a warning, as printk and sd-daemon(3) write it
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "%sclaviger-agent: %s\n", level, text)
+	}
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		if err := s.Network.Up(cmd.Context()); err != nil && cmd.Context().Err() == nil {
+			say(err.Error())
+		}
+	}()
+	select {
+	case <-up:
+	case <-time.After(upWait):
+	}
+	var mu sync.Mutex
+	seen := map[string]time.Time{} // guarded by mu
+	return func(cause error) string {
+		text := s.Network.Missing(cause)
+		if text == "" {
+			return ""
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(seen[text]) > forgotten {
+			say("waiting for the network: " + text)
+		}
+		seen[text] = time.Now()
+		return text
+	}, nil
 }

@@ -109,6 +109,10 @@ func TestDirection(t *testing.T) {
 					t.Errorf("broker/measure depends on %s: it hashes, and knows no broker", d)
 				}
 			}
+		case rel == "broker/agent/netup":
+			if i := slices.IndexFunc(p.deps, func(d string) bool { return strings.Contains(strings.SplitN(d, "/", 2)[0], ".") }); i >= 0 {
+				t.Errorf("broker/agent/netup depends on %s: it is standard library only", p.deps[i])
+			}
 		case rel == "internal/server":
 			forbid("a configured broker can load no test root", "broker/tee/teesim", "internal/dev")
 		case rel == "cmd/claviger-agent":

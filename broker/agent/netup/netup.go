@@ -12,30 +12,38 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
 // Config is a static configuration. The zero value leaves the network as it is.
 type Config struct {
-	Interface string `json:"interface"` // empty: the first that is not lo
-	Address   string `json:"address"`   // "10.0.2.15/24"
+	Interface string `json:"interface"` // empty: the first with a hardware address
+	Address   string `json:"address"`   // "10.0.2.15/24"; "wait", or empty: something else sets it
 	Gateway   string `json:"gateway"`   // empty: no default route
-	// DNS are name servers, host or host:port, in place of /etc/resolv.conf.
+	// DNS are addresses of name servers, with or without a port, in place of /etc/resolv.conf.
 	DNS []string `json:"dns"`
 }
 
+const wait = "wait"
+
 // Validate names the field that is wrong.
 func (c Config) Validate() error {
-	if c.Address == "" {
+	for i, d := range c.DNS {
+		if _, err := server(d); err != nil {
+			return fmt.Errorf("dns[%d]: %q is not the address of a name server", i, d)
+		}
+	}
+	if c.Address == "" || c.Address == wait {
 		if c.Gateway != "" || c.Interface != "" {
-			return errors.New("address: missing")
+			return errors.New("address: want ADDRESS/BITS beside interface and gateway")
 		}
 		return nil
 	}
 	p, err := netip.ParsePrefix(c.Address)
 	if err != nil {
-		return fmt.Errorf("address: %q is not ADDRESS/BITS", c.Address)
+		return fmt.Errorf("address: %q is neither ADDRESS/BITS nor wait", c.Address)
 	}
 	if c.Gateway == "" {
 		return nil
@@ -46,13 +54,38 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Up waits for the interface and configures it, unless it has an address already.
-func (c Config) Up(ctx context.Context) error {
-	if c.Address == "" {
+// server is the host:port of a name server.
+func server(s string) (string, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a, 53).String(), nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	return a.String(), err
+}
+
+// Resolver asks the name servers in turn; nil, the system's, if there are none here.
+func (c Config) Resolver() *net.Resolver {
+	if len(c.DNS) == 0 {
 		return nil
 	}
+	var n atomic.Uint32
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		s, err := server(c.DNS[int(n.Add(1)-1)%len(c.DNS)])
+		if err != nil {
+			return nil, err
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, network, s)
+	}}
+}
+
+// Up waits for the interface and configures it, unless it has an address already.
+func (c Config) Up(ctx context.Context) error {
 	if err := c.Validate(); err != nil {
 		return fmt.Errorf("network: %w", err)
+	}
+	if c.Address == "" || c.Address == wait {
+		return nil
 	}
 	prefix, err := netip.ParsePrefix(c.Address)
 	if err != nil {
@@ -96,7 +129,7 @@ func (c Config) await(ctx context.Context) (*net.Interface, error) {
 			return nil, fmt.Errorf("network: list interfaces: %w", err)
 		}
 		for _, i := range all {
-			if i.Name == c.Interface || c.Interface == "" && i.Flags&net.FlagLoopback == 0 {
+			if i.Name == c.Interface || c.Interface == "" && physical(i) {
 				return &i, nil
 			}
 		}
@@ -124,40 +157,69 @@ func addressed(i *net.Interface) (bool, error) {
 	return false, nil
 }
 
-// Lacks says what the network lacks to reach anybody, or nothing.
-func Lacks() string {
+// physical leaves out lo, and the tunnels that some kernels make by themselves.
+func physical(i net.Interface) bool { return i.Flags&net.FlagLoopback == 0 && len(i.HardwareAddr) == 6 }
+
+// Missing says what keeps this machine from reaching anybody, or nothing. cause
+// is why the last connection failed, nil if none did.
+func (c Config) Missing(cause error) string {
+	if s := noLink(); s != "" {
+		return s
+	}
+	return c.unreached(cause)
+}
+
+// unreached says why nobody is reached by a network that is up.
+func (c Config) unreached(cause error) string {
+	dns, isDNS := errors.AsType[*net.DNSError](cause)
+	switch {
+	case errors.Is(cause, syscall.ENETUNREACH):
+		return "there is no route to the broker: is a gateway configured?"
+	case isDNS && len(c.DNS) > 0:
+		return fmt.Sprintf("the name %s does not resolve (%s); name servers by the configuration: %s", dns.Name, dns.Err, strings.Join(c.DNS, ", "))
+	case isDNS && !there(resolvConf):
+		return fmt.Sprintf("the name %s does not resolve: there is no %s, and no network.dns in the configuration", dns.Name, resolvConf)
+	case isDNS:
+		return fmt.Sprintf("the name %s does not resolve (%s); name server by %s: %s", dns.Name, dns.Err, resolvConf, dns.Server)
+	}
+	return ""
+}
+
+const resolvConf = "/etc/resolv.conf"
+
+func there(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// noLink says what all interfaces lack.
+func noLink() string {
 	all, err := net.Interfaces()
 	if err != nil {
 		return ""
 	}
 	var down []string
-	found := false
 	for _, i := range all {
 		if i.Flags&net.FlagLoopback != 0 {
 			continue
 		}
-		found = true
-		if has, err := addressed(&i); err == nil && has && carrier(i.Name) {
-			return ""
-		}
+		has, err := addressed(&i)
 		switch {
+		case err != nil || has && i.Flags&net.FlagRunning != 0:
+			return ""
+		case !physical(i):
 		case i.Flags&net.FlagUp == 0:
 			down = append(down, i.Name+" is down")
-		case !carrier(i.Name):
+		case i.Flags&net.FlagRunning == 0: // no carrier, or an operational state that says as much
 			down = append(down, i.Name+" has no link: is the cable in?")
 		default:
 			down = append(down, i.Name+" has no address")
 		}
 	}
-	if !found {
+	if down == nil {
 		return "there is no network interface but lo: is a driver missing?"
 	}
 	return strings.Join(down, "; ")
-}
-
-func carrier(name string) bool {
-	b, err := os.ReadFile("/sys/class/net/" + name + "/carrier")
-	return err == nil && strings.TrimSpace(string(b)) == "1"
 }
 
 // socket is a routing socket (rtnetlink(7)).

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,7 +40,7 @@ func ip(t *testing.T, args ...string) string {
 
 func TestUp(t *testing.T) {
 	namespace(t)
-	if got := Lacks(); !strings.Contains(got, "no network interface but lo") {
+	if got := (Config{}).Missing(nil); !strings.Contains(got, "no network interface but lo") {
 		t.Errorf("without an interface: %q", got)
 	}
 	c := Config{Interface: "g0", Address: "192.0.2.15/24", Gateway: "192.0.2.2"}
@@ -48,9 +50,16 @@ func TestUp(t *testing.T) {
 		t.Errorf("without the interface: %v", err)
 	}
 	ip(t, "link", "add", "g0", "type", "veth", "peer", "name", "h0")
-	if got := Lacks(); !strings.Contains(got, "g0 is down") {
+	if got := (Config{}).Missing(nil); !strings.Contains(got, "g0 is down") {
 		t.Errorf("down: %q", got)
 	}
+	ip(t, "link", "set", "g0", "up")
+	if got := (Config{}).Missing(nil); !strings.Contains(got, "g0 has no link") {
+		t.Errorf("no link: %q", got)
+	}
+	ip(t, "link", "set", "h0", "up")
+	eventually(t, "g0 has no address", func() string { return (Config{}).Missing(nil) })
+	_, unreachable := net.Dial("tcp", "198.51.100.1:1")
 	for range 2 { // the second time there is nothing to do
 		if err := c.Up(t.Context()); err != nil {
 			t.Fatal(err)
@@ -62,8 +71,118 @@ func TestUp(t *testing.T) {
 	if out := ip(t, "route"); !strings.Contains(out, "default via 192.0.2.2 dev g0") {
 		t.Errorf("routes: %s", out)
 	}
-	if _, err := net.InterfaceByName("g0"); err != nil {
-		t.Error(err)
+	if got := (Config{}).Missing(nil); got != "" {
+		t.Errorf("up: %q", got)
+	}
+	if got := (Config{}).Missing(unreachable); !strings.Contains(got, "no route") {
+		t.Errorf("%v: %q", unreachable, got)
+	}
+	// Another address is left as it is, and so is the route.
+	c.Address, c.Gateway = "203.0.113.9/24", "203.0.113.1"
+	if err := c.Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := ip(t, "addr", "show", "dev", "g0"); strings.Contains(out, "203.0.113.9") {
+		t.Errorf("changed: %s", out)
+	}
+}
+
+func eventually(t *testing.T, want string, get func() string) {
+	t.Helper()
+	var got string
+	for range 100 {
+		if got = get(); strings.Contains(got, want) {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("got %q, want %q", got, want)
+}
+
+// TestFirstInterface: a driver that loads late is waited for, and tunnels are not taken for a card.
+func TestFirstInterface(t *testing.T) {
+	namespace(t)
+	ip(t, "tuntap", "add", "a0", "mode", "tun") // layer 3: no hardware address
+	if got := (Config{}).Missing(nil); !strings.Contains(got, "no network interface but lo") {
+		t.Errorf("with a tunnel: %q", got)
+	}
+	added := make(chan error, 1)
+	go func(ns *os.File) { // a thread of its own, in this namespace
+		defer ns.Close()
+		time.Sleep(300 * time.Millisecond)
+		added <- exec.Command("nsenter", "--net=/proc/"+strconv.Itoa(os.Getpid())+"/fd/"+strconv.Itoa(int(ns.Fd())), "ip", "link", "add", "g0", "type", "veth", "peer", "name", "h0").Run()
+	}(netns(t))
+	if err := (Config{Address: "192.0.2.15/24"}).Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-added; err != nil {
+		t.Fatal(err)
+	}
+	all := ip(t, "-o", "addr")
+	if !strings.Contains(all, "192.0.2.15/24") || strings.Contains(ip(t, "-o", "addr", "show", "dev", "a0"), "192.0.2.15") {
+		t.Errorf("addresses: %s", all)
+	}
+}
+
+func netns(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// TestResolver asks the configured servers in turn, and says which they are.
+func TestResolver(t *testing.T) {
+	good, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer good.Close()
+	go serveNames(good)
+	c := Config{DNS: []string{"127.0.0.1:1", good.LocalAddr().String()}}
+	got, err := c.Resolver().LookupHost(t.Context(), "broker.test.")
+	if err != nil || len(got) != 1 || got[0] != "192.0.2.7" {
+		t.Errorf("%v: %v", got, err)
+	}
+	c.DNS = c.DNS[:1]
+	_, err = c.Resolver().LookupHost(t.Context(), "broker.test.")
+	if s := c.unreached(err); !strings.Contains(s, "broker.test.") || !strings.Contains(s, "127.0.0.1:1") {
+		t.Errorf("%v: %q", err, s)
+	}
+	if s := (Config{}).unreached(&net.DNSError{Err: "no such host", Name: "b", Server: "192.0.2.53:53"}); there(resolvConf) && !strings.Contains(s, "192.0.2.53") {
+		t.Errorf("by the system's resolver: %q", s)
+	}
+	if (Config{}).Resolver() != nil {
+		t.Error("not the system's")
+	}
+}
+
+// serveNames answers every question for an IPv4 address with 192.0.2.7, and others with nothing (RFC 1035, 4.1).
+func serveNames(c net.PacketConn) {
+	buf := make([]byte, 512)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		end := 12 // behind the name, type and class of the only question
+		for buf[end] != 0 {
+			end += int(buf[end]) + 1
+		}
+		end += 5
+		if end > n {
+			continue
+		}
+		q := slices.Clone(buf[:end])
+		q[2], q[3] = 0x81, 0x80
+		clear(q[6:12])
+		if q[end-3] == 1 { // A
+			q[7] = 1
+			q = append(q, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7)
+		}
+		_, _ = c.WriteTo(q, from)
 	}
 }
 
@@ -82,10 +201,15 @@ func TestUpIPv6(t *testing.T) {
 func TestValidate(t *testing.T) {
 	for c, want := range map[*Config]string{
 		{Address: "10.0.2.15"}: "address", {Address: "10.0.2.15/24", Gateway: "fe80::1"}: "gateway", {Gateway: "10.0.2.2"}: "address",
-		{Address: "10.0.2.15/24", Gateway: "x"}: "gateway",
+		{Address: "10.0.2.15/24", Gateway: "x"}: "gateway", {Address: "wait", Interface: "eth0"}: "address", {DNS: []string{"10.0.2.3", "dns.example"}}: "dns[1]",
 	} {
 		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%+v: %v", *c, err)
+		}
+	}
+	for _, c := range []Config{{}, {Address: "wait", DNS: []string{"10.0.2.3", "[2001:db8::1]:5353", "2001:db8::2"}}, {Address: "2001:db8::15/64", Gateway: "fe80::1"}} {
+		if err := c.Validate(); err != nil {
+			t.Errorf("%+v: %v", c, err)
 		}
 	}
 }
