@@ -68,15 +68,39 @@ func (c Config) Resolver() *net.Resolver {
 	if len(c.DNS) == 0 {
 		return nil
 	}
-	var n atomic.Uint32
+	var current atomic.Uint32 // the next one if this does not answer
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		s, err := server(c.DNS[int(n.Add(1)-1)%len(c.DNS)])
+		n := current.Load()
+		s, err := server(c.DNS[int(n)%len(c.DNS)])
 		if err != nil {
 			return nil, err
 		}
+		next := func() { current.CompareAndSwap(n, n+1) } // of several questions at once only one goes on
 		var d net.Dialer
-		return d.DialContext(ctx, network, s)
+		conn, err := d.DialContext(ctx, network, s)
+		if err != nil {
+			next()
+		}
+		if u, ok := conn.(*net.UDPConn); ok {
+			return question{u, next}, nil
+		}
+		return conn, err
 	}}
+}
+
+// question is a connection to a name server. It remains a net.PacketConn, by which net.Resolver tells UDP.
+type question struct {
+	*net.UDPConn
+	failed func()
+}
+
+// Read implements net.Conn.
+func (q question) Read(b []byte) (int, error) {
+	n, err := q.UDPConn.Read(b)
+	if err != nil {
+		q.failed()
+	}
+	return n, err
 }
 
 // Up waits for the interface and configures it, unless it has an address already.
