@@ -22,6 +22,8 @@ rules(doc, refs) := found if {
 
 test_by_signer if released(request, {})
 
+test_obligations if enclave.obligations == {"ttl": "1h"}
+
 test_by_release if {
 	other := edit("sgx/mrsigner", "00")
 	released(other, references)
