@@ -17,6 +17,9 @@ const (
 	TypeSNP Type = "sev-snp"
 	TypeTDX Type = "tdx"
 	TypeTPM Type = "tpm"
+	TypeSGX Type = "sgx"
+	// TypeAzure is a confidential VM of Azure: SNP or TDX under a paravisor that keeps a vTPM.
+	TypeAzure Type = "azure-vtpm"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -30,7 +33,7 @@ const (
 type Evidence struct {
 	Type Type
 	// Report is the signed part in the vendor's own encoding: an SNP
-	// ATTESTATION_REPORT (1184 bytes), a TDX quote; for a TPM, a TPMReport.
+	// ATTESTATION_REPORT (1184 bytes), a TDX quote; for a TPM, a TPMReport; for Azure, an AzureReport.
 	Report []byte
 	// Endorsements is what the platform handed over beside the report, or
 	// empty: for SNP the GUID certificate table (configfs-tsm "auxblob"), for a
@@ -83,22 +86,25 @@ type Claims struct {
 	BoundToCPUTEE bool `json:"bound_to_cpu_tee"`
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
-	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX,
+	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
 	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM; empty for a VLEK.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
-	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM.
+	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX.
 	Measurements map[string]string `json:"measurements"`
-	// HostData is SNP HOST_DATA or TDX MRCONFIGID.
+	// HostData is SNP HOST_DATA, TDX MRCONFIGID or SGX CONFIGID.
 	HostData   string          `json:"host_data"`
 	ReportData string          `json:"report_data"`
 	Collateral CollateralState `json:"collateral"`
 
-	// SNP, TDX and TPM hold the claims under the vendor's names; nil where absent.
+	// SNP and the following hold the claims under the vendor's names; nil where absent.
 	SNP any `json:"sev_snp,omitempty"`
 	TDX any `json:"tdx,omitempty"`
 	TPM any `json:"tpm,omitempty"`
+	SGX any `json:"sgx,omitempty"`
+	// Azure stands beside TPM and one of SNP and TDX.
+	Azure any `json:"azure_vtpm,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

@@ -32,8 +32,12 @@ type PCR struct {
 	Digest []byte `json:"digest"` // 32 bytes
 }
 
-// maxCmdline is Linux's COMMAND_LINE_SIZE with room to spare.
-const maxCmdline = 8 << 10
+// Limits of single fields, in bytes. maxCmdline is Linux's COMMAND_LINE_SIZE with room to spare.
+const (
+	maxQuote          = 4 << 10
+	maxQuoteSignature = 2 << 10
+	maxCmdline        = 8 << 10
+)
 
 // Encode is the JSON form.
 func (r TPMReport) Encode() ([]byte, error) { return json.Marshal(r) }
@@ -41,39 +45,57 @@ func (r TPMReport) Encode() ([]byte, error) { return json.Marshal(r) }
 // DecodeTPMReport reads the JSON form strictly. Lengths are checked here, what they hold is not.
 func DecodeTPMReport(b []byte) (TPMReport, error) {
 	var r TPMReport
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&r); err != nil {
+	if err := decodeStrict(b, &r); err != nil {
 		return TPMReport{}, fmt.Errorf("TPM report: %w", err)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return TPMReport{}, errors.New("TPM report: data after its end")
+	err := checkLengths(r.PCRs,
+		length{"quote", len(r.Quote), 1, maxQuote},
+		length{"signature", len(r.Signature), 1, maxQuoteSignature},
+		length{"ak_public", len(r.AKPublic), 1, 2 << 10},
+		length{"cmdline", len(r.Cmdline), 0, maxCmdline},
+		length{"ticket", len(r.Ticket), 0, 4 << 10},
+		length{"secret", len(r.Secret), 0, 64},
+	)
+	if err != nil {
+		return TPMReport{}, fmt.Errorf("TPM report: %w", err)
 	}
-	for _, f := range []struct {
-		name     string
-		n        int
-		min, max int
-	}{
-		{"quote", len(r.Quote), 1, 4 << 10},
-		{"signature", len(r.Signature), 1, 2 << 10},
-		{"ak_public", len(r.AKPublic), 1, 2 << 10},
-		{"pcrs", len(r.PCRs), 1, 24},
-		{"cmdline", len(r.Cmdline), 0, maxCmdline},
-		{"ticket", len(r.Ticket), 0, 4 << 10},
-		{"secret", len(r.Secret), 0, 64},
-	} {
+	return r, nil
+}
+
+// decodeStrict reads one JSON value into v, and nothing but it.
+func decodeStrict(b []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after its end")
+	}
+	return nil
+}
+
+// length of a field, and what it may be.
+type length struct {
+	name     string
+	n        int
+	min, max int
+}
+
+func checkLengths(pcrs []PCR, fields ...length) error {
+	for _, f := range append(fields, length{"pcrs", len(pcrs), 1, 24}) {
 		if f.n < f.min || f.n > f.max {
-			return TPMReport{}, fmt.Errorf("TPM report: %s: length %d, want %d to %d", f.name, f.n, f.min, f.max)
+			return fmt.Errorf("%s: length %d, want %d to %d", f.name, f.n, f.min, f.max)
 		}
 	}
 	last := -1
-	for _, p := range r.PCRs {
+	for _, p := range pcrs {
 		if p.Index <= last || p.Index > 23 || len(p.Digest) != 32 {
-			return TPMReport{}, fmt.Errorf("TPM report: pcrs: index %d with %d bytes; want ascending indices to 23 with 32 bytes", p.Index, len(p.Digest))
+			return fmt.Errorf("pcrs: index %d with %d bytes; want ascending indices to 23 with 32 bytes", p.Index, len(p.Digest))
 		}
 		last = p.Index
 	}
-	return r, nil
+	return nil
 }
 
 // TPMActivation is what a guest sends to have its attestation key believed.

@@ -50,10 +50,23 @@ type PCK struct {
 
 // PCKPlatform is what only certificates of multi-package platforms say.
 type PCKPlatform struct {
-	InstanceID      [16]byte
-	DynamicPlatform bool
-	CachedKeys      bool
-	SMTEnabled      bool
+	InstanceID      [16]byte `json:"-"` // the claim piid
+	DynamicPlatform bool     `json:"dynamic_platform"`
+	CachedKeys      bool     `json:"cached_keys"`
+	SMTEnabled      bool     `json:"smt_enabled"`
+}
+
+// ChipID is the platform instance id, which names a machine of several
+// packages, or else the PPID, in hex; empty where the certificate hides it.
+func (p PCK) ChipID() string {
+	id := p.PPID
+	if p.Platform != nil {
+		id = p.Platform.InstanceID
+	}
+	if id == [16]byte{} {
+		return ""
+	}
+	return hex.EncodeToString(id[:])
 }
 
 // pckChain is a chain whose signatures lead to a trusted root. Its dates and

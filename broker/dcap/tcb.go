@@ -10,15 +10,16 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 )
 
-// Level is a TCB level that Intel published for one part of the platform.
+// Level is a TCB level that Intel published for one part of the platform; as a
+// claim it bears Intel's names.
 type Level struct {
-	Status     string // as Intel writes it
-	Date       time.Time
-	Advisories []string
+	Status     string    `json:"tcb_status"` // as Intel writes it
+	Date       time.Time `json:"tcb_date"`
+	Advisories []string  `json:"advisory_ids"`
 }
 
 func (l *tcbLevel) level() *Level {
-	return &Level{Status: l.Status, Date: l.Date, Advisories: l.AdvisoryIDs}
+	return &Level{Status: l.Status, Date: l.Date, Advisories: append([]string{}, l.AdvisoryIDs...)}
 }
 
 // platformLevel finds the platform's TCB level: the first whose SVNs are all

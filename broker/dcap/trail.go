@@ -34,6 +34,9 @@ func (t *Trail) Fail(name string, r attest.Reason, format string, args ...any) e
 	return &attest.Error{Check: t.prefix + "." + name, Reason: r, Err: err}
 }
 
+// Include records the checks of evidence inside this evidence, under their own names.
+func (t *Trail) Include(checks []attest.Check) { t.checks = append(t.checks, checks...) }
+
 // Checks returns what was recorded.
 func (t *Trail) Checks() []attest.Check { return slices.Clone(t.checks) }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
 	"github.com/claviger/claviger/broker/tee/tpm"
@@ -36,18 +37,18 @@ func New(cfg Config) (Set, error) {
 	for _, r := range cfg.TestRoots {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
-	return build(snpCfg, tdx.Config{}, cfg.TPM)
+	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{})
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
 // and TCB information are reported as skipped checks where optional is set.
 // They never stand behind a release.
 func Appraisers(optional bool) ([]attest.Verifier, error) {
-	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{})
+	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional})
 	return s.Verifiers, err
 }
 
-func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config) (Set, error) {
+func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
@@ -60,5 +61,6 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config) (Set, error)
 		s,
 		tdx.New(tdxCfg),
 		t,
+		sgx.New(sgxCfg),
 	}, TPM: t}, nil
 }

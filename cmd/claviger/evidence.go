@@ -48,7 +48,7 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
-certificate table behind it, or a TDX quote). Signatures and chains are checked;
+certificate table behind it, a TDX or an SGX quote). Signatures and chains are checked;
 revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -160,10 +160,14 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 	return ev, nil
 }
 
-// guess tells a quote (version 4 or 5, TEE type 0x81) from an SNP report (version 2 to 5).
+// guess tells a quote (version 3 to 5, 16 bits, then attestation key type 2)
+// from an SNP report (version 2 to 5, 32 bits).
 func guess(b []byte) attest.Type {
-	if len(b) > 8 && (b[0] == 4 || b[0] == 5) && b[1] == 0 && b[4] == 0x81 {
-		return attest.TypeTDX
+	if len(b) > 8 && b[0] >= 3 && b[0] <= 5 && b[1] == 0 && b[2] == 2 && b[3] == 0 {
+		if b[4] == 0x81 { // TEE_TYPE; version 3 is of SGX only
+			return attest.TypeTDX
+		}
+		return attest.TypeSGX
 	}
 	return attest.TypeSNP
 }

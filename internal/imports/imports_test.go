@@ -44,7 +44,7 @@ func TestOneImporter(t *testing.T) {
 		"github.com/google/go-sev-guest":    {"broker/tee/snp"},
 		"github.com/google/go-tdx-guest":    {}, // tests only: an oracle
 		"github.com/google/go-configfs-tsm": {"broker/agent"},
-		"github.com/google/go-tpm":          {"broker/tee/tpm", "broker/agent/tpmdev", "internal/testservers"},
+		"github.com/google/go-tpm":          {"broker/tee/tpm", "broker/tpmquote", "broker/agent/tpmdev", "internal/testservers"},
 		"github.com/lestrrat-go/jwx":        {"broker/seal", "broker/token"},
 		"github.com/prometheus":             {"broker/telemetry"},
 		module + "broker/internal/grant":    {"broker"},

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"time"
 
 	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/eventlog"
@@ -53,22 +52,22 @@ type Claims struct {
 	MRSERVICETD string `json:"mrservicetd,omitempty"`
 
 	// From the PCK certificate.
-	FMSPC   string `json:"fmspc"`
-	PCEID   string `json:"pceid"`
-	PCESVN  uint16 `json:"pcesvn"`
-	CPUSVN  string `json:"cpusvn"`
-	PPID    string `json:"ppid"`
-	PCKCA   string `json:"pck_ca"`         // "platform" or "processor"
-	SGXType int    `json:"sgx_type"`       // 0 standard, 1 scalable, 2 scalable with integrity
-	PIID    string `json:"piid,omitempty"` // platform instance id; this and the flags from the Platform CA only
-	Flags   *Flags `json:"configuration,omitempty"`
+	FMSPC   string            `json:"fmspc"`
+	PCEID   string            `json:"pceid"`
+	PCESVN  uint16            `json:"pcesvn"`
+	CPUSVN  string            `json:"cpusvn"`
+	PPID    string            `json:"ppid"`
+	PCKCA   string            `json:"pck_ca"`         // "platform" or "processor"
+	SGXType int               `json:"sgx_type"`       // 0 standard, 1 scalable, 2 scalable with integrity
+	PIID    string            `json:"piid,omitempty"` // platform instance id; this and the flags from the Platform CA only
+	Flags   *dcap.PCKPlatform `json:"configuration,omitempty"`
 
 	// The state of each part; absent without collateral, and tdx_module also
 	// for modules of version 0. Their union is the claim tcb.
-	Platform                *Level `json:"platform_tcb,omitempty"`
-	Module                  *Level `json:"tdx_module_tcb,omitempty"`
-	QE                      *Level `json:"qe_tcb,omitempty"`
-	TCBEvaluationDataNumber uint32 `json:"tcb_evaluation_data_number"`
+	Platform                *dcap.Level `json:"platform_tcb,omitempty"`
+	Module                  *dcap.Level `json:"tdx_module_tcb,omitempty"`
+	QE                      *dcap.Level `json:"qe_tcb,omitempty"`
+	TCBEvaluationDataNumber uint32      `json:"tcb_evaluation_data_number"`
 
 	EventLog         string   `json:"event_log"`
 	RTMRsUnexplained []string `json:"rtmrs_unexplained,omitempty"`
@@ -97,20 +96,6 @@ type TDAttributes struct {
 	// Reserved are the flags set that have no name here, as 16 hex digits of
 	// the number; "" if none.
 	Reserved string `json:"reserved"`
-}
-
-// Flags is the configuration of a multi-package platform.
-type Flags struct {
-	DynamicPlatform bool `json:"dynamic_platform"`
-	CachedKeys      bool `json:"cached_keys"`
-	SMTEnabled      bool `json:"smt_enabled"`
-}
-
-// Level is the TCB level of one part, in Intel's words.
-type Level struct {
-	Status     string    `json:"tcb_status"`
-	Date       time.Time `json:"tcb_date"`
-	Advisories []string  `json:"advisory_ids"`
 }
 
 // Event is one measured event. Register and Digest are proven by the replay.
@@ -157,7 +142,7 @@ func newClaims(q *dcap.Quote, res dcap.Result) *Claims {
 		FMSPC: hex.EncodeToString(pck.FMSPC[:]), PCEID: hex.EncodeToString(pck.PCEID[:]), PCESVN: pck.PCESVN,
 		CPUSVN: hex.EncodeToString(pck.CPUSVN[:]), PPID: hex.EncodeToString(pck.PPID[:]), PCKCA: pck.CA, SGXType: pck.SGXType,
 
-		Platform: newLevel(res.Platform), Module: newLevel(res.Module), QE: newLevel(res.QE),
+		Platform: res.Platform, Module: res.Module, QE: res.QE,
 		TCBEvaluationDataNumber: res.TCBEvaluationDataNumber,
 	}
 	if x := td.TDX15; x != nil {
@@ -167,7 +152,7 @@ func newClaims(q *dcap.Quote, res dcap.Result) *Claims {
 	}
 	if p := pck.Platform; p != nil {
 		c.PIID = hex.EncodeToString(p.InstanceID[:])
-		c.Flags = &Flags{p.DynamicPlatform, p.CachedKeys, p.SMTEnabled}
+		c.Flags = p
 	}
 	return c
 }
@@ -190,13 +175,6 @@ func newTDAttributes(raw [8]byte) TDAttributes {
 		a.Reserved = fmt.Sprintf("%016x", n)
 	}
 	return a
-}
-
-func newLevel(l *dcap.Level) *Level {
-	if l == nil {
-		return nil
-	}
-	return &Level{l.Status, l.Date, append([]string{}, l.Advisories...)}
 }
 
 func (c *Claims) addEvents(log *eventlog.Log) {

@@ -146,7 +146,7 @@ func checkEventLog(t *dcap.Trail, raw []byte, td *dcap.TDReport, c *Claims) erro
 }
 
 func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
-	td, pck := q.TD, res.PCK
+	td := q.TD
 	c := attest.Claims{
 		Type:          attest.TypeTDX,
 		HardwareModel: "TDX",
@@ -155,7 +155,7 @@ func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
 		Debuggable:    td.TDATTRIBUTES[0] != 0,
 		BoundToCPUTEE: true,
 		Simulated:     res.Simulated,
-		ChipID:        chipID(pck),
+		ChipID:        res.PCK.ChipID(),
 		TCB:           res.TCB,
 		Measurements: map[string]string{
 			"mrtd":   hex.EncodeToString(td.MRTD[:]),
@@ -173,17 +173,4 @@ func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
 		c.Measurements["mrservicetd"] = hex.EncodeToString(td.TDX15.MRSERVICETD[:])
 	}
 	return c
-}
-
-// chipID is the platform instance id, which names a machine of several
-// packages, or else the PPID; empty where the certificate hides it.
-func chipID(pck dcap.PCK) string {
-	id := pck.PPID
-	if pck.Platform != nil {
-		id = pck.Platform.InstanceID
-	}
-	if id == [16]byte{} {
-		return ""
-	}
-	return hex.EncodeToString(id[:])
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/tpmquote"
 )
 
 // maxEKCertificates bounds a chain.
@@ -31,10 +32,10 @@ const maxEKCertificates = 8
 
 // ticket is the content of attest.TPMChallenge.Ticket, followed by its HMAC-SHA-256.
 type ticket struct {
-	Expires int64  `json:"exp"`
-	AKName  []byte `json:"ak_name"`
-	Secret  []byte `json:"secret_sha256"`
-	EK      EK     `json:"ek"`
+	Expires int64       `json:"exp"`
+	AKName  []byte      `json:"ak_name"`
+	Secret  []byte      `json:"secret_sha256"`
+	EK      tpmquote.EK `json:"ek"`
 }
 
 const ticketLabel = "claviger/v1/tpm-ticket\x00"
@@ -51,7 +52,7 @@ func (v *Verifier) Activate(req attest.TPMActivation, now time.Time) (c attest.T
 			c, err = fail("internal", attest.ReasonMalformed, fmt.Errorf("panic: %v", p))
 		}
 	}()
-	ak, err := parseAK(req.AKPublic)
+	ak, err := tpmquote.ParseKey(req.AKPublic)
 	if err != nil {
 		return fail("ak", attest.ReasonUnsupported, err)
 	}
@@ -73,13 +74,13 @@ func (v *Verifier) Activate(req attest.TPMActivation, now time.Time) (c attest.T
 	secret := make([]byte, 32)
 	rand.Read(secret)
 	defer clear(secret)
-	blob, enc, err := tpm2.CreateCredential(rand.Reader, kem, ak.name, secret)
+	blob, enc, err := tpm2.CreateCredential(rand.Reader, kem, ak.Name, secret)
 	if err != nil {
 		return fail("ek", attest.ReasonUnsupported, err)
 	}
 	hash := sha256.Sum256(secret)
 	expires := now.Add(v.cfg.TicketLife)
-	body, err := json.Marshal(ticket{Expires: expires.Unix(), AKName: ak.name, Secret: hash[:], EK: newEK(cert)})
+	body, err := json.Marshal(ticket{Expires: expires.Unix(), AKName: ak.Name, Secret: hash[:], EK: newEK(cert)})
 	if err != nil {
 		return fail("internal", attest.ReasonInternal, err)
 	}
@@ -98,7 +99,7 @@ func parseEK(raw []byte) (*tpm2.TPMTPublic, error) {
 	if len(raw) > 2<<10 {
 		return nil, fmt.Errorf("endorsement key of %d bytes", len(raw))
 	}
-	pub, err := unmarshal[tpm2.TPMTPublic](raw)
+	pub, err := tpmquote.Unmarshal[tpm2.TPMTPublic](raw)
 	if err != nil {
 		return nil, fmt.Errorf("TPMT_PUBLIC: %w", err)
 	}
@@ -207,7 +208,7 @@ func samePublic(cert *x509.Certificate, pub *tpm2.TPMTPublic) error {
 		if err != nil {
 			return differ
 		}
-		got, err := eccKey(p.CurveID, point)
+		got, err := tpmquote.ECCKey(p.CurveID, point)
 		if err != nil || !key.Equal(got) {
 			return differ
 		}
@@ -217,21 +218,10 @@ func samePublic(cert *x509.Certificate, pub *tpm2.TPMTPublic) error {
 	return nil
 }
 
-// EK are the claims of an endorsement key's certificate.
-type EK struct {
-	Digest       string `json:"digest"` // SHA-256 of its SubjectPublicKeyInfo, hex; the chip id
-	Certificate  string `json:"certificate_sha256"`
-	Issuer       string `json:"issuer"`
-	Serial       string `json:"serial"`       // hex
-	Manufacturer string `json:"manufacturer"` // TCG vendor id, for example "id:494E5443"
-	Model        string `json:"model"`
-	Version      string `json:"version"` // of the firmware
-}
-
-func newEK(c *x509.Certificate) EK {
+func newEK(c *x509.Certificate) tpmquote.EK {
 	spki := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	der := sha256.Sum256(c.Raw)
-	ek := EK{
+	ek := tpmquote.EK{
 		Digest: hex.EncodeToString(spki[:]), Certificate: hex.EncodeToString(der[:]),
 		Issuer: clip(c.Issuer.String()), Serial: hex.EncodeToString(c.SerialNumber.Bytes()),
 	}
@@ -279,18 +269,11 @@ func directoryNames(c *x509.Certificate) []pkix.AttributeTypeAndValue {
 
 func clip(s string) string { return s[:min(len(s), 256)] }
 
-// How an attestation key came to be believed.
-const (
-	TrustActivation  = "ek_activation"
-	TrustCertificate = "ak_certificate"
-	TrustNone        = "none" // only where evidence is looked at from a file
-)
-
 // trust is who vouches for the AK.
 type trust struct {
 	how    string
 	chipID string
-	ek     *EK
+	ek     *tpmquote.EK
 	issuer string
 }
 
@@ -302,14 +285,14 @@ func (t trust) model() string {
 }
 
 // trustAK finds out who vouches for the attestation key: a certificate, or an activation.
-func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport, ak attestationKey, bound bool, now time.Time) (trust, error) {
+func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport, ak tpmquote.Key, bound bool, now time.Time) (trust, error) {
 	if len(ev.Endorsements) > 0 {
 		return v.certifiedAK(t, ev.Endorsements, ak, now)
 	}
 	if len(r.Ticket) == 0 && !bound {
 		// Claims of unbound evidence never release anything.
 		t.Skip("ak_trust", "neither a certificate nor an activation: nobody vouches for this key")
-		return trust{how: TrustNone}, nil
+		return trust{how: tpmquote.TrustNone}, nil
 	}
 	fail := func(reason attest.Reason, format string, args ...any) (trust, error) {
 		return trust{}, t.Fail("ak_activation", reason, format, args...)
@@ -328,17 +311,17 @@ func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport
 	if now.Unix() >= k.Expires {
 		return fail(attest.ReasonValidity, "the ticket expired at %s", time.Unix(k.Expires, 0).UTC().Format(time.RFC3339))
 	}
-	if !bytes.Equal(k.AKName, ak.name) {
+	if !bytes.Equal(k.AKName, ak.Name) {
 		return fail(attest.ReasonMismatch, "the ticket is for another attestation key")
 	}
 	if got := sha256.Sum256(r.Secret); subtle.ConstantTimeCompare(got[:], k.Secret) != 1 {
 		return fail(attest.ReasonMismatch, "the credential was not activated: the attestation key is not in the TPM of this endorsement key")
 	}
 	t.Pass("ak_activation", "in one TPM with endorsement key %s… of %s", k.EK.Digest[:16], k.EK.Issuer)
-	return trust{how: TrustActivation, chipID: k.EK.Digest, ek: &k.EK, issuer: k.EK.Issuer}, nil
+	return trust{how: tpmquote.TrustActivation, chipID: k.EK.Digest, ek: &k.EK, issuer: k.EK.Issuer}, nil
 }
 
-func (v *Verifier) certifiedAK(t *dcap.Trail, chain []byte, ak attestationKey, now time.Time) (trust, error) {
+func (v *Verifier) certifiedAK(t *dcap.Trail, chain []byte, ak tpmquote.Key, now time.Time) (trust, error) {
 	fail := func(reason attest.Reason, err error) (trust, error) {
 		return trust{}, t.Fail("ak_certificate", reason, "%w", err)
 	}
@@ -371,10 +354,10 @@ func (v *Verifier) certifiedAK(t *dcap.Trail, chain []byte, ak attestationKey, n
 	}
 	if key, ok := leaf.PublicKey.(interface {
 		Equal(crypto.PublicKey) bool
-	}); !ok || !key.Equal(ak.public) {
+	}); !ok || !key.Equal(ak.Public) {
 		return fail(attest.ReasonMismatch, errors.New("the certificate is of another key than the one that signed"))
 	}
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	t.Pass("ak_certificate", "by %s", leaf.Issuer)
-	return trust{how: TrustCertificate, chipID: hex.EncodeToString(spki[:]), issuer: clip(leaf.Issuer.String())}, nil
+	return trust{how: tpmquote.TrustCertificate, chipID: hex.EncodeToString(spki[:]), issuer: clip(leaf.Issuer.String())}, nil
 }

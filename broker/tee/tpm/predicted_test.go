@@ -6,6 +6,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/measure"
+	"github.com/claviger/claviger/broker/tpmquote"
 )
 
 // TestPredictedNames: what `claviger reference compute` predicts stands under
@@ -34,7 +35,7 @@ func TestPredictedNames(t *testing.T) {
 			continue // the kernel comes before the call of a boot option: see measure's own tests
 		}
 		var programs [][]byte
-		for _, d := range c.TPM.(*Claims).Boot.BootChain {
+		for _, d := range c.TPM.(*tpmquote.Claims).Boot.BootChain {
 			raw, err := hex.DecodeString(d)
 			if err != nil {
 				t.Fatal(err)

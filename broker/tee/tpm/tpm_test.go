@@ -9,17 +9,21 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/tpmquote"
 )
 
 // recorded are boots of real guests (QEMU, OVMF, swtpm), with what must come of them.
 const recorded = "../../../../shared/evidence/tpm/boot"
 
 var now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
+func pcrName(i int) string { return "pcr" + strconv.Itoa(i) }
 
 type boots struct {
 	evidence attest.Evidence
@@ -70,11 +74,11 @@ func load(t testing.TB, name string) boots {
 		t.Fatal(err)
 	}
 	b.evidence = attest.Evidence{Type: attest.TypeTPM, Report: report, EventLog: read("eventlog.bin", nil)}
-	q, err := parseQuote(r)
+	q, err := tpmquote.Parse(r.Quote, r.Signature)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.extra = q.attest.ExtraData.Buffer
+	b.extra = q.ExtraData()
 	b.ek, b.ekPub = session.Hello.EKCerts, session.Hello.EKPub
 	return b
 }
@@ -120,13 +124,13 @@ func TestRecordedBoots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m, boot := c.Measurements, c.TPM.(*Claims).Boot
+			m, boot := c.Measurements, c.TPM.(*tpmquote.Claims).Boot
 			for i := range 16 {
 				if want := b.want[pcrName(i)]; want != "" && m[pcrName(i)] != want {
 					t.Errorf("%s is %s, want %s", pcrName(i), m[pcrName(i)], want)
 				}
 			}
-			if (boot.SecureBoot == SecureBootOn) != (b.want["secure_boot"] == "true") || boot.SecureBoot == SecureBootUnknown {
+			if (boot.SecureBoot == tpmquote.SecureBootOn) != (b.want["secure_boot"] == "true") || boot.SecureBoot == tpmquote.SecureBootUnknown {
 				t.Errorf("secure boot %s, want %s", boot.SecureBoot, b.want["secure_boot"])
 			}
 			if want := b.want["efi_app0"]; want != "" && (len(boot.BootChain) == 0 || boot.BootChain[0] != want) {
@@ -141,8 +145,8 @@ func TestRecordedBoots(t *testing.T) {
 			if name == "grub-sb" && boot.Cmdline != "/vmlinuz console=ttyS0 quiet panic=-1 gotpmtools" {
 				t.Errorf("command line %q", boot.Cmdline)
 			}
-			if c.BoundToCPUTEE || c.Bound || c.TPM.(*Claims).AK.Trust != TrustNone {
-				t.Errorf("bound to a CPU TEE %v, bound %v, trust %s", c.BoundToCPUTEE, c.Bound, c.TPM.(*Claims).AK.Trust)
+			if c.BoundToCPUTEE || c.Bound || c.TPM.(*tpmquote.Claims).AK.Trust != tpmquote.TrustNone {
+				t.Errorf("bound to a CPU TEE %v, bound %v, trust %s", c.BoundToCPUTEE, c.Bound, c.TPM.(*tpmquote.Claims).AK.Trust)
 			}
 		})
 	}
@@ -164,7 +168,7 @@ func TestCmdlineClaim(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := c.TPM.(*Claims).Boot.Cmdline; got != want && got != cmdline {
+		if got := c.TPM.(*tpmquote.Claims).Boot.Cmdline; got != want && got != cmdline {
 			t.Errorf("%q: claimed %q", cmdline, got)
 		}
 	}
@@ -236,7 +240,7 @@ func TestForgedLogs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := good.TPM.(*Claims).Boot
+		want := good.TPM.(*tpmquote.Claims).Boot
 		for i := 0; i < len(b.evidence.EventLog); i += 3 {
 			ev := b.evidence
 			ev.EventLog = append([]byte{}, b.evidence.EventLog...)
@@ -246,11 +250,11 @@ func TestForgedLogs(t *testing.T) {
 				continue
 			}
 			// Labels are not measured: a claim may vanish by such a lie, but never change.
-			got := c.TPM.(*Claims).Boot
+			got := c.TPM.(*tpmquote.Claims).Boot
 			for _, f := range [][2]string{
 				{got.Initrd, want.Initrd}, {got.CmdlineDigest, want.CmdlineDigest}, {got.Cmdline, want.Cmdline},
 				{strings.Join(got.BootChain, ","), strings.Join(want.BootChain, ",")},
-				{strings.TrimPrefix(got.SecureBoot, SecureBootUnknown), want.SecureBoot},
+				{strings.TrimPrefix(got.SecureBoot, tpmquote.SecureBootUnknown), want.SecureBoot},
 			} {
 				// A mark whose text was changed counts as a program: more than there was, which no reference lists.
 				if f[0] != "" && f[0] != f[1] && !strings.Contains(f[0], want.BootChain[0]) {
@@ -261,7 +265,7 @@ func TestForgedLogs(t *testing.T) {
 		for i := 1; i < len(b.evidence.EventLog); i += 17 {
 			ev := b.evidence
 			ev.EventLog = b.evidence.EventLog[:i]
-			if c, err := v.Verify(t.Context(), ev, attest.Unbound(), nil, now); err == nil && c.TPM.(*Claims).EventLog != EventLogPartial {
+			if c, err := v.Verify(t.Context(), ev, attest.Unbound(), nil, now); err == nil && c.TPM.(*tpmquote.Claims).EventLog != tpmquote.EventLogPartial {
 				t.Errorf("%s: cut to %d bytes: accepted as whole", name, i)
 			}
 		}

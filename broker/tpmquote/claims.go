@@ -1,4 +1,4 @@
-package tpm
+package tpmquote
 
 import (
 	"bytes"
@@ -68,6 +68,25 @@ type AK struct {
 	Issuer    string `json:"issuer,omitempty"`
 }
 
+// EK are the claims of an endorsement key's certificate.
+type EK struct {
+	Digest       string `json:"digest"` // SHA-256 of its SubjectPublicKeyInfo, hex; the chip id
+	Certificate  string `json:"certificate_sha256"`
+	Issuer       string `json:"issuer"`
+	Serial       string `json:"serial"`       // hex
+	Manufacturer string `json:"manufacturer"` // TCG vendor id, for example "id:494E5443"
+	Model        string `json:"model"`
+	Version      string `json:"version"` // of the firmware
+}
+
+// How an attestation key came to be believed.
+const (
+	TrustActivation  = "ek_activation"
+	TrustCertificate = "ak_certificate"
+	TrustHardware    = "hardware_report" // a CPU TEE's report covers it (Azure)
+	TrustNone        = "none"            // only where evidence is looked at from a file
+)
+
 // Boot is what the log shows of the boot, each part only if the log leaves no
 // second reading: types and labels of events are not measured, so the exact
 // sequence of a PCR has to fit. What the booted system extends later breaks the
@@ -107,23 +126,25 @@ type Variable struct {
 	Value string `json:"value"` // hex, at most 64 bytes
 }
 
-func newClaims(r attest.TPMReport, q quote, ak attestationKey, tr trust) *Claims {
+// NewClaims makes the claims of a verified quote: ak and ek are what the
+// caller found out about the key.
+func NewClaims(q Quote, pcrs []attest.PCR, ak AK, ek *EK) *Claims {
 	c := &Claims{
-		AK: AK{Name: hex.EncodeToString(ak.name), Algorithm: ak.algorithm, Trust: tr.how, Issuer: tr.issuer}, EK: tr.ek,
+		AK: ak, EK: ek,
 		FirmwareVersion: fmt.Sprintf("%016x", q.attest.FirmwareVersion),
 		Clock:           strconv.FormatUint(q.attest.ClockInfo.Clock, 10),
 		ResetCount:      q.attest.ClockInfo.ResetCount, RestartCount: q.attest.ClockInfo.RestartCount,
 		Safe: bool(q.attest.ClockInfo.Safe),
 		PCRs: map[string]string{}, EventLog: EventLogAbsent, Boot: Boot{SecureBoot: SecureBootUnknown},
 	}
-	for _, p := range r.PCRs {
+	for _, p := range pcrs {
 		c.PCRs[strconv.Itoa(p.Index)] = hex.EncodeToString(p.Digest)
 	}
 	return c
 }
 
-// measurements are the claims that reference values can list.
-func (c *Claims) measurements() map[string]string {
+// Measurements are the claims that reference values can list.
+func (c *Claims) Measurements() map[string]string {
 	m := map[string]string{}
 	for n, d := range c.PCRs {
 		m["pcr"+n] = d
@@ -141,9 +162,10 @@ func (c *Claims) measurements() map[string]string {
 	return m
 }
 
-// explain replays the log against the quoted PCRs and takes claims from it. A
-// PCR that the log touches has to come out right, or every entry may be a lie.
-func (c *Claims) explain(t *dcap.Trail, raw []byte, r attest.TPMReport) error {
+// Explain makes the check event_log: it replays the log against the quoted PCRs
+// and takes claims from it. A PCR that the log touches has to come out right, or
+// every entry may be a lie. cmdline is the guest's word for its command line.
+func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, cmdline string) error {
 	if len(raw) == 0 {
 		t.Skip("event_log", "no event log")
 		return nil
@@ -155,7 +177,7 @@ func (c *Claims) explain(t *dcap.Trail, raw []byte, r attest.TPMReport) error {
 	replayed, touched := log.ReplayPCRs()
 	proven := map[int][]*eventlog.Event{}
 	c.EventLog = EventLogVerified
-	for _, p := range r.PCRs {
+	for _, p := range pcrs {
 		phases, ok := 0, bytes.Equal(replayed[p.Index], p.Digest)
 		if !ok && p.Index == 11 {
 			// systemd goes on measuring where the firmware's log cannot see it.
@@ -184,7 +206,7 @@ func (c *Claims) explain(t *dcap.Trail, raw []byte, r attest.TPMReport) error {
 			c.addEvent(e)
 		}
 	}
-	c.Boot = boot(proven, r.Cmdline)
+	c.Boot = boot(proven, cmdline)
 	t.Pass("event_log", "%d events, %s", len(log.Events), c.EventLog)
 	return nil
 }

@@ -1,0 +1,97 @@
+# METADATA
+# description: |
+#   Intel SGX. Names are those of the quote and of Intel's TCB info. Anybody can
+#   build and sign an enclave, so every policy needs a reference value of
+#   MRENCLAVE, or identity_denials.
+package claviger.lib.sgx
+
+import data.claviger.lib.common
+import input.attestation.sgx as quote
+
+# identity_denials(mrsigners, isvprodid, isvsvn): an enclave of one of these
+# signers (MRSIGNER, lower-case hex), this product, and this security version
+# or later. A signer's products share its MRSIGNER, so that ISVPRODID is not optional.
+identity_denials(mrsigners, isvprodid, isvsvn) := set() if {
+	quote.mrsigner in mrsigners
+	quote.isvprodid == isvprodid
+	is_number(quote.isvsvn)
+	quote.isvsvn >= isvsvn
+} else := common.at_least_one(identity_reasons(mrsigners, isvprodid, isvsvn), common.reason("claims_missing", "there are no SGX claims", "attestation.sgx", "missing"))
+
+identity_reasons(mrsigners, isvprodid, isvsvn) := ({r |
+	not quote.mrsigner in mrsigners
+	r := common.reason("mrsigner_unknown", "the enclave's signer is not an accepted one", "attestation.sgx.mrsigner", shown(["mrsigner"]))
+} | {r |
+	not quote.isvprodid == isvprodid
+	r := object.union(
+		common.reason("isvprodid", "the enclave is another product of its signer", "attestation.sgx.isvprodid", shown(["isvprodid"])),
+		{"nearest": isvprodid},
+	)
+}) | {r |
+	not reached(isvsvn)
+	r := object.union(
+		common.reason("isvsvn", "the enclave's security version is below the policy's minimum", "attestation.sgx.isvsvn", shown(["isvsvn"])),
+		{"nearest": isvsvn},
+	)
+}
+
+reached(isvsvn) if {
+	is_number(quote.isvsvn)
+	quote.isvsvn >= isvsvn
+}
+
+# attribute_denials: initialised, not debuggable, and without the provisioning
+# key, which lets an enclave tell platforms apart for good.
+attribute_denials := set() if {
+	quote.attributes.init == true
+	quote.attributes.debug == false
+	quote.attributes.provisionkey == false
+} else := attribute_reasons
+
+attribute_reasons contains common.reason("attributes_init", "ATTRIBUTES.INIT is not set", "attestation.sgx.attributes.init", shown(["attributes", "init"])) if not quote.attributes.init == true
+
+attribute_reasons contains common.reason("attributes_debug", "ATTRIBUTES.DEBUG is set", "attestation.sgx.attributes.debug", shown(["attributes", "debug"])) if not quote.attributes.debug == false
+
+attribute_reasons contains common.reason("attributes_provisionkey", "ATTRIBUTES.PROVISIONKEY is set", "attestation.sgx.attributes.provisionkey", shown(["attributes", "provisionkey"])) if not quote.attributes.provisionkey == false
+
+# config_denials(allowed): CONFIGID, lower-case hex (128 digits), is one of
+# these, and the enclave was built for key separation and sharing, without
+# which CONFIGID is always zero.
+config_denials(allowed) := set() if {
+	quote.attributes.kss == true
+	quote.configid in allowed
+} else := {common.reason("configid_unknown", "CONFIGID is not an accepted value", "attestation.sgx.configid", shown(["configid"]))}
+
+# tcb_status_denials(allowed): the joint TCB status, and those of platform and
+# quoting enclave where they are told apart, are all allowed. Most SGX platforms
+# are at best SWHardeningNeeded: whether the enclave is hardened (built with the
+# mitigations that the advisories ask for) is for its signer to know.
+tcb_status_denials(allowed) := set() if {
+	input.attestation.tcb.status in allowed
+	every name in ["platform_tcb", "qe_tcb"] {
+		part_in(name, allowed)
+	}
+} else := {object.union(
+	common.reason("tcb_status", "the TCB status is not accepted", "attestation.tcb.status", common.got_in(["tcb", "status"])),
+	{"nearest": concat(", ", sort(allowed))},
+)}
+
+# A part is absent where there was no collateral; the joint status is then Unknown.
+part_in(name, allowed) if quote[name].tcb_status in allowed
+
+part_in(name, _) if {
+	quote
+	not quote[name]
+}
+
+# advisory_denials(exceptions): every advisory that applies to this TCB level is
+# named here, which says that somebody looked at it.
+advisory_denials(exceptions) := {r |
+	some advisory in input.attestation.tcb.advisories
+	not advisory in exceptions
+	r := common.reason("tcb_advisory", "an advisory applies that the policy does not except", "attestation.tcb.advisories", advisory)
+} if {
+	is_array(input.attestation.tcb.advisories)
+} else := {common.reason("tcb_advisory", "the advisories are missing", "attestation.tcb.advisories", "missing")}
+
+shown(path) := common.got_in(array.concat(["sgx"], path))
