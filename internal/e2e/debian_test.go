@@ -162,8 +162,8 @@ WantedBy=multi-user.target
 	}
 	version := strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-")
 	if kind == "dracut" {
-		run(t, nil, "chroot", root, "dracut", "--quiet", "--force", "--no-hostonly", "--no-hostonly-cmdline", "--modules", "systemd systemd-initrd bash kernel-modules rootfs-block base udev-rules crypt dm claviger",
-			"--drivers", "virtio_pci virtio_blk virtio_net", "/boot/initrd.img-"+version, version)
+		run(t, nil, "chroot", root, "dracut", "--quiet", "--force", "--no-hostonly", "--no-hostonly-cmdline", "--add", "claviger", "--omit", "lvm mdraid dmraid multipath btrfs plymouth nvdimm",
+			"--add-drivers", "virtio_pci virtio_blk virtio_net", "/boot/initrd.img-"+version, version)
 	} else {
 		run(t, nil, "chroot", root, "update-initramfs", "-c", "-k", version)
 	}

@@ -210,7 +210,9 @@ func freePort(t *testing.T) string {
 func (w *world) bin(name string) string { return filepath.Join(w.root, "bin", name) }
 
 // try runs one of our commands as the operator.
-func (w *world) try(name string, args ...string) (string, error) { return w.tryWith(nil, name, args...) }
+func (w *world) try(name string, args ...string) (string, error) {
+	return w.tryWith(nil, name, args...)
+}
 
 func (w *world) tryWith(stdin []byte, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
