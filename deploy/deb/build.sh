@@ -11,6 +11,7 @@ version=$(sed -E 's/^v//; s/[^0-9A-Za-z.+~]+/./g' <<<"${1:-0}")
 [[ $version =~ ^[0-9]+\. ]] || version=0.0.0+$version
 arch=$(dpkg --print-architecture)
 mkdir -p dist
+rm -f dist/*.deb
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
