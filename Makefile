@@ -71,7 +71,7 @@ kernel: ## unpack Debian's cloud kernel for test guests
 	@deploy/e2e/kernel.sh $(CURDIR)/$(CACHE)/kernel
 
 e2e-boot: build vault kernel ## boot virtual machines whose disks open only with a key from a broker, and some that must not (3 minutes)
-	CLAVIGER_E2E=boot go test -count 1 -timeout 30m -v -run '^TestBoot$$' ./internal/e2e
+	CLAVIGER_E2E=boot go test -count 1 -timeout 30m -v -run '^(TestBoot|TestAgentCost)$$' ./internal/e2e
 
 e2e-boot-full: deb vault kernel ## the same with Debian's initramfs-tools and dracut, unified kernel images, Secure Boot (20 minutes)
 	@deploy/e2e/debian.sh $(CURDIR)/$(CACHE)/debian/rootfs
