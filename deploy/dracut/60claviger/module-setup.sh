@@ -25,6 +25,7 @@ install() {
   inst_simple "$systemdsystemunitdir/claviger-keys.socket"
   inst_simple "$systemdsystemunitdir/claviger-keys.service"
   inst_simple "$moddir/claviger-unlock.service" "$systemdsystemunitdir/claviger-unlock.service"
-  $SYSTEMCTL -q --root "$initdir" add-wants cryptsetup-pre.target claviger-unlock.service
-  $SYSTEMCTL -q --root "$initdir" add-wants cryptsetup-pre.target claviger-keys.socket
+  # cryptsetup-pre.target is there only if something else wants it; cryptsetup.target always is.
+  $SYSTEMCTL -q --root "$initdir" add-wants cryptsetup.target claviger-unlock.service
+  $SYSTEMCTL -q --root "$initdir" add-wants sockets.target claviger-keys.socket
 }
