@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/tee/azure"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -57,10 +58,12 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 	if err != nil {
 		return Set{}, err
 	}
+	td := tdx.New(tdxCfg)
 	return Set{Verifiers: []attest.Verifier{
 		s,
-		tdx.New(tdxCfg),
+		td,
 		t,
 		sgx.New(sgxCfg),
+		azure.New(azure.Config{SNP: s, TDX: td}),
 	}, TPM: t}, nil
 }

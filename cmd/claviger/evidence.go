@@ -48,7 +48,8 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
-certificate table behind it, a TDX or an SGX quote). Signatures and chains are checked;
+certificate table behind it, a TDX or an SGX quote, or a report with a TPM quote
+in it). Signatures and chains are checked;
 revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -161,13 +162,19 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 }
 
 // guess tells a quote (version 3 to 5, 16 bits, then attestation key type 2)
-// from an SNP report (version 2 to 5, 32 bits).
+// from an SNP report (version 2 to 5, 32 bits), and JSON by its members.
 func guess(b []byte) attest.Type {
 	if len(b) > 8 && b[0] >= 3 && b[0] <= 5 && b[1] == 0 && b[2] == 2 && b[3] == 0 {
 		if b[4] == 0x81 { // TEE_TYPE; version 3 is of SGX only
 			return attest.TypeTDX
 		}
 		return attest.TypeSGX
+	}
+	if bytes.HasPrefix(b, []byte("{")) { // ours, in JSON
+		if _, err := attest.DecodeAzureReport(b); err == nil {
+			return attest.TypeAzure
+		}
+		return attest.TypeTPM
 	}
 	return attest.TypeSNP
 }

@@ -37,22 +37,23 @@ func packages(t *testing.T) []pkg {
 // ours, has exactly the importers named here.
 func TestOneImporter(t *testing.T) {
 	only := map[string][]string{
-		"github.com/open-policy-agent/opa":  {"policy"},
-		"go.etcd.io/etcd":                   {"broker/etcd", "internal/testservers"},
-		"github.com/hashicorp/vault":        {"broker/vault"},
-		"github.com/transparency-dev":       {"broker/audit"},
-		"github.com/google/go-sev-guest":    {"broker/tee/snp"},
-		"github.com/google/go-tdx-guest":    {}, // tests only: an oracle
-		"github.com/google/go-configfs-tsm": {"broker/agent"},
-		"github.com/google/go-tpm":          {"broker/tee/tpm", "broker/tpmquote", "broker/agent/tpmdev", "internal/testservers"},
-		"github.com/lestrrat-go/jwx":        {"broker/seal", "broker/token"},
-		"github.com/prometheus":             {"broker/telemetry"},
-		module + "broker/internal/grant":    {"broker"},
-		module + "broker/tee/teesim":        {"internal/dev", "internal/load", "cmd/claviger-agent", "broker/brokertest"},
-		module + "internal/dev":             {"cmd/claviger", "broker/brokertest"},
-		module + "broker/dcap/dcaptest":     {},
-		module + "broker/tee/teetest":       {},
-		module + "internal/testservers":     {},
+		"github.com/open-policy-agent/opa":      {"policy"},
+		"go.etcd.io/etcd":                       {"broker/etcd", "internal/testservers"},
+		"github.com/hashicorp/vault":            {"broker/vault"},
+		"github.com/transparency-dev":           {"broker/audit"},
+		"github.com/google/go-sev-guest":        {"broker/tee/snp"},
+		"github.com/google/go-tdx-guest":        {}, // tests only: an oracle
+		"github.com/google/go-configfs-tsm":     {"broker/agent"},
+		"github.com/google/go-tpm":              {"broker/tee/tpm", "broker/tpmquote", "broker/tpmquote/tpmquotetest", "broker/agent/tpmdev", "internal/testservers"},
+		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token"},
+		"github.com/prometheus":                 {"broker/telemetry"},
+		module + "broker/internal/grant":        {"broker"},
+		module + "broker/tee/teesim":            {"internal/dev", "internal/load", "cmd/claviger-agent", "broker/brokertest"},
+		module + "internal/dev":                 {"cmd/claviger", "broker/brokertest"},
+		module + "broker/dcap/dcaptest":         {},
+		module + "broker/tee/teetest":           {},
+		module + "broker/tpmquote/tpmquotetest": {},
+		module + "internal/testservers":         {},
 	}
 	for _, p := range packages(t) {
 		for _, imp := range p.imports {
