@@ -13,7 +13,6 @@ type GCEReport struct {
 	HardwareReport []byte   `json:"hardware_report"`   // ATTESTATION_REPORT or quote; report_data is the binding digest of 64 bytes
 	Quote          []byte   `json:"quote"`             // TPMS_ATTEST of TPM2_Quote; extraData is the binding digest of 32 bytes
 	Signature      []byte   `json:"signature"`         // TPMT_SIGNATURE
-	AKPublic       []byte   `json:"ak_public"`         // TPMT_PUBLIC of the attestation key
 	AKCertificates [][]byte `json:"ak_certificates"`   // DER: the key's own (NV index 0x01c10000 for RSA), then its issuers
 	PCRs           []PCR    `json:"pcrs"`              // as in TPMReport
 	Cmdline        string   `json:"cmdline,omitempty"` // as in TPMReport
@@ -32,7 +31,6 @@ func DecodeGCEReport(b []byte) (GCEReport, error) {
 		{"hardware_report", len(r.HardwareReport), 1, 16 << 10},
 		{"quote", len(r.Quote), 1, maxQuote},
 		{"signature", len(r.Signature), 1, maxQuoteSignature},
-		{"ak_public", len(r.AKPublic), 1, 2 << 10},
 		{"ak_certificates", len(r.AKCertificates), 1, 4},
 		{"cmdline", len(r.Cmdline), 0, maxCmdline},
 	}

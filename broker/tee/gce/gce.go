@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -34,13 +33,13 @@ type Config struct {
 // Verifier appraises evidence of type "gce-vtpm". It makes these checks, in this
 // order; the names are those of Claims.Checks.
 //
-//  1. gce.format: a GCEReport; the attestation key and the quote inside parse.
+//  1. gce.format: a GCEReport; the certificates and the quote inside parse.
 //  2. gce.binding: the quote's qualifying data is the digest of this request (32 bytes).
 //  3. snp.… or tdx.…: the hardware report, by the verifier of its type; its
 //     REPORT_DATA is the digest of this request (64 bytes).
-//  4. gce.ak_certificate: leads to a configured CA, is valid now, for signing, and of this key.
+//  4. gce.ak_certificate: leads to a configured CA, is valid now, and for signing.
 //  5. gce.instance: the certificate names an instance in production.
-//  6. gce.quote_signature: by the attestation key.
+//  6. gce.quote_signature: by the certified key.
 //  7. gce.pcrs: the quote covers exactly the PCRs sent.
 //  8. gce.event_log: if there is a log, it replays to the quoted PCRs.
 //
@@ -100,9 +99,9 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	if r.Hardware != attest.TypeSNP && len(ev.Endorsements) > 0 {
 		return none, t.Fail("format", attest.ReasonMalformed, "endorsements are for SNP, the hardware report is of %q", r.Hardware)
 	}
-	ak, err := tpmquote.ParseKey(r.AKPublic)
+	certs, ak, err := parseCertificates(r.AKCertificates)
 	if err != nil {
-		return none, t.Fail("format", attest.ReasonUnsupported, "%w", err)
+		return none, t.Fail("format", attest.ReasonMalformed, "ak_certificates: %w", err)
 	}
 	q, err := tpmquote.Parse(r.Quote, r.Signature)
 	if err != nil {
@@ -128,7 +127,7 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 		return none, err // an *attest.Error of the type inside
 	}
 
-	out, key, err := v.trustAK(t, r, ak, bound, now)
+	out, key, err := v.trustAK(t, r.Hardware, certs, ak, bound, now)
 	if err != nil {
 		return none, err
 	}
@@ -148,19 +147,35 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	return claims, nil
 }
 
+// parseCertificates reads the chain; the key is that of the first.
+func parseCertificates(ders [][]byte) ([]*x509.Certificate, tpmquote.Key, error) {
+	var certs []*x509.Certificate
+	for i, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, tpmquote.Key{}, fmt.Errorf("certificate %d: %w", i, err)
+		}
+		certs = append(certs, c)
+	}
+	ak, err := tpmquote.NewKey(certs[0].PublicKey)
+	return certs, ak, err
+}
+
 // trustAK makes the checks 4 and 5.
-func (v *Verifier) trustAK(t *dcap.Trail, r attest.GCEReport, ak tpmquote.Key, bound bool, now time.Time) (*Claims, tpmquote.AK, error) {
-	c, key := &Claims{Hardware: r.Hardware}, tpmquote.AK{Name: hex.EncodeToString(ak.Name), Algorithm: ak.Algorithm, Trust: tpmquote.TrustNone}
+func (v *Verifier) trustAK(t *dcap.Trail, hardware attest.Type, certs []*x509.Certificate, ak tpmquote.Key, bound bool, now time.Time) (*Claims, tpmquote.AK, error) {
+	c, key := &Claims{Hardware: hardware}, tpmquote.AK{Algorithm: ak.Algorithm, Trust: tpmquote.TrustNone}
 	if len(v.cfg.AKRoots) == 0 && !bound {
 		// Claims of unbound evidence never release anything.
 		t.Skip("ak_certificate", "no CA is configured: nobody vouches for this key")
 		return c, key, nil
 	}
-	leaf, reason, err := v.certificate(r.AKCertificates, ak, now)
-	if err != nil {
+	leaf := certs[0]
+	if reason, err := v.checkCertificate(leaf, certs[1:], now); err != nil {
 		return nil, key, t.Fail("ak_certificate", reason, "%w", err)
 	}
 	t.Pass("ak_certificate", "by %s", leaf.Issuer)
+	var reason attest.Reason
+	var err error
 	if c.Instance, reason, err = instance(leaf); err != nil {
 		return nil, key, t.Fail("instance", reason, "%w", err)
 	}
@@ -169,36 +184,24 @@ func (v *Verifier) trustAK(t *dcap.Trail, r attest.GCEReport, ak tpmquote.Key, b
 	return c, key, nil
 }
 
-// certificate verifies that of the attestation key.
-func (v *Verifier) certificate(ders [][]byte, ak tpmquote.Key, now time.Time) (*x509.Certificate, attest.Reason, error) {
+// checkCertificate verifies that of the attestation key.
+func (v *Verifier) checkCertificate(leaf *x509.Certificate, issuers []*x509.Certificate, now time.Time) (attest.Reason, error) {
 	if len(v.cfg.AKRoots) == 0 {
-		return nil, attest.ReasonChain, errors.New("this broker knows no CA for attestation keys (evidence.gce.ak_roots)")
+		return attest.ReasonChain, errors.New("this broker knows no CA for attestation keys (evidence.gce.ak_roots)")
 	}
-	var leaf *x509.Certificate
 	inters := x509.NewCertPool()
-	for i, der := range ders {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, attest.ReasonMalformed, fmt.Errorf("certificate %d: %w", i, err)
-		}
-		if i == 0 {
-			leaf = c
-		} else {
-			inters.AddCert(c)
-		}
+	for _, c := range issuers {
+		inters.AddCert(c)
 	}
 	if reason, err := tpmquote.VerifyCertificate(leaf, v.roots, inters, now); err != nil {
-		return nil, reason, err
+		return reason, err
 	}
 	// The same CA certifies endorsement keys, which decrypt. Google gives the two no
 	// extended key usages that would tell them apart (old ones all say "EK").
 	if leaf.KeyUsage != x509.KeyUsageDigitalSignature {
-		return nil, attest.ReasonChain, fmt.Errorf("key usage %#x, want digitalSignature alone", int(leaf.KeyUsage))
+		return attest.ReasonChain, fmt.Errorf("key usage %#x, want digitalSignature alone", int(leaf.KeyUsage))
 	}
-	if !ak.CertifiedBy(leaf) {
-		return nil, attest.ReasonMismatch, errors.New("the certificate is of another key than the one that signed")
-	}
-	return leaf, "", nil
+	return "", nil
 }
 
 // oidInstance is the extension of Google's certificates that names the VM.
