@@ -16,21 +16,22 @@ var oidSAN = asn1.ObjectIdentifier{2, 5, 29, 17}
 
 // VerifyCertificate verifies the certificate of a TPM's key up to one of roots.
 // x509 does not know directory names in the SAN, which may be critical there:
-// nothing is concluded from them. What the certificate is for is the caller's to check.
-func VerifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, now time.Time) (attest.Reason, error) {
+// nothing is concluded from them. What the certificate is for is the caller's to
+// check. It returns the chain, leaf first.
+func VerifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, now time.Time) ([]*x509.Certificate, attest.Reason, error) {
 	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(leaf.UnhandledCriticalExtensions, oidSAN.Equal)
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: inters, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: inters, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
 		reason := attest.ReasonChain
 		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
 			reason = attest.ReasonValidity
 		}
-		return reason, fmt.Errorf("issued by %q: %w", leaf.Issuer, err)
+		return nil, reason, fmt.Errorf("issued by %q: %w", leaf.Issuer, err)
 	}
 	if leaf.IsCA {
-		return attest.ReasonChain, errors.New("is a CA's certificate")
+		return nil, attest.ReasonChain, errors.New("is a CA's certificate")
 	}
-	return "", nil
+	return chains[0], "", nil
 }
 
 // CertifiedBy reports whether the certificate is of this key.

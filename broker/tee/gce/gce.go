@@ -19,6 +19,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/tpmquote"
 )
 
@@ -46,13 +47,14 @@ type Config struct {
 // Both parts being of one request shows that who made it can use both, not that
 // they are one machine: see docs/evidence/gce-vtpm.md.
 type Verifier struct {
-	cfg   Config
-	roots *x509.CertPool
+	cfg    Config
+	roots  *x509.CertPool
+	chains memo.Memo[[]*x509.Certificate] // dates are looked at on each use
 }
 
 // New makes a Verifier.
 func New(cfg Config) *Verifier {
-	v := &Verifier{cfg, x509.NewCertPool()}
+	v := &Verifier{cfg: cfg, roots: x509.NewCertPool()}
 	for _, c := range cfg.AKRoots {
 		v.roots.AddCert(c)
 	}
@@ -189,12 +191,23 @@ func (v *Verifier) checkCertificate(leaf *x509.Certificate, issuers []*x509.Cert
 	if len(v.cfg.AKRoots) == 0 {
 		return attest.ReasonChain, errors.New("this broker knows no CA for attestation keys (evidence.gce.ak_roots)")
 	}
-	inters := x509.NewCertPool()
+	var reason attest.Reason
+	inters, raw := x509.NewCertPool(), [][]byte{leaf.Raw}
 	for _, c := range issuers {
 		inters.AddCert(c)
+		raw = append(raw, c.Raw)
 	}
-	if reason, err := tpmquote.VerifyCertificate(leaf, v.roots, inters, now); err != nil {
+	chain, err := v.chains.Get(memo.Key(raw...), func() (chain []*x509.Certificate, err error) {
+		chain, reason, err = tpmquote.VerifyCertificate(leaf, v.roots, inters, now)
+		return chain, err
+	})
+	if err != nil {
 		return reason, err
+	}
+	for _, c := range chain {
+		if now.Before(c.NotBefore) || now.After(c.NotAfter) {
+			return attest.ReasonValidity, fmt.Errorf("%q is valid from %s to %s", c.Subject, c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339))
+		}
 	}
 	// The same CA certifies endorsement keys, which decrypt. Google gives the two no
 	// extended key usages that would tell them apart (old ones all say "EK").

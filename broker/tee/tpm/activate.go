@@ -153,7 +153,7 @@ func (v *Verifier) ekCertificate(ders [][]byte, now time.Time) (*x509.Certificat
 
 // verifyCertificate verifies a TCG certificate, whose purpose x509 does not know.
 func verifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, purpose asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, attest.Reason, error) {
-	if reason, err := tpmquote.VerifyCertificate(leaf, roots, inters, now); err != nil {
+	if _, reason, err := tpmquote.VerifyCertificate(leaf, roots, inters, now); err != nil {
 		return nil, reason, err
 	}
 	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, purpose.Equal) {
