@@ -20,6 +20,8 @@ const (
 	TypeSGX Type = "sgx"
 	// TypeAzure is a confidential VM of Azure: SNP or TDX under a paravisor that keeps a vTPM.
 	TypeAzure Type = "azure-vtpm"
+	// TypeGCE is a confidential VM of Google Compute Engine: an SNP or TDX report beside a quote of its vTPM.
+	TypeGCE Type = "gce-vtpm"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -33,7 +35,7 @@ const (
 type Evidence struct {
 	Type Type
 	// Report is the signed part in the vendor's own encoding: an SNP
-	// ATTESTATION_REPORT (1184 bytes), a TDX quote; for a TPM, a TPMReport; for Azure, an AzureReport.
+	// ATTESTATION_REPORT (1184 bytes), a TDX quote; for a TPM, a TPMReport; for Azure and GCE, an AzureReport or GCEReport.
 	Report []byte
 	// Endorsements is what the platform handed over beside the report, or
 	// empty: for SNP the GUID certificate table (configfs-tsm "auxblob"), for a
@@ -103,8 +105,9 @@ type Claims struct {
 	TDX any `json:"tdx,omitempty"`
 	TPM any `json:"tpm,omitempty"`
 	SGX any `json:"sgx,omitempty"`
-	// Azure stands beside TPM and one of SNP and TDX.
+	// Azure and GCE stand beside TPM and one of SNP and TDX.
 	Azure any `json:"azure_vtpm,omitempty"`
+	GCE   any `json:"gce_vtpm,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

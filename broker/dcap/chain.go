@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 )
 
 // intelRootSHA256 is the SHA-256 of the Intel SGX Root CA certificate (DER),
@@ -81,7 +82,7 @@ type pckChain struct {
 // pckChain verifies the signatures of a PCK chain: leaf, Platform or Processor
 // CA, root.
 func (v *Verifier) pckChain(chain []byte) (*pckChain, error) {
-	return v.chains.get(memoKey([]byte("pck chain"), chain), func() (*pckChain, error) {
+	return v.chains.Get(memo.Key([]byte("pck chain"), chain), func() (*pckChain, error) {
 		certs, err := parseChain(chain)
 		if err != nil {
 			return nil, err
@@ -321,7 +322,7 @@ type crl struct {
 
 // crl verifies a DER CRL against its issuer.
 func (v *Verifier) crl(der []byte, issuer *x509.Certificate) (*crl, error) {
-	return v.crls.get(memoKey([]byte("crl"), der, issuer.Raw), func() (*crl, error) {
+	return v.crls.Get(memo.Key([]byte("crl"), der, issuer.Raw), func() (*crl, error) {
 		if len(der) > maxCollateral {
 			return nil, invalid("CRL of %d bytes", len(der))
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 )
 
 const (
@@ -85,7 +86,7 @@ type qeIdentity struct {
 
 // tcbInfo verifies and decodes TCB info.
 func (v *Verifier) tcbInfo(it attest.CollateralItem, root *x509.Certificate) (*tcbInfo, error) {
-	return v.tcbInfos.get(memoKey([]byte("tcb info"), it.Data, it.IssuerChain, root.Raw), func() (*tcbInfo, error) {
+	return v.tcbInfos.Get(memo.Key([]byte("tcb info"), it.Data, it.IssuerChain, root.Raw), func() (*tcbInfo, error) {
 		raw, signer, err := openSigned(it, "tcbInfo", root)
 		if err != nil {
 			return nil, err
@@ -130,7 +131,7 @@ func parseTCBInfo(raw []byte, signer *x509.Certificate) (*tcbInfo, error) {
 
 // qeIdentity verifies and decodes a QE identity.
 func (v *Verifier) qeIdentity(it attest.CollateralItem, root *x509.Certificate) (*qeIdentity, error) {
-	return v.qeIdentities.get(memoKey([]byte("qe identity"), it.Data, it.IssuerChain, root.Raw), func() (*qeIdentity, error) {
+	return v.qeIdentities.Get(memo.Key([]byte("qe identity"), it.Data, it.IssuerChain, root.Raw), func() (*qeIdentity, error) {
 		raw, signer, err := openSigned(it, "enclaveIdentity", root)
 		if err != nil {
 			return nil, err

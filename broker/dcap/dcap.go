@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 )
 
 // Config configures a Verifier. The zero value trusts Intel's root only and
@@ -41,11 +42,11 @@ type Verifier struct {
 	testRoots          [][32]byte
 	collateralOptional bool
 
-	chains       memo[*pckChain]
-	qeReports    memo[struct{}]
-	crls         memo[*crl]
-	tcbInfos     memo[*tcbInfo]
-	qeIdentities memo[*qeIdentity]
+	chains       memo.Memo[*pckChain]
+	qeReports    memo.Memo[struct{}]
+	crls         memo.Memo[*crl]
+	tcbInfos     memo.Memo[*tcbInfo]
+	qeIdentities memo.Memo[*qeIdentity]
 }
 
 // New makes a Verifier.
@@ -162,8 +163,8 @@ func (a *appraisal) signatures(q *Quote) (*pckChain, error) {
 	a.t.Pass("pck_chain", "%s CA, root %q", chain.pck.CA, chain.root.Subject.CommonName)
 
 	// A QE report by another platform's key, or by nobody.
-	key := memoKey([]byte("qe report"), chain.leaf.Raw, q.qeRaw, q.qeSig)
-	if _, err := a.v.qeReports.get(key, func() (struct{}, error) {
+	key := memo.Key([]byte("qe report"), chain.leaf.Raw, q.qeRaw, q.qeSig)
+	if _, err := a.v.qeReports.Get(key, func() (struct{}, error) {
 		if !verifyP256(chain.key, q.qeRaw, q.qeSig) {
 			return struct{}{}, faultf(attest.ReasonSignature, "the PCK did not sign this QE report")
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/azure"
+	"github.com/claviger/claviger/broker/tee/gce"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -24,6 +25,8 @@ type TestRoot struct {
 type Config struct {
 	TestRoots []TestRoot // without any, only the vendors' pinned roots are trusted
 	TPM       tpm.Config
+	// GCEAKRoots are Google's CAs for the attestation keys of its vTPMs.
+	GCEAKRoots []*x509.Certificate
 }
 
 // Set is one verifier per type, and what activates attestation keys of TPMs.
@@ -38,18 +41,18 @@ func New(cfg Config) (Set, error) {
 	for _, r := range cfg.TestRoots {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
-	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{})
+	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots)
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
 // and TCB information are reported as skipped checks where optional is set.
 // They never stand behind a release.
 func Appraisers(optional bool) ([]attest.Verifier, error) {
-	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional})
+	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil)
 	return s.Verifiers, err
 }
 
-func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config) (Set, error) {
+func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
@@ -65,5 +68,6 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		t,
 		sgx.New(sgxCfg),
 		azure.New(azure.Config{SNP: s, TDX: td}),
+		gce.New(gce.Config{AKRoots: gceRoots, SNP: s, TDX: td}),
 	}, TPM: t}, nil
 }

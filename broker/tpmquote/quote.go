@@ -135,13 +135,22 @@ type Key struct {
 	hash      crypto.Hash
 }
 
-// RSAKey is the key of a party that vouches for its being an attestation key
-// and says no more of it: RSASSA with SHA-256.
-func RSAKey(k *rsa.PublicKey) (Key, error) {
-	if err := checkRSA(k); err != nil {
-		return Key{}, err
+// NewKey is the key of a party that vouches for its being an attestation key
+// and says no more of it: RSASSA, or ECDSA on P-256, with SHA-256.
+func NewKey(public crypto.PublicKey) (Key, error) {
+	switch k := public.(type) {
+	case *rsa.PublicKey:
+		if err := checkRSA(k); err != nil {
+			return Key{}, err
+		}
+		return Key{Public: k, Algorithm: fmt.Sprintf("RSA-%d", k.N.BitLen()), scheme: tpm2.TPMAlgRSASSA, hash: crypto.SHA256}, nil
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() {
+			return Key{}, fmt.Errorf("curve %s", k.Params().Name)
+		}
+		return Key{Public: k, Algorithm: "ECDSA P-256", scheme: tpm2.TPMAlgECDSA, hash: crypto.SHA256}, nil
 	}
-	return Key{Public: k, Algorithm: fmt.Sprintf("RSA-%d", k.N.BitLen()), scheme: tpm2.TPMAlgRSASSA, hash: crypto.SHA256}, nil
+	return Key{}, fmt.Errorf("key type %T", public)
 }
 
 func checkRSA(k *rsa.PublicKey) error {

@@ -174,6 +174,9 @@ func guess(b []byte) attest.Type {
 		if _, err := attest.DecodeAzureReport(b); err == nil {
 			return attest.TypeAzure
 		}
+		if _, err := attest.DecodeGCEReport(b); err == nil {
+			return attest.TypeGCE
+		}
 		return attest.TypeTPM
 	}
 	return attest.TypeSNP

@@ -168,6 +168,7 @@ type Evidence struct {
 	RootCRL   string                            `json:"intel_root_crl"`
 	Ages      map[attest.CollateralKind]AgeSpec `json:"ages"`
 	TPM       TPM                               `json:"tpm"`
+	GCE       GCE                               `json:"gce"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -176,6 +177,11 @@ type TPM struct {
 	EKIntermediates string   `json:"ek_intermediates"` // PEM file: their issuing CAs, for TPMs that do not hold them
 	AKRoots         string   `json:"ak_roots"`         // PEM file: CAs that certify attestation keys directly
 	ActivationLife  Duration `json:"activation_life"`  // default 1h
+}
+
+// GCE names the CAs of vTPMs of Google Compute Engine; without any, none is believed.
+type GCE struct {
+	AKRoots string `json:"ak_roots"` // PEM file: Google's CAs for attestation keys
 }
 
 // AgeSpec limits the age of a kind of collateral.

@@ -330,26 +330,28 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 
 func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	t := s.cfg.Evidence.TPM
+	var gceRoots []*x509.Certificate
 	cfg := tpm.Config{TicketLife: time.Duration(t.ActivationLife)}
 	for _, f := range []struct {
 		field, file string
 		into        *[]*x509.Certificate
 	}{
-		{"ek_roots", t.EKRoots, &cfg.EKRoots}, {"ek_intermediates", t.EKIntermediates, &cfg.EKIntermediates}, {"ak_roots", t.AKRoots, &cfg.AKRoots},
+		{"tpm.ek_roots", t.EKRoots, &cfg.EKRoots}, {"tpm.ek_intermediates", t.EKIntermediates, &cfg.EKIntermediates}, {"tpm.ak_roots", t.AKRoots, &cfg.AKRoots},
+		{"gce.ak_roots", s.cfg.Evidence.GCE.AKRoots, &gceRoots},
 	} {
 		if f.file == "" {
 			continue
 		}
 		var err error
 		if *f.into, err = certificates(f.file); err != nil {
-			return tee.Set{}, fmt.Errorf("evidence.tpm.%s: %w", f.field, err)
+			return tee.Set{}, fmt.Errorf("evidence.%s: %w", f.field, err)
 		}
 	}
 	var err error
 	if cfg.TicketKey, err = s.state.SealedKey(ctx, "tpm-ticket", state.GenerateKey32); err != nil {
 		return tee.Set{}, fmt.Errorf("ticket key: %w", err)
 	}
-	return tee.New(tee.Config{TestRoots: s.opt.TestRoots, TPM: cfg})
+	return tee.New(tee.Config{TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots})
 }
 
 // certificates reads a PEM file of one or more certificates.

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +29,9 @@ import (
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// vtpmKey is one key for all tests: RSA keys take their time.
+var vtpmKey = sync.OnceValues(tpmquotetest.NewKey)
 
 var transcript = attest.Transcript{Nonce: []byte("nonce"), KeyAlgorithm: "test", PublicKey: []byte("key"), Resources: []string{"disks/a"}}
 
@@ -74,7 +78,7 @@ func newSim(t testing.TB) *sim {
 	for ref, it := range intel {
 		s.collateral[ref] = it
 	}
-	if s.ak, err = tpmquotetest.NewKey(); err != nil {
+	if s.ak, err = vtpmKey(); err != nil {
 		t.Fatal(err)
 	}
 	v, err := snp.New(snp.Config{TestRoots: []snp.TestRoot{{Product: "Milan", ARK: root.ARK()}}})
@@ -358,7 +362,7 @@ func BenchmarkFloor(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	key, err := tpmquote.RSAKey(&s.ak.PublicKey)
+	key, err := tpmquote.NewKey(&s.ak.PublicKey)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -3,12 +3,16 @@ package azure_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +22,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/tee/azure"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -499,5 +504,64 @@ func TestACI(t *testing.T) {
 	}
 	if sum := sha256.Sum256(policy); cl.HostData != hex.EncodeToString(sum[:]) {
 		t.Errorf("HOST_DATA %s, policy %x", cl.HostData, sum)
+	}
+}
+
+// bincode takes apart a quote as that crate writes it: u64 lengths, then
+// signature, message and PCRs.
+func bincode(t testing.TB, path string) (signature, message []byte, pcrs []attest.PCR) {
+	t.Helper()
+	b := shared(t, path)
+	take := func(unit uint64) []byte {
+		n := binary.LittleEndian.Uint64(b) * unit
+		out := b[8 : 8+n]
+		b = b[8+n:]
+		return out
+	}
+	signature, message = take(1), take(1)
+	for i, p := 0, take(32); len(p) > 0; i, p = i+1, p[32:] {
+		pcrs = append(pcrs, attest.PCR{Index: i, Digest: p[:32]})
+	}
+	return signature, message, pcrs
+}
+
+// TestLooseQuotes: quotes without a hardware report of theirs, under the key that their source gives.
+func TestLooseQuotes(t *testing.T) {
+	block, _ := pem.Decode(shared(t, "azure-cvm-tooling/akpub.pem"))
+	akpub, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hclKey := func(path string) crypto.PublicKey {
+		var doc struct {
+			Keys []struct{ N string }
+		}
+		h := shared(t, path)
+		if err := json.Unmarshal(h[1236:1236+binary.LittleEndian.Uint32(h[1232:])], &doc); err != nil {
+			t.Fatal(err)
+		}
+		n, err := base64.RawURLEncoding.DecodeString(doc.Keys[0].N)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}
+	}
+	for path, public := range map[string]crypto.PublicKey{
+		"azure-cvm-tooling/quote.bin":   akpub,
+		"trustee/az-snp-vtpm/quote.bin": hclKey("trustee/az-snp-vtpm/hcl-report.bin"),
+		"trustee/az-tdx-vtpm/quote.bin": hclKey("trustee/az-tdx-vtpm/hcl-report.bin"),
+	} {
+		sig, message, pcrs := bincode(t, path)
+		key, err := tpmquote.NewKey(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := tpmquote.Parse(message, signature(sig))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := q.Verify(dcap.NewTrail("test"), key, pcrs); err != nil || string(q.ExtraData()) != "challenge" {
+			t.Errorf("%s: qualifying data %q, %v", path, q.ExtraData(), err)
+		}
 	}
 }

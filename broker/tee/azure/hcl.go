@@ -125,7 +125,7 @@ func parseRuntimeData(t *dcap.Trail, b []byte) (runtimeData, error) {
 		if err := errors.Join(err, err2); err != nil || len(n) > 512 || len(e) > 4 {
 			return runtimeData{}, t.Fail("ak", attest.ReasonMalformed, "runtime data: HCLAkPub: n or e is not a number in base64url: %v", err)
 		}
-		d.ak, err = tpmquote.RSAKey(&rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())})
+		d.ak, err = tpmquote.NewKey(&rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())})
 		if err != nil {
 			return runtimeData{}, t.Fail("ak", attest.ReasonUnsupported, "runtime data: HCLAkPub: %w", err)
 		}

@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/hmac"
 	"crypto/rand"
@@ -152,20 +151,10 @@ func (v *Verifier) ekCertificate(ders [][]byte, now time.Time) (*x509.Certificat
 	return verifyCertificate(leaf, v.ekRoots, inters, oidEK, now)
 }
 
-// verifyCertificate verifies a TCG certificate. x509 knows neither its purposes
-// nor directory names in the SAN, which is critical there: both are looked at here.
+// verifyCertificate verifies a TCG certificate, whose purpose x509 does not know.
 func verifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, purpose asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, attest.Reason, error) {
-	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(leaf.UnhandledCriticalExtensions, oidSAN.Equal)
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: inters, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		reason := attest.ReasonChain
-		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-			reason = attest.ReasonValidity
-		}
-		return nil, reason, fmt.Errorf("issued by %q: %w", leaf.Issuer, err)
-	}
-	if leaf.IsCA {
-		return nil, attest.ReasonChain, errors.New("is a CA's certificate")
+	if _, reason, err := tpmquote.VerifyCertificate(leaf, roots, inters, now); err != nil {
+		return nil, reason, err
 	}
 	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, purpose.Equal) {
 		return nil, attest.ReasonChain, fmt.Errorf("lacks the extended key usage %s", purpose)
@@ -352,9 +341,7 @@ func (v *Verifier) certifiedAK(t *dcap.Trail, chain []byte, ak tpmquote.Key, now
 	if _, r, err := verifyCertificate(leaf, v.akRoots, inters, oidAIK, now); err != nil {
 		return fail(r, err)
 	}
-	if key, ok := leaf.PublicKey.(interface {
-		Equal(crypto.PublicKey) bool
-	}); !ok || !key.Equal(ak.Public) {
+	if !ak.CertifiedBy(leaf) {
 		return fail(attest.ReasonMismatch, errors.New("the certificate is of another key than the one that signed"))
 	}
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)

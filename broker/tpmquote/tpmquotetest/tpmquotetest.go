@@ -25,19 +25,6 @@ func NewKey() (Key, error) {
 	return Key{k}, err
 }
 
-// Area is the key's TPMT_PUBLIC, with the attributes of an attestation key.
-func (k Key) Area() []byte {
-	return tpm2.Marshal(tpm2.TPMTPublic{
-		Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256,
-		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, Restricted: true, SignEncrypt: true},
-		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
-			Scheme:  tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgRSASSA, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256})},
-			KeyBits: 2048,
-		}),
-		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: k.N.Bytes()}),
-	})
-}
-
 // Quote makes a TPMS_ATTEST and a TPMT_SIGNATURE over pcrs, which ascend.
 func (k Key) Quote(extraData []byte, pcrs []attest.PCR) (quote, signature []byte, err error) {
 	bitmap, h := make([]byte, 3), sha256.New()

@@ -1,4 +1,6 @@
-package dcap
+// Package memo remembers what verified, so that a second appraisal of the same
+// certificates, lists and documents costs only the signatures that are new.
+package memo
 
 import (
 	"crypto/sha256"
@@ -6,23 +8,23 @@ import (
 	"sync"
 )
 
-// memoSize bounds each memo. Only what has verified is kept, so a stranger
+// size bounds each Memo. Only what has verified is kept, so a stranger
 // cannot fill it; a fleet has about one entry per machine.
-const memoSize = 1024
+const size = 1024
 
-// memo remembers results that depend on nothing but the bytes they were made
+// Memo remembers results that depend on nothing but the bytes they were made
 // from. What depends on the clock or on a revocation list is never kept here.
 // The zero value is ready.
-type memo[T any] struct {
+type Memo[T any] struct {
 	mu    sync.Mutex
 	m     map[[32]byte]T // guarded by mu
 	order [][32]byte     // guarded by mu; keys by age, a ring once full
 	next  int            // guarded by mu
 }
 
-// get returns the value for key, making it on first use. Failures are not
+// Get returns the value for key, making it on first use. Failures are not
 // kept. Two callers may make the same value at once; that is harmless.
-func (m *memo[T]) get(key [32]byte, make func() (T, error)) (T, error) {
+func (m *Memo[T]) Get(key [32]byte, make func() (T, error)) (T, error) {
 	m.mu.Lock()
 	v, ok := m.m[key]
 	m.mu.Unlock()
@@ -37,7 +39,7 @@ func (m *memo[T]) get(key [32]byte, make func() (T, error)) (T, error) {
 	return v, nil
 }
 
-func (m *memo[T]) put(key [32]byte, v T) {
+func (m *Memo[T]) put(key [32]byte, v T) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.m == nil {
@@ -46,18 +48,18 @@ func (m *memo[T]) put(key [32]byte, v T) {
 	if _, ok := m.m[key]; ok {
 		return
 	}
-	if len(m.order) < memoSize {
+	if len(m.order) < size {
 		m.order = append(m.order, key)
 	} else {
 		delete(m.m, m.order[m.next])
 		m.order[m.next] = key
-		m.next = (m.next + 1) % memoSize
+		m.next = (m.next + 1) % size
 	}
 	m.m[key] = v
 }
 
-// memoKey is a digest over the length-prefixed parts.
-func memoKey(parts ...[]byte) [32]byte {
+// Key is a digest over the length-prefixed parts.
+func Key(parts ...[]byte) [32]byte {
 	h := sha256.New()
 	for _, p := range parts {
 		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(p))))

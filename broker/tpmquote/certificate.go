@@ -1,0 +1,43 @@
+package tpmquote
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/claviger/claviger/broker/attest"
+)
+
+var oidSAN = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// VerifyCertificate verifies the certificate of a TPM's key up to one of roots.
+// x509 does not know directory names in the SAN, which may be critical there:
+// nothing is concluded from them. What the certificate is for is the caller's to
+// check. It returns the chain, leaf first.
+func VerifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, now time.Time) ([]*x509.Certificate, attest.Reason, error) {
+	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(leaf.UnhandledCriticalExtensions, oidSAN.Equal)
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: inters, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		reason := attest.ReasonChain
+		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+			reason = attest.ReasonValidity
+		}
+		return nil, reason, fmt.Errorf("issued by %q: %w", leaf.Issuer, err)
+	}
+	if leaf.IsCA {
+		return nil, attest.ReasonChain, errors.New("is a CA's certificate")
+	}
+	return chains[0], "", nil
+}
+
+// CertifiedBy reports whether the certificate is of this key.
+func (k Key) CertifiedBy(c *x509.Certificate) bool {
+	key, ok := c.PublicKey.(interface {
+		Equal(crypto.PublicKey) bool
+	})
+	return ok && key.Equal(k.Public)
+}

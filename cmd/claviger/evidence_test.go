@@ -1,0 +1,39 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/claviger/claviger/broker/attest"
+)
+
+// TestGuess: evidence is told from its bytes.
+func TestGuess(t *testing.T) {
+	encoded := func(b []byte, err error) []byte {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	one, pcrs := []byte{1}, []attest.PCR{{Index: 4, Digest: make([]byte, 32)}}
+	for name, tc := range map[string]struct {
+		report []byte
+		want   attest.Type
+	}{
+		"SNP v2":         {[]byte{2, 0, 0, 0, 0, 0, 0, 0, 0x1f}, attest.TypeSNP},
+		"SNP v3":         {[]byte{3, 0, 0, 0, 0, 0, 0, 0, 0x1f}, attest.TypeSNP},
+		"SNP v5, SVN":    {[]byte{5, 0, 0, 0, 0x81, 0, 0, 0, 0x1f}, attest.TypeSNP},
+		"SGX quote v3":   {[]byte{3, 0, 2, 0, 0, 0, 0, 0, 9}, attest.TypeSGX},
+		"SGX quote v4":   {[]byte{4, 0, 2, 0, 0, 0, 0, 0, 0}, attest.TypeSGX},
+		"TDX quote v4":   {[]byte{4, 0, 2, 0, 0x81, 0, 0, 0, 0}, attest.TypeTDX},
+		"TDX quote v5":   {[]byte{5, 0, 2, 0, 0x81, 0, 0, 0, 0}, attest.TypeTDX},
+		"TPM":            {encoded(attest.TPMReport{Quote: one, Signature: one, AKPublic: one, PCRs: pcrs}.Encode()), attest.TypeTPM},
+		"Azure":          {encoded(attest.AzureReport{HCLReport: one, Quote: one, Signature: one, PCRs: pcrs}.Encode()), attest.TypeAzure},
+		"GCE":            {encoded(attest.GCEReport{Hardware: attest.TypeTDX, HardwareReport: one, Quote: one, Signature: one, AKCertificates: [][]byte{one}, PCRs: pcrs}.Encode()), attest.TypeGCE},
+		"nothing at all": {nil, attest.TypeSNP},
+	} {
+		if got := guess(tc.report); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}

@@ -1,0 +1,27 @@
+# METADATA
+# description: |
+#   Confidential VMs of Google Compute Engine (type gce-vtpm). The claims of the
+#   CPU stand under sev_snp or tdx, those of the vTPM under tpm, those of Google's
+#   certificate under gce_vtpm; the libraries snp, tdx and tpm apply. Google's host
+#   runs the vTPM: a policy that relies on PCRs relies on Google.
+package claviger.lib.gce
+
+import data.claviger.lib.common
+import input.attestation.gce_vtpm as gce
+
+# project_denials(allowed): the vTPM is of an instance of one of these projects (ids).
+project_denials(allowed) := set() if {
+	gce.instance.project_id in allowed
+} else := {common.reason("project_unknown", "the instance is of another project", "attestation.gce_vtpm.instance.project_id", shown(["instance", "project_id"]))}
+
+# own_denials(param): the resource's parameter is the instance's id. Names can be
+# given again, ids cannot.
+own_denials(param) := set() if {
+	gce.instance.id != ""
+	input.resource.params[param] == gce.instance.id
+} else := {object.union(
+	common.reason("not_own_resource", "the resource belongs to another instance", concat("", ["resource.params.", param]), object.get(input, ["resource", "params", param], "missing")),
+	{"nearest": shown(["instance", "id"])},
+)}
+
+shown(path) := common.got_in(array.concat(["gce_vtpm"], path))
