@@ -50,7 +50,7 @@ func TestDebian(t *testing.T) {
 			g.Await(t, 2*bootLimit, "claviger-guest login:")
 			g.Type(t, "root\n")
 			g.Await(t, bootLimit, "root@claviger-guest:~# ")
-			out := g.Run(t, "for i in $(seq 100); do systemctl is-active -q systemd-cryptsetup@data credtest && break; sleep 1; done; findmnt -no SOURCE /; systemctl is-active systemd-cryptsetup@data credtest; ls /dev/mapper; cat /run/credtest")
+			out := g.Run(t, "for i in $(seq 100); do systemctl is-active -q systemd-cryptsetup@data && break; sleep 1; done; findmnt -no SOURCE /; systemctl is-active systemd-cryptsetup@data credtest; ls /dev/mapper; cat /run/credtest")
 			for _, want := range []string{"/dev/mapper/root", "active\nactive", "data", "a credential of 32 bytes"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("the guest does not say %q:\n%s", want, out)
