@@ -22,6 +22,8 @@ const (
 	TypeAzure Type = "azure-vtpm"
 	// TypeGCE is a confidential VM of Google Compute Engine: an SNP or TDX report beside a quote of its vTPM.
 	TypeGCE Type = "gce-vtpm"
+	// TypeNitro is an attestation document of AWS: of a Nitro enclave, or of NitroTPM.
+	TypeNitro Type = "nitro"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -108,6 +110,7 @@ type Claims struct {
 	// Azure and GCE stand beside TPM and one of SNP and TDX.
 	Azure any `json:"azure_vtpm,omitempty"`
 	GCE   any `json:"gce_vtpm,omitempty"`
+	Nitro any `json:"nitro,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`
