@@ -78,7 +78,7 @@ func TestSharedEvidence(t *testing.T) {
 		{file: "go-nitro-attestation/sample_prod_doc_with_publickey.bin", now: at("2021-03-24T16:10:41Z"), instance: "i-0a6d65e7122308898", pcr0: "672cd3c9"},
 		{file: "nitrite/nitro_attestation.b64", now: at("2024-09-07T14:37:39Z"), instance: "i-0a22e5c5f24d22174", pcr0: "e72a46ca"},
 		{file: "nitrite/nitro_attestation_debug.b64", now: at("2024-09-07T14:38:06Z"), instance: "i-0a22e5c5f24d22174", pcr0: zeros, debug: true},
-		// Its unprotected header is null, not a map. TestSelfSigned looks behind that.
+		// Its unprotected header is null, and its cabundle empty: refused before its root, of its own, is looked for.
 		{file: "nitrite/selfsigned_attestation.b64", now: at("2024-04-08T00:00:00Z"), check: "nitro.format", reason: attest.ReasonMalformed},
 		{file: "nitro-validator/real_attestation_2026-01-03_truncated_pubkey.b64", now: at("2026-01-03T20:41:07Z"), check: "nitro.format", reason: attest.ReasonMalformed},
 		{file: "rust-sgx/request_proper.bin", now: time.UnixMilli(1631182760215), instance: "i-02e3a660059b27d87", pcr0: zeros, debug: true},
