@@ -48,8 +48,8 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
-certificate table behind it, a TDX or an SGX quote, or a report with a TPM quote
-in it). Signatures and chains are checked;
+certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
+it, or a document of AWS Nitro). Signatures and chains are checked;
 revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -169,6 +169,10 @@ func guess(b []byte) attest.Type {
 			return attest.TypeTDX
 		}
 		return attest.TypeSGX
+	}
+	// COSE_Sign1 with the header ES384, with and without its tag.
+	if bytes.HasPrefix(bytes.TrimPrefix(b, []byte{0xd2}), []byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22}) {
+		return attest.TypeNitro
 	}
 	if bytes.HasPrefix(b, []byte("{")) { // ours, in JSON
 		if _, err := attest.DecodeAzureReport(b); err == nil {

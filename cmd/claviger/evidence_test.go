@@ -30,6 +30,8 @@ func TestGuess(t *testing.T) {
 		"TPM":            {encoded(attest.TPMReport{Quote: one, Signature: one, AKPublic: one, PCRs: pcrs}.Encode()), attest.TypeTPM},
 		"Azure":          {encoded(attest.AzureReport{HCLReport: one, Quote: one, Signature: one, PCRs: pcrs}.Encode()), attest.TypeAzure},
 		"GCE":            {encoded(attest.GCEReport{Hardware: attest.TypeTDX, HardwareReport: one, Quote: one, Signature: one, AKCertificates: [][]byte{one}, PCRs: pcrs}.Encode()), attest.TypeGCE},
+		"Nitro":          {[]byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22, 0xa0}, attest.TypeNitro},
+		"Nitro, tagged":  {[]byte{0xd2, 0x84, 0x44, 0xa1, 0x01, 0x38, 0x22, 0xa0}, attest.TypeNitro},
 		"nothing at all": {nil, attest.TypeSNP},
 	} {
 		if got := guess(tc.report); got != tc.want {

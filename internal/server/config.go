@@ -169,6 +169,7 @@ type Evidence struct {
 	Ages      map[attest.CollateralKind]AgeSpec `json:"ages"`
 	TPM       TPM                               `json:"tpm"`
 	GCE       GCE                               `json:"gce"`
+	Nitro     Nitro                             `json:"nitro"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -182,6 +183,11 @@ type TPM struct {
 // GCE names the CAs of vTPMs of Google Compute Engine; without any, none is believed.
 type GCE struct {
 	AKRoots string `json:"ak_roots"` // PEM file: Google's CAs for attestation keys
+}
+
+// Nitro limits documents of AWS.
+type Nitro struct {
+	MaxAge Duration `json:"max_age"` // default 5m
 }
 
 // AgeSpec limits the age of a kind of collateral.
@@ -346,6 +352,9 @@ func (c *Config) Complete() error {
 	}
 	if (c.Evidence.Bundle == "") != (c.Evidence.BundleKey == "") {
 		bad("evidence.bundle and evidence.bundle_key go together")
+	}
+	if d := time.Duration(c.Evidence.Nitro.MaxAge); d < 0 {
+		bad("evidence.nitro.max_age: %s is negative", d)
 	}
 	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
 		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")

@@ -52,6 +52,7 @@ func TestComplete(t *testing.T) {
 		"policy.config.allow_simulated:": func(c *Config) { c.Policy.Config = map[string]any{"allow_simulated": false} },
 		"evidence.bundle":                func(c *Config) { c.Evidence.Bundle = "b" },
 		"evidence.bundle_key":            func(c *Config) { c.Evidence.BundleKey = "b" },
+		"evidence.nitro.max_age:":        func(c *Config) { c.Evidence.Nitro.MaxAge = -1 },
 		"seal_key_file:":                 func(c *Config) { c.Etcd.Endpoints = []string{"https://a:2379"} },
 		"audit.origin:":                  func(c *Config) { c.Audit.Origin = "a+b" },
 		"vault[0].name:":                 func(c *Config) { c.Vault = []Vault{{TokenFile: "t"}} },
