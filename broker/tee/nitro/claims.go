@@ -49,7 +49,7 @@ func (d *document) claims(bound, simulated bool, subject string) attest.Claims {
 		Type: attest.TypeNitro, HardwareModel: model, Bound: bound, Debuggable: d.debug(), Simulated: simulated,
 		// BoundToCPUTEE stays false: the Nitro hypervisor isolates, and signs. No CPU vendor does.
 		// ChipID stays empty: no document names hardware.
-		TCB:          attest.TCB{Status: attest.TCBUnknown},
+		TCB:          attest.TCB{Status: attest.TCBUnknown, Advisories: []string{}},
 		Measurements: measurements,
 		ReportData:   hex.EncodeToString(d.UserData),
 		Collateral:   attest.CollateralState{State: attest.CollateralFresh},
