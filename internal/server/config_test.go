@@ -63,6 +63,9 @@ func TestComplete(t *testing.T) {
 		"catalog:":                       func(c *Config) { c.Catalog[0].Pattern = "/" },
 		"catalog: db/{name}: source":     func(c *Config) { c.Catalog[0].Source = "vault" },
 		"limits.peer_rate:":              func(c *Config) { r := -1.0; c.Limits.PeerRate = &r },
+
+		"evidence.keystone.device_keys[1]:":       func(c *Config) { c.Evidence.Keystone.DeviceKeys = []string{strings.Repeat("0a", 32), "0a"} },
+		"evidence.keystone.security_monitors[0]:": func(c *Config) { c.Evidence.Keystone.SecurityMonitors = []string{strings.Repeat("zz", 64)} },
 	} {
 		c := goodConfig()
 		spoil(&c)
