@@ -45,7 +45,7 @@ func TestOneImporter(t *testing.T) {
 		"github.com/google/go-tdx-guest":        {}, // tests only: an oracle
 		"github.com/google/go-configfs-tsm":     {"broker/agent"},
 		"github.com/google/go-tpm":              {"broker/tee/tpm", "broker/tpmquote", "broker/tpmquote/tpmquotetest", "broker/agent/tpmdev", "internal/testservers"},
-		"filippo.io/edwards25519":              {"broker/tee/keystone"},
+		"filippo.io/edwards25519":               {"broker/tee/keystone"},
 		"github.com/fxamacker/cbor":             {"broker/tee/nitro"},
 		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token"},
 		"github.com/prometheus":                 {"broker/telemetry"},
