@@ -120,22 +120,12 @@ func (s sign1) verify(key *ecdsa.PublicKey) bool {
 	h.Write([]byte("\x84\x6aSignature1\x44")) // array of 4: the context, the protected header,
 	h.Write(protectedES384)
 	h.Write([]byte{0x40}) // no external data,
-	h.Write(byteStringHead(len(s.Payload)))
+	// the payload, of 2^8 to 2^16-1 bytes: it has a certificate in it, and is shorter than attest.MaxReportSize.
+	n := len(s.Payload)
+	h.Write([]byte{0x59, byte(n >> 8), byte(n)})
 	h.Write(s.Payload)
 	r, t := new(big.Int).SetBytes(s.Signature[:48]), new(big.Int).SetBytes(s.Signature[48:])
 	return ecdsa.Verify(key, h.Sum(nil), r, t)
-}
-
-// byteStringHead is the shortest head of a byte string of n bytes, n < 2^16.
-func byteStringHead(n int) []byte {
-	switch {
-	case n < 24:
-		return []byte{0x40 | byte(n)}
-	case n < 1<<8:
-		return []byte{0x58, byte(n)}
-	default:
-		return []byte{0x59, byte(n >> 8), byte(n)}
-	}
 }
 
 // parseDocument reads the payload and holds it to the specification.
