@@ -429,6 +429,25 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+	// y+p is another encoding of y; of those below 19, some are points of large order.
+	tried := 0
+	for y := range 19 {
+		k := [32]byte(slices.Concat([]byte{byte(0xed + y)}, bytes.Repeat([]byte{0xff}, 30), []byte{0x7f}))
+		p, err := new(edwards25519.Point).SetBytes(k[:])
+		if err != nil || new(edwards25519.Point).MultByCofactor(p).Equal(edwards25519.NewIdentityPoint()) == 1 {
+			continue
+		}
+		tried++
+		if _, err := keystone.New(keystone.Config{DeviceKeys: [][32]byte{[32]byte(p.Bytes())}}); err != nil {
+			t.Errorf("y = %d: %v", y, err)
+		}
+		if _, err := keystone.New(keystone.Config{DeviceKeys: [][32]byte{k}}); err == nil {
+			t.Errorf("y = %d + p: accepted", y)
+		}
+	}
+	if tried == 0 {
+		t.Error("no such point was found: nothing was tested")
+	}
 	s := newSim()
 	_, err := newVerifier(t, keystone.Config{}).Verify(t.Context(), evidence(s.report(false)), attest.Unbound(), nil, now)
 	wantError(t, err, "keystone.device", attest.ReasonChain)
