@@ -22,6 +22,10 @@ const (
 	TypeAzure Type = "azure-vtpm"
 	// TypeGCE is a confidential VM of Google Compute Engine: an SNP or TDX report beside a quote of its vTPM.
 	TypeGCE Type = "gce-vtpm"
+	// TypeNitro is an attestation document of AWS: of a Nitro enclave, or of NitroTPM.
+	TypeNitro Type = "nitro"
+	// TypeKeystone is a report of a Keystone enclave (RISC-V).
+	TypeKeystone Type = "keystone"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -89,7 +93,7 @@ type Claims struct {
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
 	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
-	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM; empty for a VLEK.
+	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone; empty for a VLEK and for Nitro.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
@@ -106,8 +110,10 @@ type Claims struct {
 	TPM any `json:"tpm,omitempty"`
 	SGX any `json:"sgx,omitempty"`
 	// Azure and GCE stand beside TPM and one of SNP and TDX.
-	Azure any `json:"azure_vtpm,omitempty"`
-	GCE   any `json:"gce_vtpm,omitempty"`
+	Azure    any `json:"azure_vtpm,omitempty"`
+	GCE      any `json:"gce_vtpm,omitempty"`
+	Nitro    any `json:"nitro,omitempty"`
+	Keystone any `json:"keystone,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`
