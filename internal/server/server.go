@@ -608,20 +608,25 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 		return ok && e.Priority == broker.PriorityBoot
 	})
 	s.metrics = telemetry.NewMetrics()
-	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", "", func() float64 { return float64(s.admission.Waiting()) })
-	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", "", func() float64 { return float64(s.broker.Watching()) })
+	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", nil, func() float64 { return float64(s.admission.Waiting()) })
+	for _, class := range rpc.Classes() {
+		s.metrics.Gauge("claviger_queue_waiting", "Releases waiting, by class.", map[string]string{"class": class}, func() float64 { return float64(s.admission.Queued(class)) })
+	}
+	s.metrics.Counter("claviger_queue_displaced_total", "Releases that lost their place in a full queue to a disk key.", nil, func() float64 { return float64(s.admission.Displaced()) })
+	s.admission.Waited = s.metrics.Waited
+	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", nil, func() float64 { return float64(s.broker.Watching()) })
 	for i, v := range s.cfg.Vault {
-		stats := s.vaults[i].Stats
-		s.metrics.Counter("claviger_source_requests_total", "Requests to a Vault.", v.Name, func() float64 { return float64(stats().Requests) })
-		s.metrics.Gauge("claviger_source_waiting", "Requests to a Vault that wait for their turn.", v.Name, func() float64 { return float64(stats().Waiting) })
-		s.metrics.Gauge("claviger_source_open", "1 while a Vault does not answer and is left alone (circuit breaker).", v.Name, func() float64 {
+		stats, source := s.vaults[i].Stats, map[string]string{"source": v.Name}
+		s.metrics.Counter("claviger_source_requests_total", "Requests to a Vault.", source, func() float64 { return float64(stats().Requests) })
+		s.metrics.Gauge("claviger_source_waiting", "Requests to a Vault that wait for their turn.", source, func() float64 { return float64(stats().Waiting) })
+		s.metrics.Gauge("claviger_source_open", "1 while a Vault does not answer and is left alone (circuit breaker).", source, func() float64 {
 			if stats().Open {
 				return 1
 			}
 			return 0
 		})
 	}
-	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", "", func() float64 {
+	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", nil, func() float64 {
 		if s.engine.Status().Error != "" {
 			return 1
 		}
