@@ -126,7 +126,7 @@ func TestBootStorm(t *testing.T) {
 					attest.SNPCRL: {Refresh: server.Duration(time.Millisecond), Max: server.Duration(24 * time.Hour)}}}
 				c.Catalog = append(c.Catalog,
 					server.Entry{Pattern: "boot/{vm}", Source: "vault", Key: "disks/{vm}", Policy: "disks", CreateBytes: 32, Priority: "boot"},
-					server.Entry{Pattern: "app/{vm}", Source: "vault", Key: "db/{vm}", Policy: "disks", CreateBytes: 32})
+					server.Entry{Pattern: "app/{vm}", Source: "vault", Key: "disks/{vm}", Policy: "disks", CreateBytes: 32})
 			})
 			var err error
 			if crl, err = b.Env.Root.CRL(time.Now()); err != nil {
@@ -152,7 +152,7 @@ func TestBootStorm(t *testing.T) {
 			var order []string // of the classes, as guests got their keys; guarded by mu, as are the next two
 			keys := map[string]string{}
 			var refused int
-			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			var wg sync.WaitGroup
 			defer wg.Wait()
