@@ -136,8 +136,20 @@ func parseKey(raw json.RawMessage) (PinnedKey, error) {
 }
 
 // publicKey reads a JWK that is a public key; a private or a secret one is an error.
+// Its certificates are not looked at: not everybody encodes them as the library expects.
 func publicKey(raw json.RawMessage) (crypto.PublicKey, error) {
-	key, err := jwk.ParseKey(raw)
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &members); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"x5c", "x5t", "x5t#S256", "x5u"} {
+		delete(members, name)
+	}
+	bare, err := json.Marshal(members)
+	if err != nil {
+		return nil, err
+	}
+	key, err := jwk.ParseKey(bare)
 	if err != nil {
 		return nil, err
 	}
