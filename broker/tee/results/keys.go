@@ -11,6 +11,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,22 +37,24 @@ var algorithms = map[string]string{
 	"ES256": "P-256", "ES384": "P-384", "ES512": "P-521",
 }
 
-// fits says why a key cannot be used with an algorithm, or nil.
-func fits(alg string, key crypto.PublicKey) error {
-	kind := ""
+// kindOf is "RSA", the name of a curve, or empty for what no algorithm is for.
+func kindOf(key crypto.PublicKey) string {
 	switch k := key.(type) {
 	case *rsa.PublicKey:
-		kind = "RSA"
-		if n := k.N.BitLen(); n < minRSABits || n > maxRSABits {
-			return fmt.Errorf("an RSA key of %d bits", n)
-		}
+		return "RSA"
 	case *ecdsa.PublicKey:
-		kind = k.Curve.Params().Name
-	default:
-		return fmt.Errorf("a key of type %T", key)
+		return k.Curve.Params().Name
 	}
-	if want := algorithms[alg]; want != kind {
-		return fmt.Errorf("%s with a key of type %s", alg, kind)
+	return ""
+}
+
+// fits says why a key cannot be used with an algorithm, or nil.
+func fits(alg string, key crypto.PublicKey) error {
+	if kind := kindOf(key); algorithms[alg] == "" || algorithms[alg] != kind {
+		return fmt.Errorf("%s with a key of type %q", alg, kind)
+	}
+	if k, ok := key.(*rsa.PublicKey); ok && (k.N.BitLen() < minRSABits || k.N.BitLen() > maxRSABits) {
+		return fmt.Errorf("an RSA key of %d bits", k.N.BitLen())
 	}
 	return nil
 }
@@ -63,7 +67,8 @@ type PinnedKey struct {
 }
 
 // ParseKeys reads a JSON Web Key Set (RFC 7517 §5). All its keys must be RSA or
-// EC public keys. A key that is given by its certificate only (x5c, as Microsoft
+// EC public keys. A certificate of a short one verifies nothing, but may stand
+// there, as in Microsoft's sets. A key that is given by its certificate only (x5c, as Microsoft
 // does) is that of the first one: the file is what is trusted, not the certificate.
 func ParseKeys(b []byte) ([]PinnedKey, error) {
 	if len(b) > maxKeySet {
@@ -98,7 +103,6 @@ func parseKey(raw json.RawMessage) (PinnedKey, error) {
 	var doc struct {
 		ID        string   `json:"kid"`
 		Algorithm string   `json:"alg"`
-		Type      string   `json:"kty"`
 		Use       string   `json:"use"`
 		Modulus   string   `json:"n"`
 		X         string   `json:"x"`
@@ -111,28 +115,54 @@ func parseKey(raw json.RawMessage) (PinnedKey, error) {
 	if doc.Use != "" && doc.Use != "sig" {
 		return k, fmt.Errorf("use %q: want sig", doc.Use)
 	}
-	if doc.Modulus == "" && doc.X == "" && len(doc.Chain) > 0 {
-		cert, err := certificate(doc.Chain[0])
-		if err != nil {
-			return k, fmt.Errorf("x5c: %w", err)
-		}
-		k.Public = cert.PublicKey
-	} else {
+	if doc.Modulus != "" || doc.X != "" || len(doc.Chain) == 0 {
 		public, err := publicKey(raw)
 		if err != nil {
 			return k, err
 		}
 		k.Public = public
 	}
-	if k.Algorithm != "" {
-		return k, fits(k.Algorithm, k.Public)
+	if err := k.certify(doc.Chain); err != nil {
+		return k, fmt.Errorf("x5c: %w", err)
 	}
-	for alg := range algorithms {
-		if fits(alg, k.Public) == nil {
-			return k, nil
+	kind := kindOf(k.Public)
+	if k.Algorithm != "" && algorithms[k.Algorithm] != kind {
+		return k, fmt.Errorf("alg %q for a key of type %q", k.Algorithm, kind)
+	}
+	if !slices.Contains(slices.Collect(maps.Values(algorithms)), kind) {
+		return k, fmt.Errorf("a key of type %q", kind)
+	}
+	return k, nil
+}
+
+// certify holds a key against its certificates, of which each is signed by the
+// next (RFC 7517 §4.7), and takes it from the first where there is no other. A
+// set that contradicts itself is not what its issuer published.
+func (k *PinnedKey) certify(chain []string) error {
+	var below *x509.Certificate
+	for i, s := range chain {
+		c, err := certificate(s)
+		if err != nil {
+			return fmt.Errorf("certificate %d: %w", i, err)
 		}
+		switch {
+		case below != nil:
+			if err := below.CheckSignatureFrom(c); err != nil {
+				return fmt.Errorf("certificate %d did not sign the one before it: %w", i, err)
+			}
+		case k.Public == nil:
+			k.Public = c.PublicKey
+		case !sameKey(k.Public, c.PublicKey):
+			return errors.New("the first certificate is of another key")
+		}
+		below = c
 	}
-	return k, fmt.Errorf("kty %q: no algorithm is known for the key", doc.Type)
+	return nil
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
 }
 
 // publicKey reads a JWK that is a public key; a private or a secret one is an error.
@@ -248,7 +278,7 @@ func (i *issuer) chained(h header, now time.Time) (*chain, error) {
 		if err != nil {
 			return nil, fmt.Errorf("jwk: %w", err)
 		}
-		if k, ok := c.key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(stated) {
+		if !sameKey(c.key, stated) {
 			return nil, errors.New("jwk is not the key of its certificate")
 		}
 	}

@@ -616,7 +616,6 @@ func TestParseKeys(t *testing.T) {
 	if err != nil || len(keys) != 2 || keys[0].ID != "a" || keys[1].Algorithm != "PS256" || !rsaKey.PublicKey.Equal(keys[0].Public) {
 		t.Fatalf("%v, %v", keys, err)
 	}
-	small := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1023), E: 65537}
 	for name, b := range map[string][]byte{
 		"none":          set(),
 		"no JSON":       []byte("{"),
@@ -626,7 +625,7 @@ func TestParseKeys(t *testing.T) {
 		"a secret":      set(object{"kty": "oct", "k": "AAAA", "kid": "a"}),
 		"Ed25519":       set(object{"kty": "OKP", "crv": "Ed25519", "x": b64(digest32), "kid": "a"}),
 		"off the curve": set(object{"kty": "EC", "crv": "P-256", "x": b64(digest32), "y": b64(digest32), "kid": "a"}),
-		"1024 bits":     set(jwkRSA(small, "a")),
+		"1024 bits":     set(jwkRSA(&must(rsa.GenerateKey(rand.Reader, 1024)).PublicKey, "a")),
 		"HS256":         set(with(ok, object{"alg": "HS256"})),
 		"another type":  set(with(ok, object{"alg": "ES256"})),
 		"too big":       []byte(strings.Repeat(" ", 1<<20)),
@@ -635,6 +634,14 @@ func TestParseKeys(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+	// A short key may stand in a set as a certificate, and verifies nothing.
+	short := must(rsa.GenerateKey(rand.Reader, 1024))
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: now, NotAfter: now.Add(time.Hour)}
+	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, short.Public(), short))
+	s, cfg := samples()[0], issuers()
+	cfg.Issuers[2].Keys = must(results.ParseKeys(set(object{"kty": "RSA", "kid": "m", "x5c": []string{base64.StdEncoding.EncodeToString(der)}})))
+	_, err = newVerifier(t, cfg).Verify(t.Context(), evidence(sign(short, s.head, s.claims)), attest.BindTo(transcript), nil, now)
+	wantError(t, err, "result.key", attest.ReasonChain)
 	for _, b := range []string{"", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"} {
 		if _, err := results.ParseRoots([]byte(b)); err == nil {
 			t.Errorf("roots %q: accepted", b)
@@ -696,4 +703,11 @@ func BenchmarkVerify(b *testing.B) {
 			}
 		}
 	})
+}
+
+func unb64(s string) []byte { return must(base64.RawURLEncoding.DecodeString(s)) }
+
+func p256Equal(a, b crypto.PublicKey) bool {
+	k, ok := a.(*ecdsa.PublicKey)
+	return ok && k.Equal(b)
 }
