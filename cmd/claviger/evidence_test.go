@@ -43,6 +43,7 @@ func TestGuess(t *testing.T) {
 		"Keystone, cut":  {keystone(328+32, 32), attest.TypeKeystone},
 		"Keystone, JSON": {[]byte(`{"security_monitor": {}, "enclave": {}}`), attest.TypeKeystone},
 		"another length": {keystone(328+32, 33), attest.TypeSNP},
+		"JWT":            {[]byte("eyJhbGciOiJub25lIn0.e30."), attest.TypeResult},
 		"nothing at all": {nil, attest.TypeSNP},
 	} {
 		if got := guess(tc.report); got != tc.want {

@@ -65,6 +65,9 @@ func TestComplete(t *testing.T) {
 		"limits.peer_rate:":              func(c *Config) { r := -1.0; c.Limits.PeerRate = &r },
 
 		"evidence.keystone.device_keys[1]:":       func(c *Config) { c.Evidence.Keystone.DeviceKeys = []string{strings.Repeat("0a", 32), "0a"} },
+		"evidence.results[0].name:":               func(c *Config) { c.Evidence.Results = []Result{{JWKS: "f"}} },
+		"evidence.results[1].jwks, roots:":        func(c *Config) { c.Evidence.Results = []Result{{Name: "a", JWKS: "f"}, {Name: "b"}} },
+		"evidence.results[0].max_age:":            func(c *Config) { c.Evidence.Results = []Result{{Name: "a", JWKS: "f", MaxAge: -1}} },
 		"evidence.keystone.security_monitors[0]:": func(c *Config) { c.Evidence.Keystone.SecurityMonitors = []string{strings.Repeat("zz", 64)} },
 	} {
 		c := goodConfig()

@@ -209,7 +209,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	t.Pass("validity", "issued %s", issued.Format(time.RFC3339))
 
 	// A token that another relying party got, and hands on.
-	audience := tok.claims.strings("aud")
+	audience := append([]string{}, tok.claims.strings("aud")...)
 	switch {
 	case i.Audience == "":
 		t.Skip("audience", "none is configured")
