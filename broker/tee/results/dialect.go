@@ -1,6 +1,8 @@
 package results
 
 import (
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -219,25 +221,26 @@ func readITA(o object, _ Issuer) (appraisal, error) {
 		}
 	}
 	a := appraisal{hardware: tee.text("attester_type"), measurements: map[string]string{}, tcb: tcbOf(tee, "attester_")}
-	// The held data stands in the hash that the report holds, after Intel's own nonce.
-	a.fields = []field{{"attester_held_data", tee.text("attester_held_data")}, {"attester_user_data", tee.text("attester_user_data")}}
-	add := func(name string) { a.fields = append(a.fields, field{name, tee.text(name)}) }
+	nonce := tee.at("verifier_nonce")
+	if len(nonce) == 0 {
+		nonce = o.at("verifier_nonce")
+	}
 	switch a.hardware {
 	case "SGX":
 		a.notDebuggable = tee.is("sgx_is_debuggable", false)
 		a.hostData = asHex(tee.text("sgx_config_id"))
 		pick(a.measurements, "", tee, "sgx_mrenclave", "sgx_mrsigner")
-		add("sgx_report_data")
+		a.holds(tee, nonce, "sgx_report_data")
 	case "TDX", "AZTDX":
-		a.notDebuggable = tee.is("tdx_is_debuggable", false)
+		a.notDebuggable = tee.is("tdx_is_debuggable", false) && !tee.is("tdx_td_attributes_debug", true)
 		a.hostData = asHex(tee.text("tdx_mrconfigid"))
 		pick(a.measurements, "", tee, tdxNames...)
-		add("tdx_report_data")
+		a.holds(tee, nonce, "tdx_report_data")
 	case "SEVSNP":
 		a.notDebuggable = tee.is("sevsnp_is_debuggable", false)
 		a.hostData = asHex(tee.text("sevsnp_hostdata"))
 		pick(a.measurements, "", tee, "sevsnp_launchmeasurement", "sevsnp_idkeydigest", "sevsnp_authorkeydigest")
-		add("sevsnp_reportdata")
+		a.holds(tee, nonce, "sevsnp_reportdata")
 	default:
 		return a, fmt.Errorf("attester_type %q is not one of a CPU", a.hardware)
 	}
@@ -247,6 +250,26 @@ func readITA(o object, _ Issuer) (appraisal, error) {
 	}
 	a.cpuTEE = true
 	return a, nil
+}
+
+// holds adds the report data, and the held data if the report data is their hash
+// behind Intel's own nonce, or the user data of an Azure VM is: what else was
+// sent along with a quote, nobody attested.
+func (a *appraisal) holds(tee, nonce object, reportData string) {
+	a.fields = append(a.fields, field{reportData, tee.text(reportData)})
+	var message []byte
+	for _, s := range []string{nonce.text("val"), nonce.text("iat"), tee.text("attester_held_data")} {
+		b, err := base64.StdEncoding.DecodeString(s)
+		if err != nil {
+			return
+		}
+		message = append(message, b...)
+	}
+	short, long := sha256.Sum256(message), sha512.Sum512(message)
+	attested := []string{hex.EncodeToString(short[:]) + strings.Repeat("00", 32), hex.EncodeToString(long[:])}
+	if slices.Contains(attested, tee.text(reportData)) || strings.EqualFold(tee.at("attester_runtime_data").text("user-data"), attested[1]) {
+		a.fields = append(a.fields, field{"attester_held_data", tee.text("attester_held_data")})
+	}
 }
 
 // readGoogle reads claims of Google Cloud Attestation. eat_nonce is what the

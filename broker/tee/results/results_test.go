@@ -165,6 +165,15 @@ func samples() []sample {
 		"hwmodel": "GCP_INTEL_TDX", "swname": "CONFIDENTIAL_SPACE", "dbgstat": "disabled-since-boot", "eat_nonce": []string{"another nonce", b64(digest48)},
 		"submods": object{"container": object{"image_digest": "sha256:" + hexOf("1d", 32)}}, "tdx": object{"gcp_attester_tcb_status": "UpToDate", "gcp_attester_tcb_date": "2024-03-13T00:00:00Z"},
 	})
+	// What Intel's clients put into report_data: a hash over its nonce and the held data.
+	long := func(nonce string) string {
+		d := sha512.Sum512(append([]byte(nonce), digest64...))
+		return hex.EncodeToString(d[:])
+	}
+	short := func(nonce string) string {
+		d := sha256.Sum256(append([]byte(nonce), digest64...))
+		return hex.EncodeToString(append(d[:], make([]byte, 32)...))
+	}
 	date := time.Date(2024, 3, 13, 0, 0, 0, 0, time.UTC)
 	good := object{"hardware": 2, "runtime-opaque": 2}
 	return []sample{
@@ -199,23 +208,37 @@ func samples() []sample {
 		},
 		{
 			"ITA TDX", rsaKey, head("PS384", "i"), with(ita, object{
-				"attester_type": "TDX", "tdx_is_debuggable": false, "dbgstat": "disabled", "tdx_mrtd": hexOf("d0", 48), "tdx_rtmr3": hexOf("33", 48), "tdx_mrconfigid": hexOf("c0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64),
+				"attester_type": "TDX", "tdx_is_debuggable": false, "dbgstat": "disabled", "tdx_mrtd": hexOf("d0", 48), "tdx_rtmr3": hexOf("33", 48), "tdx_mrconfigid": hexOf("c0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "tdx_report_data": long("inteltoday"),
+				"verifier_nonce":      object{"val": base64.StdEncoding.EncodeToString([]byte("intel")), "iat": base64.StdEncoding.EncodeToString([]byte("today"))},
 				"attester_tcb_status": "OutOfDate", "attester_tcb_date": "2024-03-13T00:00:00Z", "attester_advisory_ids": []string{"INTEL-SA-00586"},
 			}), digest64, "attester_held_data",
 			attest.Claims{HardwareModel: "TDX", BoundToCPUTEE: true, HostData: hexOf("c0", 48), TCB: attest.TCB{Status: "OutOfDate", Advisories: []string{"INTEL-SA-00586"}, Date: &date}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48), "tdx_rtmr3": hexOf("33", 48)}}, "",
 		},
 		{
 			"ITA, several attesters", rsaKey, head("PS384", "i"), with(ita, object{
-				"tdx":   object{"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_mrtd": hexOf("d0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "attester_tcb_status": "UpToDate"},
+				"tdx":   object{"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_mrtd": hexOf("d0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "tdx_report_data": long(""), "attester_tcb_status": "UpToDate"},
 				"nvgpu": object{"attester_type": "NVGPU"},
 			}), digest64, "attester_held_data",
 			attest.Claims{HardwareModel: "TDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
 		},
 		{
 			"ITA SGX", rsaKey, head("PS384", "i"), with(ita, object{
-				"attester_type": "SGX", "sgx_is_debuggable": false, "sgx_mrenclave": hexOf("e0", 32), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "attester_tcb_status": "UpToDate",
+				"attester_type": "SGX", "sgx_is_debuggable": false, "sgx_mrenclave": hexOf("e0", 32), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "sgx_report_data": short(""), "attester_tcb_status": "UpToDate",
 			}), digest64, "attester_held_data",
 			attest.Claims{HardwareModel: "SGX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"sgx_mrenclave": hexOf("e0", 32)}}, "",
+		},
+		{
+			"ITA, Azure TDX", rsaKey, head("PS384", "i"), with(ita, object{
+				"attester_type": "AZTDX", "tdx_is_debuggable": false, "tdx_td_attributes_debug": false, "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hexOf("77", 64), "attester_tcb_status": "UpToDate",
+				"attester_held_data": base64.StdEncoding.EncodeToString(digest64), "attester_runtime_data": object{"user-data": strings.ToUpper(long(""))},
+			}), digest64, "attester_held_data",
+			attest.Claims{HardwareModel: "AZTDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
+		},
+		{
+			"ITA SEV-SNP", rsaKey, head("PS384", "i"), with(ita, object{"sevsnp": object{
+				"attester_type": "SEVSNP", "sevsnp_is_debuggable": false, "sevsnp_launchmeasurement": hexOf("ab", 48), "sevsnp_hostdata": hexOf("4a", 32), "sevsnp_reportdata": hex.EncodeToString(digest64),
+			}}), digest64, "sevsnp_reportdata",
+			attest.Claims{HardwareModel: "SEVSNP", BoundToCPUTEE: true, HostData: hexOf("4a", 32), TCB: unknown, Measurements: map[string]string{"sevsnp_launchmeasurement": hexOf("ab", 48)}}, "",
 		},
 		{
 			"Google TDX", rsaKey, head("RS256", "g"), space, digest48, "eat_nonce[1]",
@@ -277,6 +300,12 @@ func samples() []sample {
 	}
 }
 
+// named returns the sample of that name.
+func named(name string) sample {
+	all := samples()
+	return all[slices.IndexFunc(all, func(s sample) bool { return s.name == name })]
+}
+
 // TestDialects: each dialect's claims in their normalised form, bound to a request.
 func TestDialects(t *testing.T) {
 	v := newVerifier(t, issuers())
@@ -315,7 +344,7 @@ func TestConformance(t *testing.T) {
 // TestEveryBit: no single flipped bit of a token is accepted.
 func TestEveryBit(t *testing.T) {
 	v := newVerifier(t, issuers())
-	token := samples()[10].token()
+	token := named("Veraison").token()
 	for bit := range len(token) * 8 {
 		bad := slices.Clone(token)
 		bad[bit/8] ^= 1 << (bit % 8)
@@ -342,8 +371,8 @@ func TestAttacks(t *testing.T) {
 		_, _ = w.Write(must(json.Marshal(object{"keys": []object{jwkRSA(&otherRSA.PublicKey, "other")}})))
 	}))
 	defer server.Close()
-	maa, google := samples()[0], samples()[8]
-	ear := samples()[10]
+	maa, google := named("MAA SNP"), named("Google TDX")
+	ear := named("Veraison")
 	root, leaf := authority("attacker")
 	sum := func(key any, h object) []byte { return sign(key, h, maa.claims) }
 	edit := func(s sample, more object) []byte { return sign(s.key, s.head, with(s.claims, more)) }
@@ -402,27 +431,29 @@ func TestAttacks(t *testing.T) {
 		"unbound":                         {without(maa, "x-ms-runtime"), "result.binding", attest.ReasonBinding},
 		"unbound, Google":                 {without(google, "eat_nonce"), "result.binding", attest.ReasonBinding},
 		// Who asks Azure for a token can have any nonce repeated, for whatever evidence he brings.
-		"a nonce that is repeated only": {edit(maa, object{"x-ms-runtime": object{}, "nonce": b64(digest32), "x-ms-nonce": b64(digest32)}), "result.binding", attest.ReasonBinding},
-		"a digest cut short":            {edit(google, object{"eat_nonce": b64(digest64[:32])}), "result.binding", attest.ReasonBinding},
-		"a digest and more":             {edit(google, object{"eat_nonce": b64(append(slices.Clone(digest48), 0))}), "result.binding", attest.ReasonBinding},
-		"another request's":             {edit(google, object{"eat_nonce": b64(make([]byte, 48))}), "result.binding", attest.ReasonBinding},
-		"no appraisal":                  {edit(maa, object{"x-ms-attestation-type": "tpm"}), "result.claims", attest.ReasonMalformed},
-		"no status":                     {edit(ear, object{"submods": object{"a": object{}}}), "result.claims", attest.ReasonMalformed},
-		"two statuses":                  {edit(ear, object{"submods": object{"a": object{"ear_status": "affirming", "ear.status": "contraindicated"}}}), "result.claims", attest.ReasonMalformed},
-		"no submods":                    {edit(ear, object{"submods": object{}}), "result.claims", attest.ReasonMalformed},
-		"a vector of words":             {edit(ear, object{"submods": object{"a": object{"ear_status": "affirming", "ear_trustworthiness_vector": object{"hardware": "2"}}}}), "result.claims", attest.ReasonMalformed},
-		"deep JSON":                     {raw(`{"a":` + strings.Repeat("[", 2000) + strings.Repeat("]", 2000) + "}"), "result.format", attest.ReasonMalformed},
-		"wide JSON":                     {raw(`{"a":[` + strings.Repeat("1,", 8000) + "1]}"), "result.format", attest.ReasonMalformed},
-		"oversized":                     {raw(`{"a":"` + strings.Repeat("a", attest.MaxReportSize) + `"}`), "result.format", attest.ReasonMalformed},
-		"a claim twice":                 {raw(`{"iss":"https://maa.example","iss":"https://maa.example"}`), "result.format", attest.ReasonMalformed},
-		"a list":                        {raw(`[]`), "result.format", attest.ReasonMalformed},
-		"two documents":                 {raw(`{}{}`), "result.format", attest.ReasonMalformed},
-		"no JSON":                       {raw(`{`), "result.format", attest.ReasonMalformed},
-		"a line end":                    {append(maa.token(), '\n'), "result.format", attest.ReasonMalformed},
-		"padding":                       {append(maa.token(), '='), "result.format", attest.ReasonMalformed},
-		"an encrypted token":            {[]byte("e30.e30.e30.e30.e30"), "result.format", attest.ReasonMalformed},
-		"JSON serialization":            {[]byte(`{"payload":"e30","signatures":[]}`), "result.format", attest.ReasonMalformed},
-		"no signature":                  {maa.token()[:strings.LastIndex(string(maa.token()), ".")+1], "result.signature", attest.ReasonSignature},
+		"a nonce that is repeated only":  {edit(maa, object{"x-ms-runtime": object{}, "nonce": b64(digest32), "x-ms-nonce": b64(digest32)}), "result.binding", attest.ReasonBinding},
+		"held data that no report holds": {edit(named("ITA TDX"), object{"tdx_report_data": hexOf("00", 64)}), "result.binding", attest.ReasonBinding},
+		"held data, another nonce":       {edit(named("ITA TDX"), object{"verifier_nonce": object{}}), "result.binding", attest.ReasonBinding},
+		"a digest cut short":             {edit(google, object{"eat_nonce": b64(digest64[:32])}), "result.binding", attest.ReasonBinding},
+		"a digest and more":              {edit(google, object{"eat_nonce": b64(append(slices.Clone(digest48), 0))}), "result.binding", attest.ReasonBinding},
+		"another request's":              {edit(google, object{"eat_nonce": b64(make([]byte, 48))}), "result.binding", attest.ReasonBinding},
+		"no appraisal":                   {edit(maa, object{"x-ms-attestation-type": "tpm"}), "result.claims", attest.ReasonMalformed},
+		"no status":                      {edit(ear, object{"submods": object{"a": object{}}}), "result.claims", attest.ReasonMalformed},
+		"two statuses":                   {edit(ear, object{"submods": object{"a": object{"ear_status": "affirming", "ear.status": "contraindicated"}}}), "result.claims", attest.ReasonMalformed},
+		"no submods":                     {edit(ear, object{"submods": object{}}), "result.claims", attest.ReasonMalformed},
+		"a vector of words":              {edit(ear, object{"submods": object{"a": object{"ear_status": "affirming", "ear_trustworthiness_vector": object{"hardware": "2"}}}}), "result.claims", attest.ReasonMalformed},
+		"deep JSON":                      {raw(`{"a":` + strings.Repeat("[", 2000) + strings.Repeat("]", 2000) + "}"), "result.format", attest.ReasonMalformed},
+		"wide JSON":                      {raw(`{"a":[` + strings.Repeat("1,", 8000) + "1]}"), "result.format", attest.ReasonMalformed},
+		"oversized":                      {raw(`{"a":"` + strings.Repeat("a", attest.MaxReportSize) + `"}`), "result.format", attest.ReasonMalformed},
+		"a claim twice":                  {raw(`{"iss":"https://maa.example","iss":"https://maa.example"}`), "result.format", attest.ReasonMalformed},
+		"a list":                         {raw(`[]`), "result.format", attest.ReasonMalformed},
+		"two documents":                  {raw(`{}{}`), "result.format", attest.ReasonMalformed},
+		"no JSON":                        {raw(`{`), "result.format", attest.ReasonMalformed},
+		"a line end":                     {append(maa.token(), '\n'), "result.format", attest.ReasonMalformed},
+		"padding":                        {append(maa.token(), '='), "result.format", attest.ReasonMalformed},
+		"an encrypted token":             {[]byte("e30.e30.e30.e30.e30"), "result.format", attest.ReasonMalformed},
+		"JSON serialization":             {[]byte(`{"payload":"e30","signatures":[]}`), "result.format", attest.ReasonMalformed},
+		"no signature":                   {maa.token()[:strings.LastIndex(string(maa.token()), ".")+1], "result.signature", attest.ReasonSignature},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cl, err := newVerifier(t, issuers()).Verify(t.Context(), evidence(tc.token), attest.BindTo(transcript), nil, now)
@@ -462,28 +493,28 @@ func jwkRSA(k *rsa.PublicKey, kid string) object {
 // TestWeakClaims: what a token does not state is not assumed.
 func TestWeakClaims(t *testing.T) {
 	v := newVerifier(t, issuers())
-	all := samples()
 	for name, tc := range map[string]struct {
 		s     sample
 		more  object
 		check func(attest.Claims) bool
 	}{
-		"MAA, debug":               {all[0], object{"x-ms-sevsnpvm-is-debuggable": true}, func(c attest.Claims) bool { return c.Debuggable }},
-		"MAA, debug not stated":    {all[0], object{"x-ms-sevsnpvm-is-debuggable": nil}, func(c attest.Claims) bool { return c.Debuggable }},
-		"MAA, kernel debug":        {all[2], object{"x-ms-azurevm-kerneldebug-enabled": true}, func(c attest.Claims) bool { return c.Debuggable }},
-		"ITA, debug":               {all[5], object{"tdx_is_debuggable": true}, func(c attest.Claims) bool { return c.Debuggable }},
-		"ITA, dbgstat":             {all[5], object{"dbgstat": "enabled"}, func(c attest.Claims) bool { return c.Debuggable }},
-		"Google, debug":            {all[8], object{"dbgstat": "enabled"}, func(c attest.Claims) bool { return c.Debuggable }},
-		"Google, no debug":         {all[8], object{"dbgstat": nil}, func(c attest.Claims) bool { return c.Debuggable }},
-		"Google, shielded":         {all[8], object{"hwmodel": "GCP_SHIELDED_VM"}, func(c attest.Claims) bool { return !c.BoundToCPUTEE }},
-		"Google, another image":    {all[8], object{"swname": "GCE"}, func(c attest.Claims) bool { return len(c.Measurements) == 0 }},
-		"Google, a TCB nobody has": {all[8], object{"tdx": object{"gcp_attester_tcb_status": "Fine"}}, func(c attest.Claims) bool { return c.TCB.Status == "Fine" }},
-		"EAR, contraindicated": {all[10], object{"submods": object{"R": object{"ear.status": "contraindicated", "ear.trustworthiness-vector": object{"hardware": 2, "runtime-opaque": 2}}}}, func(c attest.Claims) bool {
+		"MAA, debug":               {named("MAA SNP"), object{"x-ms-sevsnpvm-is-debuggable": true}, func(c attest.Claims) bool { return c.Debuggable }},
+		"MAA, debug not stated":    {named("MAA SNP"), object{"x-ms-sevsnpvm-is-debuggable": nil}, func(c attest.Claims) bool { return c.Debuggable }},
+		"MAA, kernel debug":        {named("MAA Azure VM"), object{"x-ms-azurevm-kerneldebug-enabled": true}, func(c attest.Claims) bool { return c.Debuggable }},
+		"ITA, debug":               {named("ITA TDX"), object{"tdx_is_debuggable": true}, func(c attest.Claims) bool { return c.Debuggable }},
+		"ITA, debug in attributes": {named("ITA TDX"), object{"tdx_td_attributes_debug": true}, func(c attest.Claims) bool { return c.Debuggable }},
+		"ITA, dbgstat":             {named("ITA TDX"), object{"dbgstat": "enabled"}, func(c attest.Claims) bool { return c.Debuggable }},
+		"Google, debug":            {named("Google TDX"), object{"dbgstat": "enabled"}, func(c attest.Claims) bool { return c.Debuggable }},
+		"Google, no debug":         {named("Google TDX"), object{"dbgstat": nil}, func(c attest.Claims) bool { return c.Debuggable }},
+		"Google, shielded":         {named("Google TDX"), object{"hwmodel": "GCP_SHIELDED_VM"}, func(c attest.Claims) bool { return !c.BoundToCPUTEE }},
+		"Google, another image":    {named("Google TDX"), object{"swname": "GCE"}, func(c attest.Claims) bool { return len(c.Measurements) == 0 }},
+		"Google, a TCB nobody has": {named("Google TDX"), object{"tdx": object{"gcp_attester_tcb_status": "Fine"}}, func(c attest.Claims) bool { return c.TCB.Status == "Fine" }},
+		"EAR, contraindicated": {named("Veraison"), object{"submods": object{"R": object{"ear.status": "contraindicated", "ear.trustworthiness-vector": object{"hardware": 2, "runtime-opaque": 2}}}}, func(c attest.Claims) bool {
 			return !c.BoundToCPUTEE && c.Result.(*results.Claims).Status == "contraindicated"
 		}},
-		"EAR, another hardware": {all[10], object{"submods": object{"R": object{"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 97, "runtime-opaque": 2}}}}, func(c attest.Claims) bool { return !c.BoundToCPUTEE }},
-		"EAR, readable memory":  {all[10], object{"submods": object{"R": object{"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 2, "runtime-opaque": 96}}}}, func(c attest.Claims) bool { return !c.BoundToCPUTEE && c.Debuggable }},
-		"EAR, the sample attester": {all[13], object{"submods": object{"cpu0": object{"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 2}, "ear.veraison.annotated-evidence": object{"sample": object{}, "report_data": hex.EncodeToString(digest64)}}}}, func(c attest.Claims) bool {
+		"EAR, another hardware": {named("Veraison"), object{"submods": object{"R": object{"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 97, "runtime-opaque": 2}}}}, func(c attest.Claims) bool { return !c.BoundToCPUTEE }},
+		"EAR, readable memory":  {named("Veraison"), object{"submods": object{"R": object{"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 2, "runtime-opaque": 96}}}}, func(c attest.Claims) bool { return !c.BoundToCPUTEE && c.Debuggable }},
+		"EAR, the sample attester": {named("Confidential Containers, runtime data"), object{"submods": object{"cpu0": object{"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 2}, "ear.veraison.annotated-evidence": object{"sample": object{}, "report_data": hex.EncodeToString(digest64)}}}}, func(c attest.Claims) bool {
 			return c.Simulated && !c.BoundToCPUTEE
 		}},
 	} {
@@ -493,7 +524,7 @@ func TestWeakClaims(t *testing.T) {
 		}
 	}
 	// Numbers that not every reader takes for the same are strings.
-	s := all[8]
+	s := named("Google TDX")
 	cl, err := v.Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{"big": json.Number("9007199254740993"), "small": 7, "huge": json.Number("1e400")}))), attest.BindTo(transcript), nil, now)
 	if err != nil {
 		t.Fatal(err)
@@ -506,7 +537,7 @@ func TestWeakClaims(t *testing.T) {
 
 // TestNonceOfEAR: a top-level nonce counts only where the operator says that the verifier compares it with the evidence.
 func TestNonceOfEAR(t *testing.T) {
-	cfg, s := issuers(), samples()[10]
+	cfg, s := issuers(), named("Veraison")
 	cfg.Issuers[0].NonceAttested = false
 	_, err := newVerifier(t, cfg).Verify(t.Context(), evidence(s.token()), attest.BindTo(transcript), nil, now)
 	wantError(t, err, "result.binding", attest.ReasonBinding)
@@ -514,7 +545,7 @@ func TestNonceOfEAR(t *testing.T) {
 
 // TestTwoCPUs: a token is about one machine.
 func TestTwoCPUs(t *testing.T) {
-	v, s := newVerifier(t, issuers()), samples()[10]
+	v, s := newVerifier(t, issuers()), named("Veraison")
 	one := s.claims["submods"].(object)["REALM"]
 	_, err := v.Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{"submods": object{"a": one, "b": one}}))), attest.BindTo(transcript), nil, now)
 	wantError(t, err, "result.claims", attest.ReasonMalformed)
@@ -522,7 +553,7 @@ func TestTwoCPUs(t *testing.T) {
 
 // TestOff: without configuration nothing is believed, and the check says so.
 func TestOff(t *testing.T) {
-	_, err := newVerifier(t, results.Config{}).Verify(t.Context(), evidence(samples()[0].token()), attest.BindTo(transcript), nil, now)
+	_, err := newVerifier(t, results.Config{}).Verify(t.Context(), evidence(named("MAA SNP").token()), attest.BindTo(transcript), nil, now)
 	wantError(t, err, "result.issuer", attest.ReasonChain)
 	if err == nil || !strings.Contains(err.Error(), "evidence.results") {
 		t.Errorf("%v does not name the setting", err)
@@ -543,7 +574,7 @@ func authority(name string) (root, leaf string) {
 func TestChains(t *testing.T) {
 	root, leaf := authority("ours")
 	foreignRoot, foreignLeaf := authority("ours") // the same name, another key
-	s := samples()[8]
+	s := named("Google TDX")
 	cfg := results.Config{Issuers: []results.Issuer{{
 		Name: "google", Dialect: results.Google, URL: s.claims["iss"].(string), MaxAge: 48 * time.Hour,
 		Roots: []*x509.Certificate{must(x509.ParseCertificate(must(base64.StdEncoding.DecodeString(root))))},
@@ -638,7 +669,7 @@ func TestParseKeys(t *testing.T) {
 	short := must(rsa.GenerateKey(rand.Reader, 1024))
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: now, NotAfter: now.Add(time.Hour)}
 	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, short.Public(), short))
-	s, cfg := samples()[0], issuers()
+	s, cfg := named("MAA SNP"), issuers()
 	cfg.Issuers[2].Keys = must(results.ParseKeys(set(object{"kty": "RSA", "kid": "m", "x5c": []string{base64.StdEncoding.EncodeToString(der)}})))
 	_, err = newVerifier(t, cfg).Verify(t.Context(), evidence(sign(short, s.head, s.claims)), attest.BindTo(transcript), nil, now)
 	wantError(t, err, "result.key", attest.ReasonChain)
@@ -674,8 +705,7 @@ func FuzzVerify(f *testing.F) {
 // BenchmarkVerify: the floor is one signature of the token's kind.
 func BenchmarkVerify(b *testing.B) {
 	v := newVerifier(b, issuers())
-	for _, i := range []int{8, 10} {
-		s := samples()[i]
+	for _, s := range []sample{named("Google TDX"), named("Veraison")} {
 		token := s.token()
 		b.Run(s.name, func(b *testing.B) {
 			b.ReportAllocs()

@@ -58,6 +58,14 @@ func TestSharedTokens(t *testing.T) {
 	cfg := sharedConfig(t)
 	nonce := must(hex.DecodeString("75a91c8dbe289f190d5e70ab1cb70c93cc14d7243f0ef3ff5326a622ead220a6"))
 	handMade := time.Unix(1516239022, 0)
+	// Intel's held data counts because the report's hash is over it.
+	var intel struct {
+		Held []byte `json:"attester_held_data"`
+	}
+	if err := json.Unmarshal(unb64(strings.Split(string(shared(t, itaJava+"validToken.txt")), ".")[1]), &intel); err != nil {
+		t.Fatal(err)
+	}
+	held := intel.Held
 	for _, tc := range []struct {
 		file   string
 		at     time.Time
@@ -70,7 +78,7 @@ func TestSharedTokens(t *testing.T) {
 		{maaDir + "maa_sgx.jwt", time.Unix(1695737747, 0), []byte("This is other runtime data"), "result.binding", attest.ReasonBinding, "not the digest"},
 		{maaDir + "maa_sgx.jwt", now, nil, "result.validity", attest.ReasonValidity, "expired"},
 		{"maa/confidential-computing-cvm-guest-attestation/maa_cvm_1.jwt", time.Unix(1680173374, 0), nil, "result.key", attest.ReasonChain, "no pinned key has the kid"},
-		{file: itaJava + "validToken.txt", at: time.Unix(1703136668, 0)},
+		{file: itaJava + "validToken.txt", at: time.Unix(1703136668, 0), bind: held},
 		{itaJava + "validToken.txt", now, nil, "result.validity", attest.ReasonValidity, "expired"},
 		{itaJava + "tokenWrongKid.txt", handMade, nil, "result.key", attest.ReasonChain, `no pinned key has the kid "1234"`},
 		{itaJava + "tokenInvalidKid.txt", handMade, nil, "result.format", attest.ReasonMalformed, "kid"},
