@@ -231,7 +231,7 @@ func readITA(o object, _ Issuer) (appraisal, error) {
 		a.hostData = asHex(tee.text("sgx_config_id"))
 		pick(a.measurements, "", tee, "sgx_mrenclave", "sgx_mrsigner")
 		a.holds(tee, nonce, "sgx_report_data")
-	case "TDX", "AZTDX":
+	case "TDX":
 		a.notDebuggable = tee.is("tdx_is_debuggable", false) && !tee.is("tdx_td_attributes_debug", true)
 		a.hostData = asHex(tee.text("tdx_mrconfigid"))
 		pick(a.measurements, "", tee, tdxNames...)

@@ -229,10 +229,10 @@ func samples() []sample {
 		},
 		{
 			"ITA, Azure TDX", rsaKey, head("PS384", "i"), with(ita, object{
-				"attester_type": "AZTDX", "tdx_is_debuggable": false, "tdx_td_attributes_debug": false, "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hexOf("77", 64), "attester_tcb_status": "UpToDate",
+				"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_td_attributes_debug": false, "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hexOf("77", 64), "attester_tcb_status": "UpToDate",
 				"attester_held_data": base64.StdEncoding.EncodeToString(digest64), "attester_runtime_data": object{"user-data": strings.ToUpper(long(""))},
 			}), digest64, "attester_held_data",
-			attest.Claims{HardwareModel: "AZTDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
+			attest.Claims{HardwareModel: "TDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
 		},
 		{
 			"ITA SEV-SNP", rsaKey, head("PS384", "i"), with(ita, object{"sevsnp": object{
