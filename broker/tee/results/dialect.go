@@ -59,7 +59,7 @@ func Guess(b []byte) (d Dialect, url string, err error) {
 // bind compares the fields with the binding. It returns the one that is bound,
 // or the first if none was asked for, and its bytes.
 func (a appraisal) bind(b attest.Binding) (path string, data []byte, bound bool, err error) {
-	err = errors.New("the token repeats nothing that the guest had attested: it is bound to no request")
+	var first error
 	for _, f := range a.fields {
 		for _, d := range spellings(f.value, 2) {
 			ok, e := b.Check(d)
@@ -69,19 +69,19 @@ func (a appraisal) bind(b attest.Binding) (path string, data []byte, bound bool,
 			if e == nil && path == "" {
 				path, data = f.path, d
 			}
-			if e != nil {
-				err = fmt.Errorf("%s: %w", f.path, e)
+			if e != nil && first == nil {
+				first = fmt.Errorf("%s: %w", f.path, e)
 			}
 		}
 	}
-	if path != "" {
-		return path, data, false, nil
+	if path != "" || first != nil {
+		return path, data, false, first
 	}
-	// Without a binding there is nothing to compare, and nothing is missed.
+	// Nothing to compare is no fault if nothing was to be compared.
 	if ok, e := b.Check(nil); !ok && e == nil {
 		return "", nil, false, nil
 	}
-	return "", nil, false, err
+	return "", nil, false, errors.New("the token repeats nothing that the guest had attested: it is bound to no request")
 }
 
 // spellings are the bytes that a text may stand for: hex, base64url, base64, and

@@ -22,12 +22,11 @@ import (
 )
 
 const (
-	maxKeys     = 64
-	maxKeySet   = 256 << 10
-	maxChain    = 6
-	minRSABits  = 2048
-	maxRSABits  = 8192
-	noKeyForKid = "no pinned key has the kid %q"
+	maxKeys    = 64
+	maxKeySet  = 256 << 10
+	maxChain   = 6
+	minRSABits = 2048
+	maxRSABits = 8192
 )
 
 // algorithms are those that are accepted, with the key that each is for: "RSA",
@@ -251,7 +250,7 @@ func (i *issuer) pinned(h header) (crypto.PublicKey, error) {
 	if id == "" {
 		return nil, errors.New("the token has no kid, and each pinned key has one")
 	}
-	return nil, fmt.Errorf(noKeyForKid, id)
+	return nil, fmt.Errorf("no pinned key has the kid %q", id)
 }
 
 // chain is a chain whose signatures lead to a pinned root, and when all of it is valid.
@@ -302,6 +301,10 @@ func (i *issuer) verifyChain(certs []string, now time.Time) (*chain, error) {
 		c, err := certificate(s)
 		if err != nil {
 			return nil, fmt.Errorf("x5c[%d]: %w", n, err)
+		}
+		// Nobody has vouched for these keys yet, and a huge one takes its time.
+		if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
+			return nil, fmt.Errorf("x5c[%d]: an RSA key of %d bits", n, k.N.BitLen())
 		}
 		if leaf == nil {
 			leaf = c

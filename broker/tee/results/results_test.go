@@ -570,6 +570,14 @@ func authority(name string) (root, leaf string) {
 	return base64.StdEncoding.EncodeToString(der), base64.StdEncoding.EncodeToString(low)
 }
 
+// huge is a certificate for an RSA key of 16384 bits.
+func huge() string {
+	ca := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ours"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true}
+	n := new(big.Int).SetBit(big.NewInt(1), 16383, 1)
+	return base64.StdEncoding.EncodeToString(must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &rsa.PublicKey{N: n, E: 65537}, ca)))
+}
+
 // TestChains: tokens with their chain, to a pinned root.
 func TestChains(t *testing.T) {
 	root, leaf := authority("ours")
@@ -601,6 +609,7 @@ func TestChains(t *testing.T) {
 		"an EC algorithm":       {p256, object{"alg": "ES256", "x5c": []string{leaf, root}}, now, "result.key", attest.ReasonChain},
 		"expired":               {otherRSA, object{"alg": "RS256", "x5c": []string{leaf, root}}, late, "result.key", attest.ReasonValidity},
 		"no certificate":        {otherRSA, object{"alg": "RS256", "x5c": []string{"AAAA"}}, now, "result.key", attest.ReasonChain},
+		"a huge key":            {otherRSA, object{"alg": "RS256", "x5c": []string{leaf, huge()}}, now, "result.key", attest.ReasonChain},
 		"too many":              {otherRSA, object{"alg": "RS256", "x5c": []string{leaf, root, root, root, root, root, root}}, now, "result.key", attest.ReasonChain},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -698,6 +707,35 @@ func FuzzVerify(f *testing.F) {
 		}
 		if err != nil && attest.ReasonOf(err) == attest.ReasonInternal {
 			t.Errorf("refused without a reason: %v", err)
+		}
+	})
+}
+
+// FuzzClaims: whatever an issuer signs, no panic; what is believed is JSON, and
+// bound only if one of the digests of the request is in it.
+func FuzzClaims(f *testing.F) {
+	cfg := issuers()
+	for i := range cfg.Issuers {
+		cfg.Issuers[i].Keys = []results.PinnedKey{{ID: "k", Public: p256.Public()}}
+	}
+	v := newVerifier(f, cfg)
+	for _, s := range samples() {
+		f.Add(must(json.Marshal(s.claims)))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		token := evidence(signRaw(p256, head("ES256", "k"), payload))
+		cl, err := v.Verify(t.Context(), token, attest.BindTo(transcript), nil, now)
+		if err == nil && !slices.Contains([]string{hex.EncodeToString(digest64), hex.EncodeToString(digest48), hex.EncodeToString(digest32)}, cl.ReportData) {
+			t.Errorf("bound by %s", cl.ReportData)
+		}
+		if err != nil && attest.ReasonOf(err) == attest.ReasonInternal {
+			t.Errorf("refused without a reason: %v", err)
+		}
+		if cl, err = v.Verify(t.Context(), token, attest.Unbound(), nil, now); err != nil {
+			return
+		}
+		if _, err := json.Marshal(cl); err != nil || cl.Bound {
+			t.Errorf("unbound: %v, %v", cl.Bound, err)
 		}
 	})
 }
