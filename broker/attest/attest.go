@@ -26,6 +26,8 @@ const (
 	TypeNitro Type = "nitro"
 	// TypeKeystone is a report of a Keystone enclave (RISC-V).
 	TypeKeystone Type = "keystone"
+	// TypeResult is what another verifier says of a guest: a token of an issuer that the operator configured.
+	TypeResult Type = "attestation-result"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -114,6 +116,8 @@ type Claims struct {
 	GCE      any `json:"gce_vtpm,omitempty"`
 	Nitro    any `json:"nitro,omitempty"`
 	Keystone any `json:"keystone,omitempty"`
+	// Result is what another verifier said, and who it is.
+	Result any `json:"attestation_result,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

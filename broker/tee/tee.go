@@ -11,6 +11,7 @@ import (
 	"github.com/claviger/claviger/broker/tee/gce"
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
+	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -35,6 +36,8 @@ type Config struct {
 	// KeystoneDevices and KeystoneMonitors are endorsed device keys and hashes of security monitors.
 	KeystoneDevices  [][32]byte
 	KeystoneMonitors [][64]byte
+	// Results are other verifiers whose tokens are believed.
+	Results []results.Issuer
 }
 
 // Set is one verifier per type, and what activates attestation keys of TPMs.
@@ -50,20 +53,20 @@ func New(cfg Config) (Set, error) {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
 	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots, nitro.Config{MaxAge: cfg.NitroMaxAge},
-		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors})
+		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors}, results.Config{Issuers: cfg.Results})
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
 // and TCB information are reported as skipped checks where optional is set, and
-// so is the endorsement of Keystone devices other than these. They never stand
-// behind a release.
-func Appraisers(optional bool, devices ...[32]byte) ([]attest.Verifier, error) {
+// so is the endorsement of Keystone devices other than these. Tokens of other
+// verifiers are believed only of these issuers. They never stand behind a release.
+func Appraisers(optional bool, issuers []results.Issuer, devices ...[32]byte) ([]attest.Verifier, error) {
 	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil, nitro.Config{},
-		keystone.Config{DeviceKeys: devices, Unendorsed: optional})
+		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, results.Config{Issuers: issuers})
 	return s.Verifiers, err
 }
 
-func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config, keystoneCfg keystone.Config) (Set, error) {
+func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config, keystoneCfg keystone.Config, resultsCfg results.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
@@ -80,6 +83,10 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 	if err != nil {
 		return Set{}, err
 	}
+	r, err := results.New(resultsCfg)
+	if err != nil {
+		return Set{}, err
+	}
 	td := tdx.New(tdxCfg)
 	return Set{Verifiers: []attest.Verifier{
 		s,
@@ -90,5 +97,6 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		gce.New(gce.Config{AKRoots: gceRoots, SNP: s, TDX: td}),
 		n,
 		k,
+		r,
 	}, TPM: t}, nil
 }

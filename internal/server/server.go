@@ -39,6 +39,7 @@ import (
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/tpm"
 	"github.com/claviger/claviger/broker/telemetry"
 	"github.com/claviger/claviger/broker/token"
@@ -355,9 +356,17 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, err
 	}
+	var issuers []results.Issuer
+	for i, r := range s.cfg.Evidence.Results {
+		in, err := r.issuer()
+		if err != nil {
+			return tee.Set{}, fmt.Errorf("evidence.results[%d].%w", i, err)
+		}
+		issuers = append(issuers, in)
+	}
 	return tee.New(tee.Config{
 		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
-		KeystoneDevices: devices, KeystoneMonitors: monitors,
+		KeystoneDevices: devices, KeystoneMonitors: monitors, Results: issuers,
 	})
 }
 
