@@ -31,6 +31,10 @@ func DefaultLimits() Limits {
 	return Limits{Concurrency: 16, Queue: 1024, QueueTime: 5 * time.Second, PeerRate: 50, PeerBurst: 200}
 }
 
+// GuestPatience is how long an agent that knows other brokers waits for an
+// answer of this one. Who waits longer in a queue than his guest does is served in vain.
+const GuestPatience = 15 * time.Second
+
 // maxPeers bounds the memory for addresses; the least recently seen are forgotten.
 const maxPeers = 65536
 

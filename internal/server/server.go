@@ -612,7 +612,11 @@ func (s *Server) serve(name, addr string, g *grpc.Server) (net.Addr, error) {
 }
 
 func (s *Server) serveMetrics(context.Context, context.Context) error {
-	s.admission = rpc.NewAdmission(s.cfg.limits(), func(resource string) bool {
+	limits := s.cfg.limits()
+	if limits.QueueTime > rpc.GuestPatience {
+		s.log.Warn("limits.queue_time is longer than guests wait for an answer: they hang up, and lose their place", "queue_time", limits.QueueTime, "guests", rpc.GuestPatience)
+	}
+	s.admission = rpc.NewAdmission(limits, func(resource string) bool {
 		e, _, ok := s.broker.Catalog().Lookup(resource)
 		return ok && e.Priority == broker.PriorityBoot
 	})
