@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -84,6 +85,7 @@ type Config struct {
 type Broker struct {
 	cfg       Config
 	verifiers map[attest.Type]attest.Verifier
+	sightings *sightings
 	catalog   atomic.Pointer[Catalog]
 	seen      *seen
 	unproven  *rate.Limiter // records of requests whose evidence did not verify
@@ -146,7 +148,7 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}, seen: newSeen(cfg.Nonces.life), unproven: rate.NewLimiter(1, 20)}
+	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}, seen: newSeen(cfg.Nonces.life), sightings: newSightings(), unproven: rate.NewLimiter(1, 20)}
 	for _, v := range cfg.Verifiers {
 		b.verifiers[v.Type()] = v
 	}
@@ -193,6 +195,10 @@ type Request struct {
 	Resources     []string
 	Inputs        [][]byte // by position of the resource, or nil; see attest.Transcript
 	Evidence      attest.Evidence
+	// Devices is the evidence of further devices (GPUs, a TPM), at most attest.MaxDevices; Evidence vouches for them.
+	Devices []attest.Evidence
+	// Peer is the address that the request came from; the zero value if nobody knows.
+	Peer netip.Addr
 
 	only Kind // if not empty, the only kind to release
 }
@@ -370,12 +376,18 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 // appraisal is a request whose evidence verified.
 type appraisal struct {
 	req       Request
-	verifier  attest.Verifier
-	binding   attest.Binding
+	parts     []part // the first evidence, and the devices'
 	claims    attest.Claims
 	recipient *seal.Recipient
 	nonceID   NonceID
 	expires   time.Time // of the nonce
+}
+
+// part is one piece of evidence, and what it is held against.
+type part struct {
+	verifier attest.Verifier
+	evidence attest.Evidence
+	binding  attest.Binding
 }
 
 // appraise is steps 1 to 3. A request that gets past it leaves exactly one record, and a replay of it none.
@@ -388,18 +400,15 @@ func (b *Broker) appraise(ctx context.Context, req Request, now time.Time, ev *E
 	if b.seen.has(nonceID) {
 		return appraisal{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
 	}
-	verifier, recipient, err := b.admit(req)
+	recipient, err := b.admit(req)
 	if err != nil {
 		return appraisal{}, err
 	}
 
 	// 2, 3 Verify the evidence up to the vendor's root, bound to this very request.
-	ev.Stage, ev.Type = StageVerify, verifier.Type()
-	binding := attest.BindTo(attest.Transcript{
-		Nonce: req.Nonce, BrokerID: b.cfg.Identity.ID(), KeyAlgorithm: req.KeyAlgorithm, PublicKey: req.PublicKey,
-		OfferedSuites: req.OfferedSuites, Resources: req.Resources, Inputs: req.Inputs,
-	})
-	claims, err := verify(ctx, verifier, req.Evidence, binding, b.cfg.Collateral, now)
+	ev.Stage, ev.Type = StageVerify, req.Evidence.Type
+	parts := b.parts(req)
+	claims, err := b.verifyAll(ctx, parts, now)
 	if err != nil {
 		ev.Reason = attest.ReasonOf(err)
 		if ours(ev.Reason) || ctx.Err() != nil {
@@ -411,7 +420,7 @@ func (b *Broker) appraise(ctx context.Context, req Request, now time.Time, ev *E
 	if !b.seen.add(nonceID, now) {
 		return appraisal{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
 	}
-	return appraisal{req, verifier, binding, claims, recipient, nonceID, expires}, nil
+	return appraisal{req, parts, claims, recipient, nonceID, expires}, nil
 }
 
 // decideAndWrap is steps 4 to 7. It notes decisions in rec as it goes.
@@ -524,32 +533,48 @@ func ours(r attest.Reason) bool {
 }
 
 // admit finds the verifier and parses the key. Only public facts are told.
-func (b *Broker) admit(req Request) (attest.Verifier, *seal.Recipient, error) {
-	e := req.Evidence
-	v, ok := b.verifiers[e.Type]
+func (b *Broker) admit(req Request) (*seal.Recipient, error) {
+	if err := b.admitEvidence("evidence", req.Evidence); err != nil {
+		return nil, err
+	}
+	if len(req.Devices) > attest.MaxDevices {
+		return nil, fmt.Errorf("%w: evidence: of %d devices beside the first, at most %d", ErrInvalid, len(req.Devices), attest.MaxDevices)
+	}
+	for i, e := range req.Devices {
+		if err := b.admitEvidence(fmt.Sprintf("evidence[%d]", i+1), e); err != nil {
+			return nil, err
+		}
+	}
 	switch {
-	case !ok:
-		return nil, nil, fmt.Errorf("%w: evidence.type: this broker does not appraise %q", ErrInvalid, e.Type)
-	case len(e.Report) == 0 || len(e.Report) > attest.MaxReportSize:
-		return nil, nil, fmt.Errorf("%w: evidence.report: has %d bytes, want 1 to %d", ErrInvalid, len(e.Report), attest.MaxReportSize)
-	case len(e.Endorsements) > attest.MaxEndorsementsSize:
-		return nil, nil, fmt.Errorf("%w: evidence.endorsements: has %d bytes, at most %d", ErrInvalid, len(e.Endorsements), attest.MaxEndorsementsSize)
-	case len(e.EventLog) > attest.MaxEventLogSize:
-		return nil, nil, fmt.Errorf("%w: evidence.event_log: has %d bytes, at most %d", ErrInvalid, len(e.EventLog), attest.MaxEventLogSize)
 	case len(req.Resources) == 0:
-		return nil, nil, fmt.Errorf("%w: resources: none", ErrInvalid)
+		return nil, fmt.Errorf("%w: resources: none", ErrInvalid)
 	case req.Inputs != nil && len(req.Inputs) != len(req.Resources):
-		return nil, nil, fmt.Errorf("%w: inputs: %d for %d resources", ErrInvalid, len(req.Inputs), len(req.Resources))
+		return nil, fmt.Errorf("%w: inputs: %d for %d resources", ErrInvalid, len(req.Inputs), len(req.Resources))
 	case slices.ContainsFunc(req.Inputs, func(in []byte) bool { return len(in) > MaxInput }):
-		return nil, nil, fmt.Errorf("%w: inputs: at most %d bytes each", ErrInvalid, MaxInput)
+		return nil, fmt.Errorf("%w: inputs: at most %d bytes each", ErrInvalid, MaxInput)
 	case !slices.Contains(req.OfferedSuites, req.KeyAlgorithm):
-		return nil, nil, fmt.Errorf("%w: key_algorithm: not among offered_suites", ErrInvalid)
+		return nil, fmt.Errorf("%w: key_algorithm: not among offered_suites", ErrInvalid)
 	}
 	r, err := seal.ParseRecipient(seal.Suite(req.KeyAlgorithm), req.PublicKey)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: public_key: %w", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: public_key: %w", ErrInvalid, err)
 	}
-	return v, r, nil
+	return r, nil
+}
+
+// admitEvidence: field is what the guest calls it.
+func (b *Broker) admitEvidence(field string, e attest.Evidence) error {
+	switch {
+	case b.verifiers[e.Type] == nil:
+		return fmt.Errorf("%w: %s.type: this broker does not appraise %q", ErrInvalid, field, e.Type)
+	case len(e.Report) == 0 || len(e.Report) > attest.MaxReportSize:
+		return fmt.Errorf("%w: %s.report: has %d bytes, want 1 to %d", ErrInvalid, field, len(e.Report), attest.MaxReportSize)
+	case len(e.Endorsements) > attest.MaxEndorsementsSize:
+		return fmt.Errorf("%w: %s.endorsements: has %d bytes, at most %d", ErrInvalid, field, len(e.Endorsements), attest.MaxEndorsementsSize)
+	case len(e.EventLog) > attest.MaxEventLogSize:
+		return fmt.Errorf("%w: %s.event_log: has %d bytes, at most %d", ErrInvalid, field, len(e.EventLog), attest.MaxEventLogSize)
+	}
+	return nil
 }
 
 // verify is the boundary around third-party parsers: a panic denies.
@@ -585,6 +610,7 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 		return nil, err
 	}
 	req, claims, to := a.req, a.claims, a.recipient
+	networks := b.sightings.see(claims, req.Peer, now)
 	catalog := b.catalog.Load()
 	var grants []allowed
 	var refusal error
@@ -606,6 +632,7 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 			Resource:    PolicyResource{Path: path, Policy: entry.Policy, Params: params, Labels: entry.Labels},
 			Request:     PolicyRequest{Resources: req.Resources, KeyAlgorithm: req.KeyAlgorithm, PostQuantum: to.Suite().PostQuantum()},
 			Time:        now.UTC(),
+			Chip:        PolicyChip{Networks: networks},
 		})
 		if err != nil {
 			rr.Reasons = []DecisionReason{{Rule: "policy_error", Message: err.Error()}}
@@ -727,6 +754,9 @@ func (b *Broker) newRecord(a appraisal, resources []string, now time.Time) Recor
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Measurements)) {
 		rec.Measurements = append(rec.Measurements, name+"="+c.Measurements[name])
+	}
+	for _, d := range c.Devices {
+		rec.Devices = append(rec.Devices, string(d.Type)+"="+d.ChipID)
 	}
 	for _, path := range resources {
 		rec.Resources = append(rec.Resources, RecordResource{Path: path})

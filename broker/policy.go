@@ -20,6 +20,15 @@ type PolicyInput struct {
 	Resource    PolicyResource `json:"resource"`
 	Request     PolicyRequest  `json:"request"`
 	Time        time.Time      `json:"time"` // RFC 3339, UTC
+	Chip        PolicyChip     `json:"chip"`
+}
+
+// PolicyChip is what this broker knows of the chips, apart from what they say of themselves.
+type PolicyChip struct {
+	// Networks is from how many networks (IPv4 /24, IPv6 /48) requests of the chip came
+	// lately (sightingTime), this one included; of several chips the most. 0: nobody knows.
+	// A virtual machine that moves has two for a while; a stolen key has two for long.
+	Networks int `json:"networks"`
 }
 
 // PolicyResource says what is asked for, as the catalog has it.

@@ -26,20 +26,22 @@ type Record struct {
 	Outcome   Outcome   `json:"outcome"`
 	Simulated bool      `json:"simulated,omitempty"`
 	// Unproven: the evidence did not verify, so nothing here is known to be true of any machine. Such records are sampled.
-	Unproven       bool             `json:"unproven,omitempty"`
-	EvidenceType   attest.Type      `json:"evidence_type"`
-	EvidenceDigest string           `json:"evidence_digest"` // "sha256:…" over the report
-	ClaimsDigest   string           `json:"claims_digest"`   // "sha256:…" over the policy's input.attestation
-	HardwareModel  string           `json:"hardware_model"`
-	ChipID         string           `json:"chip_id,omitempty"`
-	HostData       string           `json:"host_data,omitempty"`
-	TCBStatus      string           `json:"tcb_status,omitempty"`
-	Advisories     []string         `json:"advisories,omitempty"`
-	Measurements   []string         `json:"measurements"`
-	Recipient      string           `json:"recipient"` // thumbprint of the attested key, hex
-	PolicyDigest   string           `json:"policy_digest,omitempty"`
-	Session        string           `json:"session,omitempty"` // the watching session, or whose leases these are
-	Resources      []RecordResource `json:"resources"`
+	Unproven       bool        `json:"unproven,omitempty"`
+	EvidenceType   attest.Type `json:"evidence_type"`
+	EvidenceDigest string      `json:"evidence_digest"` // "sha256:…" over the report
+	ClaimsDigest   string      `json:"claims_digest"`   // "sha256:…" over the policy's input.attestation
+	HardwareModel  string      `json:"hardware_model"`
+	ChipID         string      `json:"chip_id,omitempty"`
+	HostData       string      `json:"host_data,omitempty"`
+	TCBStatus      string      `json:"tcb_status,omitempty"`
+	Advisories     []string    `json:"advisories,omitempty"`
+	Measurements   []string    `json:"measurements"`
+	// Devices are further devices whose evidence came with this one: "nvidia-gpu=<chip id>".
+	Devices      []string         `json:"devices,omitempty"`
+	Recipient    string           `json:"recipient"` // thumbprint of the attested key, hex
+	PolicyDigest string           `json:"policy_digest,omitempty"`
+	Session      string           `json:"session,omitempty"` // the watching session, or whose leases these are
+	Resources    []RecordResource `json:"resources"`
 	// Error is what went wrong besides policy, for operators.
 	Error string `json:"error,omitempty"`
 }

@@ -82,5 +82,8 @@ func subjectsOf(c attest.Claims) []Subject {
 	if c.HostData != "" {
 		s = append(s, Subject{RevokeWorkload, c.HostData})
 	}
+	for _, d := range c.Devices {
+		s = append(s, subjectsOf(d)...)
+	}
 	return s
 }

@@ -691,7 +691,7 @@ func (w *watch) lostLeases() {
 
 // reverify holds the session's evidence against the collateral of today.
 func (w *watch) reverify(ctx context.Context, now time.Time) error {
-	claims, err := verify(ctx, w.a.verifier, w.a.req.Evidence, w.a.binding, w.b.cfg.Collateral, now)
+	claims, err := w.b.verifyAll(ctx, w.a.parts, now)
 	switch {
 	case err != nil && (ours(attest.ReasonOf(err)) || ctx.Err() != nil):
 		return err // for want of collateral: the evidence was believed, and runs out by itself

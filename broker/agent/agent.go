@@ -35,7 +35,9 @@ type Config struct {
 	TLS      *tls.Config // roots to verify the server with; required
 	Identity []byte      // the broker's pinned identity (SubjectPublicKeyInfo, DER); required
 	Device   Device
-	Suite    seal.Suite // empty: seal.Hybrid
+	// Devices are others whose evidence goes with Device's, which vouches for it.
+	Devices []Device
+	Suite   seal.Suite // empty: seal.Hybrid
 	// Key is used in place of a fresh one, for a key held in hardware (seal.RSA). Nil: a fresh one each time.
 	Key  *seal.PrivateKey
 	Skew time.Duration // how far this clock may be off; 0: 5 minutes
@@ -236,7 +238,7 @@ func (c *Client) once(ctx context.Context, e *endpoint, resources []string, inpu
 	defer stop()
 	resp, err := e.rpc.Release(asking, &pb.ReleaseRequest{
 		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
-		Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}},
+		Evidence: ev,
 		Inputs:   sent,
 	})
 	if err != nil {
@@ -272,9 +274,28 @@ type Activated interface {
 	Activate(ctx context.Context, ask func(context.Context, attest.TPMActivation) (attest.TPMChallenge, error)) error
 }
 
-// evidence has the device sign the transcript.
-func (c *Client) evidence(ctx context.Context, e *endpoint, t attest.Transcript) (attest.Evidence, error) {
-	if a, ok := c.cfg.Device.(Activated); ok {
+// evidence has the devices sign the transcript, and the first one sign what the others made.
+func (c *Client) evidence(ctx context.Context, e *endpoint, t attest.Transcript) ([]*pb.Evidence, error) {
+	parts := []*pb.Evidence{nil}
+	sign := func(d Device, t attest.Transcript) (attest.Evidence, *pb.Evidence, error) {
+		ev, err := e.sign(ctx, d, t)
+		return ev, &pb.Evidence{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}, err
+	}
+	for _, d := range c.cfg.Devices {
+		ev, part, err := sign(d, t.Alone())
+		if err != nil {
+			return nil, err
+		}
+		t.Devices, parts = append(t.Devices, ev.Digest()), append(parts, part)
+	}
+	_, first, err := sign(c.cfg.Device, t)
+	parts[0] = first
+	return parts, err
+}
+
+// sign has a device sign a transcript.
+func (e *endpoint) sign(ctx context.Context, d Device, t attest.Transcript) (attest.Evidence, error) {
+	if a, ok := d.(Activated); ok {
 		if err := a.Activate(ctx, e.activateTPM); err != nil {
 			if _, ok := status.FromError(err); ok {
 				return attest.Evidence{}, err // another attempt may help
@@ -282,7 +303,7 @@ func (c *Client) evidence(ctx context.Context, e *endpoint, t attest.Transcript)
 			return attest.Evidence{}, permanent{fmt.Errorf("make evidence: %w", err)}
 		}
 	}
-	ev, err := c.cfg.Device.Evidence(ctx, t)
+	ev, err := d.Evidence(ctx, t)
 	if err != nil {
 		return attest.Evidence{}, permanent{fmt.Errorf("make evidence: %w", err)}
 	}

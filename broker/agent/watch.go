@@ -165,7 +165,7 @@ func (w *watcher) subscription(ctx context.Context, e *endpoint, nonce []byte) (
 		SessionId: w.session, Sequence: w.sequence,
 		Request: &pb.ReleaseRequest{
 			Nonce: nonce, KeyAlgorithm: string(c.cfg.Suite), PublicKey: w.key.Public(), OfferedSuites: offered, Resources: w.resources,
-			Evidence: []*pb.Evidence{{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}},
+			Evidence: ev,
 		},
 	}
 	w.mu.Lock()

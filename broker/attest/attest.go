@@ -35,6 +35,8 @@ const (
 	MaxReportSize       = 64 << 10
 	MaxEndorsementsSize = 64 << 10
 	MaxEventLogSize     = 512 << 10
+	// MaxDevices is how many pieces of evidence come beside the first: eight GPUs, their switches and a TPM.
+	MaxDevices = 15
 )
 
 // Evidence is one signed statement by hardware, as received: nothing in it is trusted.
@@ -118,6 +120,13 @@ type Claims struct {
 	Keystone any `json:"keystone,omitempty"`
 	// Result is what another verifier said, and who it is.
 	Result any `json:"attestation_result,omitempty"`
+
+	// Devices are the claims of further devices whose evidence came in the same request, in its order.
+	Devices []Claims `json:"devices,omitempty"`
+	// VouchedBy is, for a device, the type of the first evidence: what that measured handed in this very
+	// evidence (its digest is in the transcript that the first evidence signs). It does not say that the
+	// device is in the same machine, which no hardware of today does; that depends on what was measured.
+	VouchedBy Type `json:"vouched_by,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

@@ -29,6 +29,28 @@ type Transcript struct {
 	// Inputs is what the guest sends for each resource (a CSR, a ciphertext), by
 	// position, empty where it sends none; nil if it sends none at all.
 	Inputs [][]byte
+	// Devices are the digests of the evidence of further devices, in order; nil if there is none.
+	// That evidence binds the transcript without them: it is made first. Then the first evidence
+	// binds the whole, and so vouches for what it came with.
+	Devices [][32]byte
+}
+
+const evidenceLabel = "claviger/v1/evidence"
+
+// Digest is the SHA-256 by which a transcript names evidence.
+func (e Evidence) Digest() [32]byte {
+	h := sha256.New()
+	h.Write([]byte(evidenceLabel))
+	for _, part := range [][]byte{[]byte(e.Type), e.Report, e.Endorsements, e.EventLog} {
+		writeLP(h, part)
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// Alone is the transcript without devices: what the evidence of each of them binds.
+func (t Transcript) Alone() Transcript {
+	t.Devices = nil
+	return t
 }
 
 // Digest64 is the SHA-512 digest, for 64-byte report_data (SNP, TDX, SGX, CCA).
@@ -61,6 +83,13 @@ func (t Transcript) sum(h hash.Hash) []byte {
 	writeLP(h, t.PublicKey)
 	writeLP(h, encodeList(t.OfferedSuites))
 	writeLP(h, rd[:])
+	if t.Devices != nil {
+		var list [][]byte
+		for i := range t.Devices {
+			list = append(list, t.Devices[i][:])
+		}
+		writeLP(h, encodeList(list))
+	}
 	return h.Sum(nil)
 }
 

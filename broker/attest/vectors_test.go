@@ -24,6 +24,7 @@ type bindingVector struct {
 	OfferedSuites []string `json:"offered_suites"`
 	Resources     []string `json:"resources"`
 	Inputs        []string `json:"inputs,omitempty"`
+	Devices       []string `json:"devices,omitempty"` // digests of their evidence
 	RequestDigest string   `json:"request_digest"`
 	Digest64      string   `json:"digest64_sha512"`
 	Digest48      string   `json:"digest48_sha384"`
@@ -43,11 +44,13 @@ func vectors() []bindingVector {
 		name string
 		t    Transcript
 	}{
-		{"one resource, hybrid", Transcript{seq(57, 0), id, "HPKE-MLKEM768-X25519-KE", seq(1216, 1), []string{"HPKE-MLKEM768-X25519-KE"}, []string{"db/orders"}, nil}},
-		{"two resources, two suites", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"disks/vm-1", "db/orders"}, nil}},
-		{"two resources in the other order", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"db/orders", "disks/vm-1"}, nil}},
+		{"one resource, hybrid", Transcript{seq(57, 0), id, "HPKE-MLKEM768-X25519-KE", seq(1216, 1), []string{"HPKE-MLKEM768-X25519-KE"}, []string{"db/orders"}, nil, nil}},
+		{"two resources, two suites", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"disks/vm-1", "db/orders"}, nil, nil}},
+		{"two resources in the other order", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"HPKE-MLKEM768-X25519-KE", "ECDH-ES+A256KW/X25519"}, []string{"db/orders", "disks/vm-1"}, nil, nil}},
 		{"everything empty", Transcript{}},
-		{"an input with the second resource", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"ECDH-ES+A256KW/X25519"}, []string{"db/orders", "certs/vm-1"}, [][]byte{{}, seq(20, 3)}}},
+		{"an input with the second resource", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"ECDH-ES+A256KW/X25519"}, []string{"db/orders", "certs/vm-1"}, [][]byte{{}, seq(20, 3)}, nil}},
+		{"two devices beside the first", Transcript{seq(57, 9), id, "ECDH-ES+A256KW/X25519", seq(32, 7), []string{"ECDH-ES+A256KW/X25519"}, []string{"db/orders"}, nil, [][32]byte{
+			Evidence{Type: TypeTPM, Report: seq(40, 1), EventLog: seq(5, 2)}.Digest(), Evidence{Type: TypeSNP, Report: seq(30, 5), Endorsements: seq(3, 0)}.Digest()}}},
 	}
 	var out []bindingVector
 	for _, c := range cases {
@@ -56,9 +59,13 @@ func vectors() []bindingVector {
 		for _, in := range c.t.Inputs {
 			inputs = append(inputs, hex.EncodeToString(in))
 		}
+		var devices []string
+		for _, d := range c.t.Devices {
+			devices = append(devices, hex.EncodeToString(d[:]))
+		}
 		out = append(out, bindingVector{
 			c.name, hex.EncodeToString(c.t.Nonce), hex.EncodeToString(c.t.BrokerID[:]), c.t.KeyAlgorithm, hex.EncodeToString(c.t.PublicKey),
-			c.t.OfferedSuites, c.t.Resources, inputs, hex.EncodeToString(rd[:]), hex.EncodeToString(d64[:]), hex.EncodeToString(d48[:]), hex.EncodeToString(d32[:]),
+			c.t.OfferedSuites, c.t.Resources, inputs, devices, hex.EncodeToString(rd[:]), hex.EncodeToString(d64[:]), hex.EncodeToString(d48[:]), hex.EncodeToString(d32[:]),
 		})
 	}
 	return out

@@ -4,7 +4,7 @@ import (
 	"container/list"
 	"context"
 	"math/rand/v2"
-	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -347,9 +347,9 @@ func (a *Admission) peerDelay(ctx context.Context) time.Duration {
 	addr := "unknown"
 	if p, ok := peer.FromContext(ctx); ok {
 		addr = p.Addr.String()
-		if host, _, err := net.SplitHostPort(addr); err == nil {
-			addr = host
-		}
+	}
+	if ip := peerAddr(ctx); ip.IsValid() {
+		addr = ip.String()
 	}
 	r := a.limiter(addr).Reserve()
 	d := r.Delay()
@@ -357,6 +357,19 @@ func (a *Admission) peerDelay(ctx context.Context) time.Duration {
 		r.Cancel()
 	}
 	return d
+}
+
+// peerAddr is the address of the connection's other end; the zero value if it is none of TCP/IP.
+func peerAddr(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddrPort(p.Addr.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Addr().Unmap()
 }
 
 func (a *Admission) limiter(addr string) *rate.Limiter {

@@ -83,7 +83,7 @@ func (w *Workload) Challenge(context.Context, *pb.ChallengeRequest) (*pb.Challen
 
 // Release implements KeyBroker.
 func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
-	req, err := request(r)
+	req, err := request(ctx, r)
 	if err != nil {
 		return nil, Status(err)
 	}
@@ -98,12 +98,15 @@ func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Relea
 	return resp, nil
 }
 
-func request(r *pb.ReleaseRequest) (broker.Request, error) {
-	e := r.GetEvidence()[0]
+func request(ctx context.Context, r *pb.ReleaseRequest) (broker.Request, error) {
+	var evidence []attest.Evidence
+	for _, e := range r.GetEvidence() {
+		evidence = append(evidence, attest.Evidence{Type: attest.Type(e.GetType()), Report: e.GetReport(), Endorsements: e.GetEndorsements(), EventLog: e.GetEventLog()})
+	}
 	req := broker.Request{
 		Nonce: r.GetNonce(), KeyAlgorithm: r.GetKeyAlgorithm(), PublicKey: r.GetPublicKey(),
 		OfferedSuites: r.GetOfferedSuites(), Resources: r.GetResources(),
-		Evidence: attest.Evidence{Type: attest.Type(e.GetType()), Report: e.GetReport(), Endorsements: e.GetEndorsements(), EventLog: e.GetEventLog()},
+		Evidence: evidence[0], Devices: evidence[1:], Peer: peerAddr(ctx),
 	}
 	for _, in := range r.GetInputs() {
 		i := slices.Index(req.Resources, in.GetResource())

@@ -17,7 +17,7 @@ import (
 
 // Attest implements KeyBroker: a release of one token.
 func (w *Workload) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.AttestResponse, error) {
-	req, err := request(r.GetRequest())
+	req, err := request(ctx, r.GetRequest())
 	if err != nil {
 		return nil, Status(err)
 	}
@@ -50,7 +50,7 @@ func (s watchStream) Recv() (broker.WatchMessage, error) {
 		return broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: a.GetResource(), Version: a.GetVersion()}}, nil
 	}
 	sub := m.GetSubscribe()
-	req, err := request(sub.GetRequest())
+	req, err := request(s.st.Context(), sub.GetRequest())
 	if err != nil {
 		return broker.WatchMessage{}, err
 	}

@@ -50,6 +50,8 @@ type settings struct {
 	Verbose         bool       `json:"-"`
 	// Evidence is "tsm", "nsm", "tpm", or empty for what the machine has.
 	Evidence string `json:"evidence"`
+	// Devices are further devices, from the file only.
+	Devices []deviceConfig `json:"devices"`
 	// Network gives the machine an address, at boot, if it has none.
 	Network netup.Config `json:"network"`
 	TPM     tpmConfig    `json:"tpm"`
@@ -405,8 +407,12 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 	if err != nil {
 		return nil, err
 	}
+	devices, err := s.devices()
+	if err != nil {
+		return nil, err
+	}
 	cfg := agent.Config{
-		Address: string(s.Broker), TLS: tlsConfig, Identity: identity, Device: device, Suite: seal.Suite(s.Suite),
+		Address: string(s.Broker), TLS: tlsConfig, Identity: identity, Device: device, Devices: devices, Suite: seal.Suite(s.Suite),
 		Resolver: s.Network.Resolver(), Missing: missing, Built: builtAt(),
 	}
 	if s.Verbose {
@@ -468,7 +474,7 @@ func (s *settings) load() error {
 	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
 	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
 	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
-	s.TPM, s.Network = file.TPM.or(s.TPM), file.Network
+	s.TPM, s.Network, s.Devices = file.TPM.or(s.TPM), file.Network, file.Devices
 	s.Serve, s.Volumes, s.Unlock, s.Keys = file.Serve, file.Volumes, file.Unlock, file.Keys
 	return nil
 }

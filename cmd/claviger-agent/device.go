@@ -6,7 +6,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"os/exec"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -77,6 +79,77 @@ func (s *settings) hardware() (agent.Device, error) {
 		return s.TPM.open()
 	}
 	return nil, fmt.Errorf("%w: evidence: %q is none of tsm, nsm and tpm", errUsage, kind)
+}
+
+// deviceConfig is a further device, whose evidence goes with the machine's.
+type deviceConfig struct {
+	// Evidence is "tsm", "nsm" or "tpm", as in settings; or else
+	Evidence string `json:"evidence"`
+	// Type is of the evidence that Command makes ("nvidia-gpu"). The command finds the digest to put into the
+	// evidence in CLAVIGER_DIGEST_32, _48 and _64 (hex, by the size of the field), and prints JSON:
+	// report, endorsements and event_log, in base64.
+	Type    attest.Type `json:"type"`
+	Command []string    `json:"command"`
+}
+
+// devices are those of the configuration.
+func (s *settings) devices() ([]agent.Device, error) {
+	var out []agent.Device
+	for i, d := range s.Devices {
+		field := fmt.Sprintf("devices[%d]", i)
+		switch {
+		case len(d.Command) > 0 && d.Type != "" && d.Evidence == "":
+			out = append(out, commandDevice{d.Type, d.Command})
+		case len(d.Command) == 0 && d.Type == "" && d.Evidence != "":
+			one := *s
+			one.Evidence = d.Evidence
+			h, err := one.hardware()
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", field, err)
+			}
+			out = append(out, h)
+		default:
+			return nil, fmt.Errorf("%w: %s: want either evidence, or type and command", errUsage, field)
+		}
+	}
+	return out, nil
+}
+
+// commandDevice is a program that makes evidence.
+type commandDevice struct {
+	typ     attest.Type
+	command []string
+}
+
+const (
+	commandTime   = 30 * time.Second
+	commandOutput = 1 << 20
+)
+
+// Evidence implements agent.Device.
+func (d commandDevice) Evidence(ctx context.Context, t attest.Transcript) (attest.Evidence, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	d32, d48, d64 := t.Digest32(), t.Digest48(), t.Digest64()
+	c := exec.CommandContext(ctx, d.command[0], d.command[1:]...)
+	c.Env = append(os.Environ(), fmt.Sprintf("CLAVIGER_DIGEST_32=%x", d32), fmt.Sprintf("CLAVIGER_DIGEST_48=%x", d48), fmt.Sprintf("CLAVIGER_DIGEST_64=%x", d64))
+	c.Stderr, c.WaitDelay = os.Stderr, time.Second
+	out, err := c.Output()
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s: %w", d.typ, d.command[0], err)
+	}
+	var made struct {
+		Report       []byte `json:"report"`
+		Endorsements []byte `json:"endorsements"`
+		EventLog     []byte `json:"event_log"`
+	}
+	if len(out) > commandOutput {
+		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s printed %d bytes", d.typ, d.command[0], len(out))
+	}
+	if err := json.Unmarshal(out, &made); err != nil || len(made.Report) == 0 {
+		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s did not print JSON with a report: %w", d.typ, d.command[0], err)
+	}
+	return attest.Evidence{Type: d.typ, Report: made.Report, Endorsements: made.Endorsements, EventLog: made.EventLog}, nil
 }
 
 // none is the device of a machine that has none. It says so when evidence is

@@ -16,6 +16,7 @@ baseline_denials := set() if {
 	input.attestation.bound_to_cpu_tee == true
 	input.attestation.tcb.status in known_statuses
 	input.attestation.type != "attestation-result"
+	not input.attestation.devices
 } else := {r | some r in baseline_reasons}
 
 baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", got("bound")) if not bound
@@ -31,6 +32,31 @@ baseline_reasons contains reason("not_bound_to_cpu_tee", "the evidence is not ti
 baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", got_in(["tcb", "status"])) if tcb_revoked
 
 baseline_reasons contains reason("attestation_result", "another verifier's word is no evidence, unless a policy names whom it trusts", "attestation.type", got("type")) if input.attestation.type == "attestation-result"
+
+# Further devices in the request meet the same, but for bound_to_cpu_tee: see docs/evidence/composite.md.
+baseline_reasons contains r if {
+	some i, device in input.attestation.devices
+	some fault in device_faults(device)
+	r := reason(concat("", ["device_", fault[0]]), fault[1], sprintf("attestation.devices.%d.%s", [i, fault[2]]), object.get(device, ["type"], "missing"))
+}
+
+device_faults(device) := (({["not_bound", "the evidence of a device is not bound to this request", "bound"] | not device.bound == true} | {["debuggable", "a device is debuggable", "debuggable"] | not device.debuggable == false}) | {["collateral_expired", "the collateral of a device is older than allowed", "collateral.state"] | not device_collateral_used(device)}) | {["tcb_revoked", "the TCB level of a device is revoked, or its status is missing", "tcb.status"] | not device_tcb_known(device)}
+
+# (Rules of their own: "not x in y" is not true where x is missing.)
+device_collateral_used(device) if device.collateral.state in {"fresh", "stale"}
+
+device_tcb_known(device) if device.tcb.status in known_statuses
+
+# devices_of(type) are the claims of the further devices of a type. The helpers of
+# that type's library are for one of them at a time:
+#   some r in nvidia_gpu.cc_denials with input.attestation as device
+devices_of(type) := [device | some device in input.attestation.devices; device.type == type]
+
+# chip_networks_denials(most): requests of the chip came from no more networks
+# than that lately. One that moves has two for a while; so has one whose key was stolen.
+chip_networks_denials(most) := set() if {
+	input.chip.networks <= most
+} else := {reason("chip_networks", "the chip was seen in several networks at once", "chip.networks", sprintf("%v", [object.get(input, ["chip", "networks"], "missing")]))}
 
 # bound: report_data is the digest of this very request.
 bound if input.attestation.bound == true

@@ -108,6 +108,25 @@ ended(set) if time.parse_rfc3339_ns(set.not_after) < now
 
 now := time.parse_rfc3339_ns(input.time)
 
+# chip_denials(type): the chip is enrolled, that is, a usable set of this type
+# lists it as chip_id. Such sets are apart from those of measurements:
+#   claviger reference set rack-7 --type sev-snp --value chip_id=…
+chip_denials(type) := set() if {
+	chip := input.attestation.chip_id
+	chip != ""
+	some name in data.claviger.index[type].chip_id[chip]
+	data.reference[name].type == type
+	usable(data.reference[name])
+} else := set() if {
+	not data.claviger.index # as in tests: look at all sets
+	chip := input.attestation.chip_id
+	chip != ""
+	some set in data.reference
+	set.type == type
+	chip in set.values.chip_id
+	usable(set)
+} else := {common.reason("chip_not_enrolled", "no reference set in use lists this chip", "attestation.chip_id", common.got("chip_id"))}
+
 # denials(type, claims) explains why match does not hold, and is empty where it does.
 denials(type, claims) := set() if {
 	match(type, claims)

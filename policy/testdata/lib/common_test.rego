@@ -69,3 +69,31 @@ test_reason_has_all_members if {
 	some r in common.baseline_denials with input as with_claim("debuggable", true)
 	r == {"rule": "debuggable", "message": "the host can read or change a debuggable TEE", "claim": "attestation.debuggable", "got": true}
 }
+
+gpu := {"type": "nvidia-gpu", "bound": true, "debuggable": false, "collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"}}
+
+with_devices(devices) := with_claim("devices", devices)
+
+test_devices_meet_the_baseline if {
+	common.baseline_denials == set() with input as with_devices([gpu, gpu])
+	every c in [
+		["bound", false, "device_not_bound"], ["debuggable", true, "device_debuggable"],
+		["collateral", {"state": "expired"}, "device_collateral_expired"], ["tcb", {"status": "Revoked"}, "device_tcb_revoked"],
+	] {
+		print(c)
+		rules(common.baseline_denials) == {c[2]} with input as with_devices([gpu, object.union(gpu, {c[0]: c[1]})])
+	}
+	found := rules(common.baseline_denials) with input as with_devices([{}])
+	found == {"device_not_bound", "device_debuggable", "device_collateral_expired", "device_tcb_revoked"}
+}
+
+test_devices_of_a_type if {
+	common.devices_of("nvidia-gpu") == [gpu] with input as with_devices([{"type": "tpm"}, gpu])
+	common.devices_of("nvidia-gpu") == [] with input as good
+}
+
+test_chip_in_several_networks if {
+	common.chip_networks_denials(1) == set() with input as {"chip": {"networks": 1}}
+	rules(common.chip_networks_denials(1)) == {"chip_networks"} with input as {"chip": {"networks": 2}}
+	rules(common.chip_networks_denials(1)) == {"chip_networks"} with input as {}
+}

@@ -148,3 +148,24 @@ test_index_is_not_believed if {
 	names("bb", "h1", ["measurement"]) == set()
 	names("dd", "h1", ["measurement"]) == set()
 }
+
+chips := {
+	"rack": {"name": "rack", "type": "sev-snp", "state": "active", "values": {"chip_id": ["c1", ""]}, "provenance": {}},
+	"gone": {"name": "gone", "type": "sev-snp", "state": "retired", "values": {"chip_id": ["c2"]}, "provenance": {}},
+	"other": {"name": "other", "type": "tdx", "state": "active", "values": {"chip_id": ["c3"]}, "provenance": {}},
+}
+
+chip_index := {"sev-snp": {"chip_id": {"c1": ["rack"], "c2": ["gone"], "c3": ["other"]}}}
+
+test_chip_enrolled if {
+	every index in [false, chip_index] {
+		reference.chip_denials("sev-snp") == set() with input as {"attestation": {"chip_id": "c1"}} with data.reference as chips with data.claviger.index as index
+	}
+	reference.chip_denials("sev-snp") == set() with input as {"attestation": {"chip_id": "c1"}} with data.reference as chips
+	every chip in ["c2", "c3", "c4", ""] {
+		every index in [false, chip_index] {
+			{r.rule | some r in reference.chip_denials("sev-snp")} == {"chip_not_enrolled"} with input as {"attestation": {"chip_id": chip}} with data.reference as chips with data.claviger.index as index
+		}
+	}
+	{r.rule | some r in reference.chip_denials("sev-snp")} == {"chip_not_enrolled"} with input as {} with data.reference as chips
+}

@@ -446,7 +446,8 @@ type ReleaseRequest struct {
 	// man in the middle cannot talk it down.
 	OfferedSuites []string `protobuf:"bytes,4,rep,name=offered_suites,json=offeredSuites,proto3" json:"offered_suites,omitempty"`
 	Resources     []string `protobuf:"bytes,5,rep,name=resources,proto3" json:"resources,omitempty"`
-	// Exactly one today; composite evidence is reserved for a later version.
+	// The first is the machine's; those of further devices (GPUs, a TPM) follow. Devices bind the request
+	// without them, the first binds it with their digests: proto/README.md.
 	Evidence []*Evidence `protobuf:"bytes,6,rep,name=evidence,proto3" json:"evidence,omitempty"`
 	// What the guest sends with a resource (a CSR, a ciphertext). Part of the binding.
 	Inputs        []*ResourceInput `protobuf:"bytes,7,rep,name=inputs,proto3" json:"inputs,omitempty"`
@@ -1725,7 +1726,7 @@ const file_claviger_v1_broker_proto_rawDesc = "" +
 	"\x0eoffered_suites\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\b\x01\x10\x10\"\x06r\x04\x10\x01\x18@R\rofferedSuites\x12Y\n" +
 	"\tresources\x18\x05 \x03(\tB;\xbaH8\x92\x015\b\x01\x10\x10\x18\x01\"-r+\x10\x01\x18\x80\x022$^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$R\tresources\x12=\n" +
 	"\bevidence\x18\x06 \x03(\v2\x15.claviger.v1.EvidenceB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x10\x01R\bevidence\x12<\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10\x10R\bevidence\x12<\n" +
 	"\x06inputs\x18\a \x03(\v2\x1a.claviger.v1.ResourceInputB\b\xbaH\x05\x92\x01\x02\x10\x10R\x06inputs\"Z\n" +
 	"\rResourceInput\x12&\n" +
 	"\bresource\x18\x01 \x01(\tB\n" +

@@ -1,0 +1,49 @@
+package broker
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/claviger/claviger/broker/attest"
+)
+
+func TestSightings(t *testing.T) {
+	s, now := newSightings(), time.Unix(1e9, 0)
+	see := func(chip, from string) int {
+		addr, _ := netip.ParseAddr(from)
+		return s.see(attest.Claims{ChipID: chip, Devices: []attest.Claims{{ChipID: "gpu of " + chip}, {}}}, addr, now)
+	}
+	for _, c := range []struct {
+		chip, from string
+		want       int
+	}{
+		{"a", "10.0.0.1", 1}, {"a", "10.0.0.200", 1}, {"a", "::ffff:10.0.0.9", 1}, // one network
+		{"b", "10.0.1.1", 1}, {"a", "10.0.1.1", 2}, {"a", "2001:db8::1", 3}, {"a", "2001:db8:0:1::1", 3}, {"a", "2001:db8:1::1", 4},
+		{"a", "", 0},
+	} {
+		if got := see(c.chip, c.from); got != c.want {
+			t.Errorf("%s from %s: %d networks, want %d", c.chip, c.from, got, c.want)
+		}
+	}
+	now = now.Add(sightingTime + time.Second)
+	if got := see("a", "10.0.0.1"); got != 1 {
+		t.Errorf("later: %d networks", got)
+	}
+	// A device that moved to another machine counts, too.
+	if got := s.see(attest.Claims{ChipID: "c", Devices: []attest.Claims{{ChipID: "gpu of a"}}}, netip.MustParseAddr("10.9.9.9"), now); got != 2 {
+		t.Errorf("a device in two networks: %d", got)
+	}
+	for i := range 100 {
+		if got := see("d", fmt.Sprintf("10.1.%d.1", i)); got > maxNetworks {
+			t.Fatalf("%d networks are remembered", got)
+		}
+	}
+	for i := range maxChips + 10 {
+		s.see(attest.Claims{ChipID: fmt.Sprint(i)}, netip.MustParseAddr("10.0.0.1"), now)
+	}
+	if len(s.chips) != maxChips || s.lru.Len() != maxChips {
+		t.Errorf("%d chips are remembered, %d", len(s.chips), s.lru.Len())
+	}
+}
