@@ -22,6 +22,10 @@ const (
 	TypeAzure Type = "azure-vtpm"
 	// TypeGCE is a confidential VM of Google Compute Engine: an SNP or TDX report beside a quote of its vTPM.
 	TypeGCE Type = "gce-vtpm"
+	// TypePSA is a PSA attestation token (TrustZone).
+	TypePSA Type = "psa"
+	// TypeCCA is a token of an Arm CCA realm and its platform.
+	TypeCCA Type = "cca"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -89,13 +93,14 @@ type Claims struct {
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
 	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
-	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM; empty for a VLEK.
+	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the instance id for PSA and CCA; empty for a VLEK.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
-	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX.
+	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX,
+	// the types of software components for PSA, and after "platform_" for CCA, beside "rim", "rem0"….
 	Measurements map[string]string `json:"measurements"`
-	// HostData is SNP HOST_DATA, TDX MRCONFIGID or SGX CONFIGID.
+	// HostData is SNP HOST_DATA, TDX MRCONFIGID, SGX CONFIGID or the personalization value of a CCA realm.
 	HostData   string          `json:"host_data"`
 	ReportData string          `json:"report_data"`
 	Collateral CollateralState `json:"collateral"`
@@ -108,6 +113,8 @@ type Claims struct {
 	// Azure and GCE stand beside TPM and one of SNP and TDX.
 	Azure any `json:"azure_vtpm,omitempty"`
 	GCE   any `json:"gce_vtpm,omitempty"`
+	PSA   any `json:"psa,omitempty"`
+	CCA   any `json:"cca,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`
