@@ -141,6 +141,8 @@ func (e CatalogEntry) Validate() error {
 		return fmt.Errorf("pin_version: want a version that exists, without create_bytes")
 	case e.Rotatable && kind != KindDatabaseStatic && (kind != KindKV || e.CreateBytes == 0):
 		return fmt.Errorf("rotatable: only for kv with create_bytes, and database_static")
+	case e.Rekey && e.Rotatable:
+		return fmt.Errorf("rekey, rotatable: not both: a rotation by an operator would replace the version that the disk opens with")
 	case e.Rekey && (kind != KindKV || e.CreateBytes == 0 || e.Field == "*"):
 		return fmt.Errorf("rekey: only for kv with create_bytes, and one field")
 	case e.Priority != "" && e.Priority != PriorityBoot:

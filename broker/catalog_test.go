@@ -54,6 +54,9 @@ func TestNewCatalogRefuses(t *testing.T) {
 		"source":            func(e *CatalogEntry) { e.Source = "" },
 		"policy":            func(e *CatalogEntry) { e.Policy = "a.b" },
 		"create_bytes":      func(e *CatalogEntry) { e.CreateBytes = 4 },
+		"rekey, rotatable":  func(e *CatalogEntry) { e.CreateBytes, e.Rekey, e.Rotatable = 32, true, true },
+		"rekey":             func(e *CatalogEntry) { e.Rekey = true },
+		"priority":          func(e *CatalogEntry) { e.Priority = "first" },
 		"ttl":               func(e *CatalogEntry) { e.TTL = -time.Second },
 	} {
 		e := good

@@ -22,6 +22,10 @@ const (
 	TypeAzure Type = "azure-vtpm"
 	// TypeGCE is a confidential VM of Google Compute Engine: an SNP or TDX report beside a quote of its vTPM.
 	TypeGCE Type = "gce-vtpm"
+	// TypeNitro is an attestation document of AWS: of a Nitro enclave, or of NitroTPM.
+	TypeNitro Type = "nitro"
+	// TypeKeystone is a report of a Keystone enclave (RISC-V).
+	TypeKeystone Type = "keystone"
 	// TypePSA is a PSA attestation token (TrustZone).
 	TypePSA Type = "psa"
 	// TypeCCA is a token of an Arm CCA realm and its platform.
@@ -93,7 +97,8 @@ type Claims struct {
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
 	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
-	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the instance id for PSA and CCA; empty for a VLEK.
+	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone, the instance id for PSA
+	// and CCA; empty for a VLEK and for Nitro.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
@@ -111,10 +116,12 @@ type Claims struct {
 	TPM any `json:"tpm,omitempty"`
 	SGX any `json:"sgx,omitempty"`
 	// Azure and GCE stand beside TPM and one of SNP and TDX.
-	Azure any `json:"azure_vtpm,omitempty"`
-	GCE   any `json:"gce_vtpm,omitempty"`
-	PSA   any `json:"psa,omitempty"`
-	CCA   any `json:"cca,omitempty"`
+	Azure    any `json:"azure_vtpm,omitempty"`
+	GCE      any `json:"gce_vtpm,omitempty"`
+	Nitro    any `json:"nitro,omitempty"`
+	Keystone any `json:"keystone,omitempty"`
+	PSA      any `json:"psa,omitempty"`
+	CCA      any `json:"cca,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

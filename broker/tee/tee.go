@@ -4,10 +4,13 @@ package tee
 import (
 	"crypto/x509"
 	"fmt"
+	"time"
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/azure"
 	"github.com/claviger/claviger/broker/tee/gce"
+	"github.com/claviger/claviger/broker/tee/keystone"
+	"github.com/claviger/claviger/broker/tee/nitro"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -27,6 +30,11 @@ type Config struct {
 	TPM       tpm.Config
 	// GCEAKRoots are Google's CAs for the attestation keys of its vTPMs.
 	GCEAKRoots []*x509.Certificate
+	// NitroMaxAge is how old a document of Nitro may be; 0 means nitro's default.
+	NitroMaxAge time.Duration
+	// KeystoneDevices and KeystoneMonitors are endorsed device keys and hashes of security monitors.
+	KeystoneDevices  [][32]byte
+	KeystoneMonitors [][64]byte
 }
 
 // Set is one verifier per type, and what activates attestation keys of TPMs.
@@ -41,23 +49,34 @@ func New(cfg Config) (Set, error) {
 	for _, r := range cfg.TestRoots {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
-	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots)
+	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots, nitro.Config{MaxAge: cfg.NitroMaxAge},
+		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors})
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
-// and TCB information are reported as skipped checks where optional is set.
-// They never stand behind a release.
-func Appraisers(optional bool) ([]attest.Verifier, error) {
-	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil)
+// and TCB information are reported as skipped checks where optional is set, and
+// so is the endorsement of Keystone devices other than these. They never stand
+// behind a release.
+func Appraisers(optional bool, devices ...[32]byte) ([]attest.Verifier, error) {
+	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil, nitro.Config{},
+		keystone.Config{DeviceKeys: devices, Unendorsed: optional})
 	return s.Verifiers, err
 }
 
-func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate) (Set, error) {
+func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config, keystoneCfg keystone.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
 	}
 	t, err := tpm.New(tpmCfg)
+	if err != nil {
+		return Set{}, err
+	}
+	n, err := nitro.New(nitroCfg)
+	if err != nil {
+		return Set{}, err
+	}
+	k, err := keystone.New(keystoneCfg)
 	if err != nil {
 		return Set{}, err
 	}
@@ -69,5 +88,7 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		sgx.New(sgxCfg),
 		azure.New(azure.Config{SNP: s, TDX: td}),
 		gce.New(gce.Config{AKRoots: gceRoots, SNP: s, TDX: td}),
+		n,
+		k,
 	}, TPM: t}, nil
 }

@@ -48,7 +48,7 @@ type settings struct {
 	Measurement     string     `json:"-"`
 	HostData        string     `json:"-"`
 	Verbose         bool       `json:"-"`
-	// Evidence is "tsm", "tpm", or empty for what the machine has.
+	// Evidence is "tsm", "nsm", "tpm", or empty for what the machine has.
 	Evidence string `json:"evidence"`
 	// Network gives the machine an address, at boot, if it has none.
 	Network netup.Config `json:"network"`
@@ -90,7 +90,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Long: `claviger-agent makes a fresh key, has the hardware sign evidence that binds it to
-this very request (configfs-tsm: AMD SEV-SNP, Intel TDX; or a TPM 2.0), and opens the
+this very request (configfs-tsm: AMD SEV-SNP, Intel TDX; a Nitro enclave; or a TPM 2.0), and opens the
 broker's reply. It accepts a reply only from the broker whose identity is pinned here.
 
 Settings: flag, then environment (CLAVIGER_BROKER, CLAVIGER_CA, CLAVIGER_IDENTITY,
@@ -110,7 +110,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
 	f.StringVar(&s.Suite, "suite", "", "key algorithm (default "+string(seal.Hybrid)+")")
 	f.StringVar(&s.Timeout, "timeout", "", "give up after this long (default 2m)")
-	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX) or tpm; default: the one that this machine has")
+	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX), nsm (Nitro enclave) or tpm; default: the one that this machine has")
 	f.StringVar(&s.TPM.Device, "tpm", "", "the TPM: a device, or an emulator's Unix socket (default "+tpmdev.DefaultPath+")")
 	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
 	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
@@ -291,9 +291,10 @@ func evidenceCommand(s *settings) *cobra.Command {
 		Use:   "evidence",
 		Short: "Make evidence over given report data and write it to a file, for `claviger evidence show`",
 		Long: `Make evidence over given report data and write it to a file, for ` + "`claviger evidence show`" + `:
-an SNP report with its certificate table behind it, a TDX quote, or for a TPM a JSON
-document with the quote, its signature, the attestation key, the PCRs and the kernel
-command line (proto/README.md). A TPM takes 32 bytes of report data.`,
+an SNP report with its certificate table behind it, a TDX quote, a document of AWS
+Nitro, or for a TPM a JSON document with the quote, its signature, the attestation
+key, the PCRs and the kernel command line (proto/README.md). A TPM takes 32 bytes of
+report data.`,
 		Example: `  claviger-agent evidence --report-data 00…(128 hex digits) --out report.bin
   claviger-agent evidence --evidence tpm --out tpm.json --event-log boot.log`,
 		Args: cobra.NoArgs,

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/nsm"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/attest"
 )
@@ -59,6 +60,8 @@ func (s *settings) hardware() (agent.Device, error) {
 			kind = "tpm"
 		case there(tsmFolder):
 			kind = "tsm"
+		case there(nsm.DefaultPath):
+			kind = "nsm"
 		case there(tpmdev.DefaultPath):
 			kind = "tpm"
 		default:
@@ -68,10 +71,12 @@ func (s *settings) hardware() (agent.Device, error) {
 	switch kind {
 	case "tsm":
 		return agent.TSM{}, nil
+	case "nsm":
+		return nsm.Open(nsm.DefaultPath), nil
 	case "tpm":
 		return s.TPM.open()
 	}
-	return nil, fmt.Errorf("%w: evidence: %q is neither tsm nor tpm", errUsage, kind)
+	return nil, fmt.Errorf("%w: evidence: %q is none of tsm, nsm and tpm", errUsage, kind)
 }
 
 // none is the device of a machine that has none. It says so when evidence is
@@ -83,7 +88,7 @@ func (n none) Evidence(ctx context.Context, _ attest.Transcript) (attest.Evidenc
 }
 
 func (none) Raw(context.Context, [64]byte) (attest.Evidence, error) {
-	return attest.Evidence{}, fmt.Errorf("this machine has nothing to make evidence with: neither %s (SEV-SNP, TDX) nor %s (TPM); are the drivers loaded?", tsmFolder, tpmdev.DefaultPath)
+	return attest.Evidence{}, fmt.Errorf("this machine has nothing to make evidence with: none of %s (SEV-SNP, TDX), %s (Nitro enclave) and %s (TPM); are the drivers loaded?", tsmFolder, nsm.DefaultPath, tpmdev.DefaultPath)
 }
 
 func there(path string) bool {

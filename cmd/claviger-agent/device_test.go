@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/claviger/claviger/broker/agent/nsm"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/tpm"
@@ -87,7 +88,10 @@ func TestTPMCommands(t *testing.T) {
 func TestEvidenceChoice(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out")
-	command(t, nil, "evidence", "--evidence", "sgx", "--out", out).want(t, exitUsage, "sgx", "tsm", "tpm")
+	command(t, nil, "evidence", "--evidence", "sgx", "--out", out).want(t, exitUsage, "sgx", "tsm", "nsm", "tpm")
+	if !there(nsm.DefaultPath) {
+		command(t, nil, "evidence", "--evidence", "nsm", "--out", out).want(t, exitFailed, "Nitro Secure Module")
+	}
 	command(t, nil, "tpm", "--output", "yaml").want(t, exitUsage, "--output")
 	config := filepath.Join(dir, "agent.json")
 	for name, text := range map[string]string{"absent": filepath.Join(dir, "none"), "no PEM": config} {
@@ -102,8 +106,8 @@ func TestEvidenceChoice(t *testing.T) {
 			command(t, nil, "evidence", "--config", config, "--out", out).want(t, exitFailed, "tpm.ak_certificate")
 		})
 	}
-	if there(tsmFolder) || there(tpmdev.DefaultPath) {
+	if there(tsmFolder) || there(nsm.DefaultPath) || there(tpmdev.DefaultPath) {
 		t.Skip("this machine has a device: that there is none cannot be tested")
 	}
-	command(t, nil, "evidence", "--out", out).want(t, exitFailed, tsmFolder, tpmdev.DefaultPath)
+	command(t, nil, "evidence", "--out", out).want(t, exitFailed, tsmFolder, nsm.DefaultPath, tpmdev.DefaultPath)
 }

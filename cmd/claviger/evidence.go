@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -25,8 +26,8 @@ import (
 )
 
 type evidenceFlags struct {
-	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at string
-	online, lenient                                                        bool
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey string
+	online, lenient                                                                   bool
 }
 
 func (e *evidenceFlags) register(c *cobra.Command) {
@@ -38,6 +39,7 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.folder, "collateral", "", "folder with collateral (docs/collateral.md)")
 	f.StringVar(&e.bundle, "bundle", "", "signed collateral bundle")
 	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
+	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
@@ -48,8 +50,8 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
-certificate table behind it, a TDX or an SGX quote, or a report with a TPM quote
-in it). Signatures and chains are checked;
+certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
+it, a document of AWS Nitro, or a Keystone report). Signatures and chains are checked;
 revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -101,7 +103,15 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 	if err != nil {
 		return err
 	}
-	verifiers, err := tee.Appraisers(optional)
+	var devices [][32]byte
+	if e.deviceKey != "" {
+		b, err := hex.DecodeString(e.deviceKey)
+		if err != nil || len(b) != 32 {
+			return fmt.Errorf("%w: --device-key: want 64 hex digits", errUsage)
+		}
+		devices = [][32]byte{[32]byte(b)}
+	}
+	verifiers, err := tee.Appraisers(optional, devices...)
 	if err != nil {
 		return err
 	}
@@ -170,6 +180,10 @@ func guess(b []byte) attest.Type {
 		}
 		return attest.TypeSGX
 	}
+	// COSE_Sign1 with the header ES384, with and without its tag.
+	if bytes.HasPrefix(bytes.TrimPrefix(b, []byte{0xd2}), []byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22}) {
+		return attest.TypeNitro
+	}
 	if bytes.HasPrefix(b, []byte("{")) { // ours, in JSON
 		if _, err := attest.DecodeAzureReport(b); err == nil {
 			return attest.TypeAzure
@@ -177,9 +191,26 @@ func guess(b []byte) attest.Type {
 		if _, err := attest.DecodeGCEReport(b); err == nil {
 			return attest.TypeGCE
 		}
+		if bytes.Contains(b, []byte(`"security_monitor"`)) {
+			return attest.TypeKeystone
+		}
 		return attest.TypeTPM
 	}
+	if isKeystone(b) {
+		return attest.TypeKeystone
+	}
 	return attest.TypeSNP
+}
+
+// isKeystone tells a report of Keystone by its size, and that of the data in it
+// (the 64-bit number behind a hash), from an SNP report, which begins with a small version.
+func isKeystone(b []byte) bool {
+	const withoutData, data = 328, 1024
+	if len(b) < withoutData || bytes.HasPrefix(b[1:], make([]byte, 3)) {
+		return false
+	}
+	n := binary.LittleEndian.Uint64(b[64:])
+	return n <= data && (len(b) == withoutData+data || len(b) == withoutData+int(n))
 }
 
 // vcekGUID names the VCEK in a certificate table (AMD publication 56421): 63da758d-e664-4564-adc5-f4b93be8accd.

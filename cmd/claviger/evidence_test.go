@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/binary"
 	"testing"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -13,6 +15,11 @@ func TestGuess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		return b
+	}
+	keystone := func(size, data int) []byte {
+		b := bytes.Repeat([]byte{0xa5}, size)
+		binary.LittleEndian.PutUint64(b[64:], uint64(data))
 		return b
 	}
 	one, pcrs := []byte{1}, []attest.PCR{{Index: 4, Digest: make([]byte, 32)}}
@@ -30,6 +37,12 @@ func TestGuess(t *testing.T) {
 		"TPM":            {encoded(attest.TPMReport{Quote: one, Signature: one, AKPublic: one, PCRs: pcrs}.Encode()), attest.TypeTPM},
 		"Azure":          {encoded(attest.AzureReport{HCLReport: one, Quote: one, Signature: one, PCRs: pcrs}.Encode()), attest.TypeAzure},
 		"GCE":            {encoded(attest.GCEReport{Hardware: attest.TypeTDX, HardwareReport: one, Quote: one, Signature: one, AKCertificates: [][]byte{one}, PCRs: pcrs}.Encode()), attest.TypeGCE},
+		"Nitro":          {[]byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22, 0xa0}, attest.TypeNitro},
+		"Nitro, tagged":  {[]byte{0xd2, 0x84, 0x44, 0xa1, 0x01, 0x38, 0x22, 0xa0}, attest.TypeNitro},
+		"Keystone":       {keystone(1352, 64), attest.TypeKeystone},
+		"Keystone, cut":  {keystone(328+32, 32), attest.TypeKeystone},
+		"Keystone, JSON": {[]byte(`{"security_monitor": {}, "enclave": {}}`), attest.TypeKeystone},
+		"another length": {keystone(328+32, 33), attest.TypeSNP},
 		"nothing at all": {nil, attest.TypeSNP},
 	} {
 		if got := guess(tc.report); got != tc.want {

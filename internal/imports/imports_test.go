@@ -45,6 +45,8 @@ func TestOneImporter(t *testing.T) {
 		"github.com/google/go-tdx-guest":        {}, // tests only: an oracle
 		"github.com/google/go-configfs-tsm":     {"broker/agent"},
 		"github.com/google/go-tpm":              {"broker/tee/tpm", "broker/tpmquote", "broker/tpmquote/tpmquotetest", "broker/agent/tpmdev", "internal/testservers"},
+		"filippo.io/edwards25519":               {"broker/tee/keystone"},
+		"github.com/fxamacker/cbor":             {"broker/tee/nitro", "broker/agent/nsm"},
 		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token"},
 		"github.com/prometheus":                 {"broker/telemetry"},
 		module + "broker/internal/grant":        {"broker"},

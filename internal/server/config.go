@@ -3,6 +3,7 @@
 package server
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -169,6 +170,8 @@ type Evidence struct {
 	Ages      map[attest.CollateralKind]AgeSpec `json:"ages"`
 	TPM       TPM                               `json:"tpm"`
 	GCE       GCE                               `json:"gce"`
+	Nitro     Nitro                             `json:"nitro"`
+	Keystone  Keystone                          `json:"keystone"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -182,6 +185,36 @@ type TPM struct {
 // GCE names the CAs of vTPMs of Google Compute Engine; without any, none is believed.
 type GCE struct {
 	AKRoots string `json:"ak_roots"` // PEM file: Google's CAs for attestation keys
+}
+
+// Nitro limits documents of AWS.
+type Nitro struct {
+	MaxAge Duration `json:"max_age"` // default 5m
+}
+
+// Keystone endorses devices and security monitors; without a device, none is believed.
+type Keystone struct {
+	DeviceKeys       []string `json:"device_keys"`       // Ed25519 public keys, 64 hex digits
+	SecurityMonitors []string `json:"security_monitors"` // SHA3-512 of their images, 128 hex digits
+}
+
+// endorsed decodes both lists; what is of another size is an error that names the field.
+func (k Keystone) endorsed() (devices [][32]byte, monitors [][64]byte, err error) {
+	for i, s := range k.DeviceKeys {
+		b, err := hex.DecodeString(s)
+		if err != nil || len(b) != 32 {
+			return nil, nil, fmt.Errorf("evidence.keystone.device_keys[%d]: %q is not 64 hex digits", i, s)
+		}
+		devices = append(devices, [32]byte(b))
+	}
+	for i, s := range k.SecurityMonitors {
+		b, err := hex.DecodeString(s)
+		if err != nil || len(b) != 64 {
+			return nil, nil, fmt.Errorf("evidence.keystone.security_monitors[%d]: %q is not 128 hex digits", i, s)
+		}
+		monitors = append(monitors, [64]byte(b))
+	}
+	return devices, monitors, nil
 }
 
 // AgeSpec limits the age of a kind of collateral.
@@ -346,6 +379,12 @@ func (c *Config) Complete() error {
 	}
 	if (c.Evidence.Bundle == "") != (c.Evidence.BundleKey == "") {
 		bad("evidence.bundle and evidence.bundle_key go together")
+	}
+	if d := time.Duration(c.Evidence.Nitro.MaxAge); d < 0 {
+		bad("evidence.nitro.max_age: %s is negative", d)
+	}
+	if _, _, err := c.Evidence.Keystone.endorsed(); err != nil {
+		bad("%w", err)
 	}
 	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
 		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")

@@ -52,6 +52,7 @@ func TestComplete(t *testing.T) {
 		"policy.config.allow_simulated:": func(c *Config) { c.Policy.Config = map[string]any{"allow_simulated": false} },
 		"evidence.bundle":                func(c *Config) { c.Evidence.Bundle = "b" },
 		"evidence.bundle_key":            func(c *Config) { c.Evidence.BundleKey = "b" },
+		"evidence.nitro.max_age:":        func(c *Config) { c.Evidence.Nitro.MaxAge = -1 },
 		"seal_key_file:":                 func(c *Config) { c.Etcd.Endpoints = []string{"https://a:2379"} },
 		"audit.origin:":                  func(c *Config) { c.Audit.Origin = "a+b" },
 		"vault[0].name:":                 func(c *Config) { c.Vault = []Vault{{TokenFile: "t"}} },
@@ -62,6 +63,9 @@ func TestComplete(t *testing.T) {
 		"catalog:":                       func(c *Config) { c.Catalog[0].Pattern = "/" },
 		"catalog: db/{name}: source":     func(c *Config) { c.Catalog[0].Source = "vault" },
 		"limits.peer_rate:":              func(c *Config) { r := -1.0; c.Limits.PeerRate = &r },
+
+		"evidence.keystone.device_keys[1]:":       func(c *Config) { c.Evidence.Keystone.DeviceKeys = []string{strings.Repeat("0a", 32), "0a"} },
+		"evidence.keystone.security_monitors[0]:": func(c *Config) { c.Evidence.Keystone.SecurityMonitors = []string{strings.Repeat("zz", 64)} },
 	} {
 		c := goodConfig()
 		spoil(&c)

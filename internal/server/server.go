@@ -351,7 +351,14 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if cfg.TicketKey, err = s.state.SealedKey(ctx, "tpm-ticket", state.GenerateKey32); err != nil {
 		return tee.Set{}, fmt.Errorf("ticket key: %w", err)
 	}
-	return tee.New(tee.Config{TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots})
+	devices, monitors, err := s.cfg.Evidence.Keystone.endorsed()
+	if err != nil {
+		return tee.Set{}, err
+	}
+	return tee.New(tee.Config{
+		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
+		KeystoneDevices: devices, KeystoneMonitors: monitors,
+	})
 }
 
 // certificates reads a PEM file of one or more certificates.
