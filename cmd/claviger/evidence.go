@@ -20,14 +20,15 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/tee"
 )
 
 type evidenceFlags struct {
-	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey string
-	online, lenient                                                                   bool
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, deviceKeys string
+	online, lenient                                                                               bool
 }
 
 func (e *evidenceFlags) register(c *cobra.Command) {
@@ -40,6 +41,7 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.bundle, "bundle", "", "signed collateral bundle")
 	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
 	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
+	f.StringVar(&e.deviceKeys, "device-keys", "", "JSON file with endorsed keys of PSA devices (docs/evidence/psa.md)")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
@@ -51,7 +53,7 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
 certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
-it, a document of AWS Nitro, or a Keystone report). Signatures and chains are checked;
+it, a document of AWS Nitro, a Keystone report, or a PSA token). Signatures and chains are checked;
 revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -111,7 +113,17 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 		}
 		devices = [][32]byte{[32]byte(b)}
 	}
-	verifiers, err := tee.Appraisers(optional, devices...)
+	var endorsed []arm.Endorsement
+	if e.deviceKeys != "" {
+		b, err := os.ReadFile(e.deviceKeys)
+		if err != nil {
+			return fmt.Errorf("device-keys: %w", err)
+		}
+		if endorsed, err = arm.ParseEndorsements(b); err != nil {
+			return fmt.Errorf("device-keys: %s: %w", e.deviceKeys, err)
+		}
+	}
+	verifiers, err := tee.Appraisers(optional, endorsed, devices...)
 	if err != nil {
 		return err
 	}
@@ -172,17 +184,13 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 }
 
 // guess tells a quote (version 3 to 5, 16 bits, then attestation key type 2)
-// from an SNP report (version 2 to 5, 32 bits), and JSON by its members.
+// from an SNP report (version 2 to 5, 32 bits), and JSON and CBOR by members.
 func guess(b []byte) attest.Type {
 	if len(b) > 8 && b[0] >= 3 && b[0] <= 5 && b[1] == 0 && b[2] == 2 && b[3] == 0 {
 		if b[4] == 0x81 { // TEE_TYPE; version 3 is of SGX only
 			return attest.TypeTDX
 		}
 		return attest.TypeSGX
-	}
-	// COSE_Sign1 with the header ES384, with and without its tag.
-	if bytes.HasPrefix(bytes.TrimPrefix(b, []byte{0xd2}), []byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22}) {
-		return attest.TypeNitro
 	}
 	if bytes.HasPrefix(b, []byte("{")) { // ours, in JSON
 		if _, err := attest.DecodeAzureReport(b); err == nil {
@@ -198,6 +206,16 @@ func guess(b []byte) attest.Type {
 	}
 	if isKeystone(b) {
 		return attest.TypeKeystone
+	}
+	// COSE_Sign1, with and without its tag, and COSE_Mac0.
+	for _, p := range []string{"\x84", "\xd2\x84", "\xd1\x84"} {
+		if !bytes.HasPrefix(b, []byte(p)) {
+			continue
+		}
+		if bytes.Contains(b, []byte("module_id")) {
+			return attest.TypeNitro
+		}
+		return attest.TypePSA
 	}
 	return attest.TypeSNP
 }

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/rpc"
@@ -172,6 +173,7 @@ type Evidence struct {
 	GCE       GCE                               `json:"gce"`
 	Nitro     Nitro                             `json:"nitro"`
 	Keystone  Keystone                          `json:"keystone"`
+	PSA       Arm                               `json:"psa"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -215,6 +217,27 @@ func (k Keystone) endorsed() (devices [][32]byte, monitors [][64]byte, err error
 		monitors = append(monitors, [64]byte(b))
 	}
 	return devices, monitors, nil
+}
+
+// Arm endorses attestation keys of devices; without any, none is believed.
+type Arm struct {
+	Endorsements string `json:"endorsements"` // JSON file (docs/evidence/psa.md)
+}
+
+// endorsed reads the file, if there is one.
+func (a Arm) endorsed() ([]arm.Endorsement, error) {
+	if a.Endorsements == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(a.Endorsements)
+	if err != nil {
+		return nil, err
+	}
+	list, err := arm.ParseEndorsements(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a.Endorsements, err)
+	}
+	return list, nil
 }
 
 // AgeSpec limits the age of a kind of collateral.

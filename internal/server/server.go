@@ -355,9 +355,13 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, err
 	}
+	psaKeys, err := s.cfg.Evidence.PSA.endorsed()
+	if err != nil {
+		return tee.Set{}, fmt.Errorf("evidence.psa.endorsements: %w", err)
+	}
 	return tee.New(tee.Config{
 		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
-		KeystoneDevices: devices, KeystoneMonitors: monitors,
+		KeystoneDevices: devices, KeystoneMonitors: monitors, PSAEndorsements: psaKeys,
 	})
 }
 
