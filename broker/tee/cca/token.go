@@ -126,7 +126,7 @@ type realmToken struct {
 }
 
 // decodeRealm reads the realm's claims. Measurements need not be as long as the
-// hash algorithm's: some monitors fill 64 bytes with zeros.
+// hash that they name: published tokens have 64 bytes under "sha-256".
 func decodeRealm(payload []byte) (realmToken, error) {
 	var t realmToken
 	if err := cose.Unmarshal(payload, &t); err != nil {
