@@ -41,6 +41,8 @@ func (TSM) Raw(_ context.Context, reportData [64]byte) (attest.Evidence, error) 
 	case "tdx_guest":
 		log, err := eventLog(ccelPath)
 		return attest.Evidence{Type: attest.TypeTDX, Report: r.OutBlob, EventLog: log}, err
+	case "arm_cca_guest": // as Linux names it (arm-cca-guest.c); not tried on hardware
+		return attest.Evidence{Type: attest.TypeCCA, Report: r.OutBlob}, nil
 	}
 	return attest.Evidence{}, fmt.Errorf("configfs-tsm provider %q is not supported", r.Provider)
 }

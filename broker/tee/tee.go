@@ -9,6 +9,7 @@ import (
 	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/azure"
+	"github.com/claviger/claviger/broker/tee/cca"
 	"github.com/claviger/claviger/broker/tee/gce"
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
@@ -37,8 +38,9 @@ type Config struct {
 	// KeystoneDevices and KeystoneMonitors are endorsed device keys and hashes of security monitors.
 	KeystoneDevices  [][32]byte
 	KeystoneMonitors [][64]byte
-	// PSAEndorsements are attestation keys of devices.
+	// PSAEndorsements and CCAEndorsements are attestation keys of devices and of platforms.
 	PSAEndorsements []arm.Endorsement
+	CCAEndorsements []arm.Endorsement
 }
 
 // Set is one verifier per type, and what activates attestation keys of TPMs.
@@ -54,7 +56,8 @@ func New(cfg Config) (Set, error) {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
 	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots, nitro.Config{MaxAge: cfg.NitroMaxAge},
-		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors}, psa.Config{Endorsements: cfg.PSAEndorsements})
+		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors}, psa.Config{Endorsements: cfg.PSAEndorsements},
+		cca.Config{Endorsements: cfg.CCAEndorsements})
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
@@ -63,12 +66,13 @@ func New(cfg Config) (Set, error) {
 // never stand behind a release.
 func Appraisers(optional bool, endorsed []arm.Endorsement, devices ...[32]byte) ([]attest.Verifier, error) {
 	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil, nitro.Config{},
-		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, psa.Config{Endorsements: endorsed, Unendorsed: optional})
+		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, psa.Config{Endorsements: endorsed, Unendorsed: optional},
+		cca.Config{Endorsements: endorsed, Unendorsed: optional})
 	return s.Verifiers, err
 }
 
 func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config,
-	keystoneCfg keystone.Config, psaCfg psa.Config) (Set, error) {
+	keystoneCfg keystone.Config, psaCfg psa.Config, ccaCfg cca.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
@@ -89,6 +93,10 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 	if err != nil {
 		return Set{}, err
 	}
+	c, err := cca.New(ccaCfg)
+	if err != nil {
+		return Set{}, err
+	}
 	td := tdx.New(tdxCfg)
 	return Set{Verifiers: []attest.Verifier{
 		s,
@@ -100,5 +108,6 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		n,
 		k,
 		p,
+		c,
 	}, TPM: t}, nil
 }

@@ -41,7 +41,7 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.bundle, "bundle", "", "signed collateral bundle")
 	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
 	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
-	f.StringVar(&e.deviceKeys, "device-keys", "", "JSON file with endorsed keys of PSA devices (docs/evidence/psa.md)")
+	f.StringVar(&e.deviceKeys, "device-keys", "", "JSON file with endorsed keys of PSA devices or CCA platforms (docs/evidence/psa.md)")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
@@ -53,8 +53,8 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
 certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
-it, a document of AWS Nitro, a Keystone report, or a PSA token). Signatures and chains are checked;
-revocation lists and TCB information that cannot be had are listed as skipped.
+it, a document of AWS Nitro, a Keystone report, a PSA or a CCA token). Signatures
+and chains are checked; revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -206,6 +206,10 @@ func guess(b []byte) attest.Type {
 	}
 	if isKeystone(b) {
 		return attest.TypeKeystone
+	}
+	// CBOR tags 399 and 907.
+	if bytes.HasPrefix(b, []byte{0xd9, 0x01, 0x8f}) || bytes.HasPrefix(b, []byte{0xd9, 0x03, 0x8b}) {
+		return attest.TypeCCA
 	}
 	// COSE_Sign1, with and without its tag, and COSE_Mac0.
 	for _, p := range []string{"\x84", "\xd2\x84", "\xd1\x84"} {

@@ -174,6 +174,7 @@ type Evidence struct {
 	Nitro     Nitro                             `json:"nitro"`
 	Keystone  Keystone                          `json:"keystone"`
 	PSA       Arm                               `json:"psa"`
+	CCA       Arm                               `json:"cca"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -219,7 +220,7 @@ func (k Keystone) endorsed() (devices [][32]byte, monitors [][64]byte, err error
 	return devices, monitors, nil
 }
 
-// Arm endorses attestation keys of devices; without any, none is believed.
+// Arm endorses attestation keys of devices or platforms; without any, none is believed.
 type Arm struct {
 	Endorsements string `json:"endorsements"` // JSON file (docs/evidence/psa.md)
 }

@@ -359,9 +359,13 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, fmt.Errorf("evidence.psa.endorsements: %w", err)
 	}
+	ccaKeys, err := s.cfg.Evidence.CCA.endorsed()
+	if err != nil {
+		return tee.Set{}, fmt.Errorf("evidence.cca.endorsements: %w", err)
+	}
 	return tee.New(tee.Config{
 		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
-		KeystoneDevices: devices, KeystoneMonitors: monitors, PSAEndorsements: psaKeys,
+		KeystoneDevices: devices, KeystoneMonitors: monitors, PSAEndorsements: psaKeys, CCAEndorsements: ccaKeys,
 	})
 }
 
