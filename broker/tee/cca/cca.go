@@ -11,6 +11,7 @@ package cca
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"errors"
@@ -106,7 +107,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding) (
 		return none, t.Fail("format", reason, "%w", err)
 	}
 	c := tok.claims
-	t.Pass("format", "%s, %d software components; realm %s", c.Platform.Profile, len(c.Platform.SoftwareComponents), c.Realm.Profile)
+	t.Pass("format", "%s, %d software components; realm %s", c.Platform.Profile, len(c.Platform.SoftwareComponents), cmp.Or(c.Realm.Profile, "without a profile"))
 
 	// A token recorded earlier, or made for somebody else's key.
 	bound, err := b.Check(tok.realm.Challenge)
