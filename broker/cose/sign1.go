@@ -109,6 +109,9 @@ func parse(b []byte) (Sign1, error) {
 	if err := Unmarshal(b, &m); err != nil {
 		return Sign1{}, err
 	}
+	if m.Unprotected == nil {
+		return Sign1{}, errors.New("unprotected header: not a map") // but null
+	}
 	var protected map[any]cbor.RawMessage
 	if err := Unmarshal(m.Protected, &protected); err != nil {
 		return Sign1{}, fmt.Errorf("protected header: %w", err)

@@ -128,6 +128,8 @@ func TestRefused(t *testing.T) {
 		"trailing in the protected":       {func(e *envelope) { e.protected = append(e.protected, 0) }, false},
 		"indefinite protected header":     {func(e *envelope) { e.protected = []byte{0xbf, 1, 0x26, 0xff} }, false},
 		"critical parameters":             {func(e *envelope) { e.protected = encode(t, map[int]any{1: -7, 2: []int{4}, 4: []byte("kid")}) }, true},
+		"null for the unprotected header": {func(e *envelope) { e.unprotected = nil }, false},
+		"a list for a header":             {func(e *envelope) { e.unprotected = []int{} }, false},
 		"critical parameters unprotected": {func(e *envelope) { e.unprotected = map[int]any{2: []int{4}} }, false},
 		"key id twice": {func(e *envelope) {
 			e.protected, e.unprotected = encode(t, map[int]any{1: -7, 4: []byte("a")}), map[int]any{4: []byte("b")}
