@@ -13,6 +13,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/teesim"
 	"github.com/claviger/claviger/broker/tee/teetest"
 	"github.com/claviger/claviger/policy"
@@ -142,7 +143,7 @@ func newWorld(t testing.TB, change ...func(*broker.Config)) *world {
 	check()
 	coll, err := w.root.Collateral(now)
 	check()
-	verifiers, err := tee.New(tee.Config{TestRoots: []tee.TestRoot{{Product: "Milan", ARK: w.root.ARK()}}})
+	verifiers, err := tee.New(tee.Config{SNP: snp.Config{TestRoots: []tee.TestRoot{{Product: "Milan", ARK: w.root.ARK()}}}})
 	check()
 	engine, err := policy.New(policy.Config{Dir: "../examples/policies/disks", ExtraData: map[string]any{"allow_simulated": true}})
 	check()

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
+	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
 	"github.com/google/go-configfs-tsm/report"
 
@@ -31,18 +33,38 @@ func (TSM) Raw(_ context.Context, reportData [64]byte) (attest.Evidence, error) 
 	if err != nil {
 		return attest.Evidence{}, fmt.Errorf("open configfs-tsm (is this a confidential VM, and configfs mounted?): %w", err)
 	}
-	r, err := report.Get(client, &report.Request{InBlob: reportData[:], GetAuxBlob: true})
+	return collect(client, reportData)
+}
+
+const providerSNP = "sev_guest"
+
+func collect(client configfsi.Client, reportData [64]byte) (attest.Evidence, error) {
+	open, err := report.Create(client, &report.Request{InBlob: reportData[:]})
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("open report of configfs-tsm: %w", err)
+	}
+	defer open.Destroy() // an entry that stays behind harms nobody
+	name, err := open.ReadOption("provider")
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("ask configfs-tsm who it is: %w", err)
+	}
+	provider := strings.TrimSpace(string(name)) // Linux ends it with a newline
+	// TDX has nothing there, and Linux then shows no such file (tdx-guest.c).
+	open.GetAuxBlob = provider == providerSNP
+	r, err := open.Get()
 	if err != nil {
 		return attest.Evidence{}, fmt.Errorf("get report from configfs-tsm: %w", err)
 	}
-	switch r.Provider {
-	case "sev_guest":
+	switch provider {
+	case providerSNP:
 		return attest.Evidence{Type: attest.TypeSNP, Report: r.OutBlob, Endorsements: r.AuxBlob}, nil
 	case "tdx_guest":
 		log, err := eventLog(ccelPath)
 		return attest.Evidence{Type: attest.TypeTDX, Report: r.OutBlob, EventLog: log}, err
+	case "arm_cca_guest": // as Linux names it (arm-cca-guest.c); not tried on hardware
+		return attest.Evidence{Type: attest.TypeCCA, Report: r.OutBlob}, nil
 	}
-	return attest.Evidence{}, fmt.Errorf("configfs-tsm provider %q is not supported", r.Provider)
+	return attest.Evidence{}, fmt.Errorf("configfs-tsm provider %q is not supported", provider)
 }
 
 const (

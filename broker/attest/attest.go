@@ -28,6 +28,10 @@ const (
 	TypeKeystone Type = "keystone"
 	// TypeResult is what another verifier says of a guest: a token of an issuer that the operator configured.
 	TypeResult Type = "attestation-result"
+	// TypePSA is a PSA attestation token (TrustZone).
+	TypePSA Type = "psa"
+	// TypeCCA is a token of an Arm CCA realm and its platform.
+	TypeCCA Type = "cca"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -97,13 +101,15 @@ type Claims struct {
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
 	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
-	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone; empty for a VLEK and for Nitro.
+	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone, the instance id for PSA
+	// and CCA; empty for a VLEK and for Nitro.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
-	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX.
+	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX,
+	// the types of software components for PSA, and after "platform_" for CCA, beside "rim", "rem0"….
 	Measurements map[string]string `json:"measurements"`
-	// HostData is SNP HOST_DATA, TDX MRCONFIGID or SGX CONFIGID.
+	// HostData is SNP HOST_DATA, TDX MRCONFIGID, SGX CONFIGID or the personalization value of a CCA realm.
 	HostData   string          `json:"host_data"`
 	ReportData string          `json:"report_data"`
 	Collateral CollateralState `json:"collateral"`
@@ -127,6 +133,8 @@ type Claims struct {
 	// evidence (its digest is in the transcript that the first evidence signs). It does not say that the
 	// device is in the same machine, which no hardware of today does; that depends on what was measured.
 	VouchedBy Type `json:"vouched_by,omitempty"`
+	PSA       any  `json:"psa,omitempty"`
+	CCA       any  `json:"cca,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

@@ -3,14 +3,15 @@ package tee
 
 import (
 	"crypto/x509"
-	"fmt"
-	"time"
+	"errors"
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/azure"
+	"github.com/claviger/claviger/broker/tee/cca"
 	"github.com/claviger/claviger/broker/tee/gce"
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
+	"github.com/claviger/claviger/broker/tee/psa"
 	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
@@ -20,24 +21,30 @@ import (
 
 // TestRoot is the root of simulated SNP hardware. Claims that end there say
 // simulated = true. No configuration file can name one.
-type TestRoot struct {
-	Product string // "Milan", "Genoa" or "Turin"
-	ARK     *x509.Certificate
+type TestRoot = snp.TestRoot
+
+// Config of the verifiers. The zero value believes the vendors whose roots are
+// pinned, and nobody where the operator has to endorse keys.
+type Config struct {
+	SNP        snp.Config
+	TDX        tdx.Config
+	SGX        sgx.Config
+	TPM        tpm.Config
+	GCEAKRoots []*x509.Certificate // Google's CAs for the attestation keys of its vTPMs
+	Nitro      nitro.Config
+	Keystone   keystone.Config
+	Results    results.Config
+	PSA        psa.Config
+	CCA        cca.Config
 }
 
-// Config of the verifiers.
-type Config struct {
-	TestRoots []TestRoot // without any, only the vendors' pinned roots are trusted
-	TPM       tpm.Config
-	// GCEAKRoots are Google's CAs for the attestation keys of its vTPMs.
-	GCEAKRoots []*x509.Certificate
-	// NitroMaxAge is how old a document of Nitro may be; 0 means nitro's default.
-	NitroMaxAge time.Duration
-	// KeystoneDevices and KeystoneMonitors are endorsed device keys and hashes of security monitors.
-	KeystoneDevices  [][32]byte
-	KeystoneMonitors [][64]byte
-	// Results are other verifiers whose tokens are believed.
-	Results []results.Issuer
+// Optional is the configuration for looking at evidence from a file: what is
+// missing to believe it, revocation lists, TCB information, the endorsement of a
+// device, is reported as a skipped check. It never stands behind a release.
+func (c Config) Optional() Config {
+	c.SNP.CRLOptional, c.TDX.CollateralOptional, c.SGX.CollateralOptional = true, true, true
+	c.Keystone.Unendorsed, c.PSA.Unendorsed, c.CCA.Unendorsed = true, true, true
+	return c
 }
 
 // Set is one verifier per type, and what activates attestation keys of TPMs.
@@ -48,55 +55,27 @@ type Set struct {
 
 // New makes one verifier per type.
 func New(cfg Config) (Set, error) {
-	var snpCfg snp.Config
-	for _, r := range cfg.TestRoots {
-		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
+	var s Set
+	var errs []error
+	add := func(v attest.Verifier, err error) {
+		s.Verifiers, errs = append(s.Verifiers, v), append(errs, err)
 	}
-	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots, nitro.Config{MaxAge: cfg.NitroMaxAge},
-		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors}, results.Config{Issuers: cfg.Results})
-}
-
-// Appraisers are for looking at evidence from a file: missing revocation lists
-// and TCB information are reported as skipped checks where optional is set, and
-// so is the endorsement of Keystone devices other than these. Tokens of other
-// verifiers are believed only of these issuers. They never stand behind a release.
-func Appraisers(optional bool, issuers []results.Issuer, devices ...[32]byte) ([]attest.Verifier, error) {
-	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil, nitro.Config{},
-		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, results.Config{Issuers: issuers})
-	return s.Verifiers, err
-}
-
-func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config, keystoneCfg keystone.Config, resultsCfg results.Config) (Set, error) {
-	s, err := snp.New(snpCfg)
-	if err != nil {
-		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
-	}
-	t, err := tpm.New(tpmCfg)
-	if err != nil {
+	amd, err := snp.New(cfg.SNP)
+	add(amd, err)
+	intel := tdx.New(cfg.TDX)
+	add(intel, nil)
+	s.TPM, err = tpm.New(cfg.TPM)
+	add(s.TPM, err)
+	add(sgx.New(cfg.SGX), nil)
+	add(azure.New(azure.Config{SNP: amd, TDX: intel}), nil)
+	add(gce.New(gce.Config{AKRoots: cfg.GCEAKRoots, SNP: amd, TDX: intel}), nil)
+	add(nitro.New(cfg.Nitro))
+	add(keystone.New(cfg.Keystone))
+	add(results.New(cfg.Results))
+	add(psa.New(cfg.PSA))
+	add(cca.New(cfg.CCA))
+	if err := errors.Join(errs...); err != nil {
 		return Set{}, err
 	}
-	n, err := nitro.New(nitroCfg)
-	if err != nil {
-		return Set{}, err
-	}
-	k, err := keystone.New(keystoneCfg)
-	if err != nil {
-		return Set{}, err
-	}
-	r, err := results.New(resultsCfg)
-	if err != nil {
-		return Set{}, err
-	}
-	td := tdx.New(tdxCfg)
-	return Set{Verifiers: []attest.Verifier{
-		s,
-		td,
-		t,
-		sgx.New(sgxCfg),
-		azure.New(azure.Config{SNP: s, TDX: td}),
-		gce.New(gce.Config{AKRoots: gceRoots, SNP: s, TDX: td}),
-		n,
-		k,
-		r,
-	}, TPM: t}, nil
+	return s, nil
 }

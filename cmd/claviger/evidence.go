@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/tee"
@@ -27,8 +28,8 @@ import (
 )
 
 type evidenceFlags struct {
-	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, issuerKeys string
-	online, lenient                                                                               bool
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, deviceKeys, issuerKeys string
+	online, lenient                                                                                           bool
 }
 
 func (e *evidenceFlags) register(c *cobra.Command) {
@@ -42,6 +43,7 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
 	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
 	f.StringVar(&e.issuerKeys, "issuer-keys", "", "keys of the issuer of an attestation result: a JSON Web Key Set, or PEM certificates that its chain ends at")
+	f.StringVar(&e.deviceKeys, "device-keys", "", "JSON file with endorsed keys of PSA devices or CCA platforms (docs/evidence/psa.md)")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
@@ -53,7 +55,7 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
 certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
-it, a document of AWS Nitro, a Keystone report, or a token of another verifier, for
+it, a document of AWS Nitro, a Keystone report, a PSA or a CCA token, or a token of another verifier, for
 which --issuer-keys is needed). Signatures and chains are checked; revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -105,22 +107,18 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 	if err != nil {
 		return err
 	}
-	var devices [][32]byte
-	if e.deviceKey != "" {
-		b, err := hex.DecodeString(e.deviceKey)
-		if err != nil || len(b) != 32 {
-			return fmt.Errorf("%w: --device-key: want 64 hex digits", errUsage)
-		}
-		devices = [][32]byte{[32]byte(b)}
-	}
-	issuers, err := e.issuers(ev)
+	trusted, err := e.trusted(ev)
 	if err != nil {
 		return err
 	}
-	verifiers, err := tee.Appraisers(optional, issuers, devices...)
+	if optional {
+		trusted = trusted.Optional()
+	}
+	set, err := tee.New(trusted)
 	if err != nil {
 		return err
 	}
+	verifiers := set.Verifiers
 	i := slices.IndexFunc(verifiers, func(v attest.Verifier) bool { return v.Type() == ev.Type })
 	if i < 0 {
 		return fmt.Errorf("%w: no evidence type %q", errUsage, ev.Type)
@@ -141,6 +139,32 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 		err = errFailed
 	}
 	return err
+}
+
+// trusted is what the flags say is believed, beside the vendors' roots.
+func (e *evidenceFlags) trusted(ev attest.Evidence) (tee.Config, error) {
+	var c tee.Config
+	if e.deviceKey != "" {
+		b, err := hex.DecodeString(e.deviceKey)
+		if err != nil || len(b) != 32 {
+			return c, fmt.Errorf("%w: --device-key: want 64 hex digits", errUsage)
+		}
+		c.Keystone.DeviceKeys = [][32]byte{[32]byte(b)}
+	}
+	if e.deviceKeys != "" {
+		b, err := os.ReadFile(e.deviceKeys)
+		if err != nil {
+			return c, fmt.Errorf("device-keys: %w", err)
+		}
+		list, err := arm.ParseEndorsements(b)
+		if err != nil {
+			return c, fmt.Errorf("device-keys: %s: %w", e.deviceKeys, err)
+		}
+		c.PSA.Endorsements, c.CCA.Endorsements = list, list
+	}
+	var err error
+	c.Results.Issuers, err = e.issuers(ev)
+	return c, err
 }
 
 // issuers is the issuer that a token names, with the keys of --issuer-keys: who
@@ -206,17 +230,13 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 }
 
 // guess tells a quote (version 3 to 5, 16 bits, then attestation key type 2)
-// from an SNP report (version 2 to 5, 32 bits), and JSON by its members.
+// from an SNP report (version 2 to 5, 32 bits), and JSON and CBOR by members.
 func guess(b []byte) attest.Type {
 	if len(b) > 8 && b[0] >= 3 && b[0] <= 5 && b[1] == 0 && b[2] == 2 && b[3] == 0 {
 		if b[4] == 0x81 { // TEE_TYPE; version 3 is of SGX only
 			return attest.TypeTDX
 		}
 		return attest.TypeSGX
-	}
-	// COSE_Sign1 with the header ES384, with and without its tag.
-	if bytes.HasPrefix(bytes.TrimPrefix(b, []byte{0xd2}), []byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22}) {
-		return attest.TypeNitro
 	}
 	if bytes.HasPrefix(b, []byte("{")) { // ours, in JSON
 		if _, err := attest.DecodeAzureReport(b); err == nil {
@@ -235,6 +255,20 @@ func guess(b []byte) attest.Type {
 	}
 	if isKeystone(b) {
 		return attest.TypeKeystone
+	}
+	// CBOR tags 399 and 907.
+	if bytes.HasPrefix(b, []byte{0xd9, 0x01, 0x8f}) || bytes.HasPrefix(b, []byte{0xd9, 0x03, 0x8b}) {
+		return attest.TypeCCA
+	}
+	// COSE_Sign1, with and without its tag, and COSE_Mac0.
+	for _, p := range []string{"\x84", "\xd2\x84", "\xd1\x84"} {
+		if !bytes.HasPrefix(b, []byte(p)) {
+			continue
+		}
+		if bytes.Contains(b, []byte("module_id")) {
+			return attest.TypeNitro
+		}
+		return attest.TypePSA
 	}
 	return attest.TypeSNP
 }

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/rpc"
@@ -174,6 +175,8 @@ type Evidence struct {
 	Nitro     Nitro                             `json:"nitro"`
 	Keystone  Keystone                          `json:"keystone"`
 	Results   []Result                          `json:"results"`
+	PSA       Arm                               `json:"psa"`
+	CCA       Arm                               `json:"cca"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -252,6 +255,27 @@ func (r Result) issuer() (results.Issuer, error) {
 		}
 	}
 	return out, nil
+}
+
+// Arm endorses attestation keys of devices or platforms; without any, none is believed.
+type Arm struct {
+	Endorsements string `json:"endorsements"` // JSON file (docs/evidence/psa.md)
+}
+
+// endorsed reads the file, if there is one.
+func (a Arm) endorsed() ([]arm.Endorsement, error) {
+	if a.Endorsements == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(a.Endorsements)
+	if err != nil {
+		return nil, err
+	}
+	list, err := arm.ParseEndorsements(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a.Endorsements, err)
+	}
+	return list, nil
 }
 
 // AgeSpec limits the age of a kind of collateral.

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"os"
@@ -317,5 +318,22 @@ func TestResultIssuer(t *testing.T) {
 		if _, err := r.issuer(); err == nil || !strings.HasPrefix(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
 		}
+	}
+}
+
+// TestEndorsements: what is wrong with the file is said with its name.
+func TestEndorsements(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys.json")
+	if list, err := (Arm{}).endorsed(); list != nil || err != nil {
+		t.Errorf("no file: %v, %v", list, err)
+	}
+	if _, err := (Arm{file}).endorsed(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := os.WriteFile(file, []byte(`[{"instance_id": "01"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (Arm{file}).endorsed(); err == nil || !strings.Contains(err.Error(), file+": [0].instance_id") {
+		t.Errorf("a short id: %v", err)
 	}
 }

@@ -39,7 +39,12 @@ import (
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/cca"
+	"github.com/claviger/claviger/broker/tee/keystone"
+	"github.com/claviger/claviger/broker/tee/nitro"
+	"github.com/claviger/claviger/broker/tee/psa"
 	"github.com/claviger/claviger/broker/tee/results"
+	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tpm"
 	"github.com/claviger/claviger/broker/telemetry"
 	"github.com/claviger/claviger/broker/token"
@@ -364,9 +369,18 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 		}
 		issuers = append(issuers, in)
 	}
+	psaKeys, err := s.cfg.Evidence.PSA.endorsed()
+	if err != nil {
+		return tee.Set{}, fmt.Errorf("evidence.psa.endorsements: %w", err)
+	}
+	ccaKeys, err := s.cfg.Evidence.CCA.endorsed()
+	if err != nil {
+		return tee.Set{}, fmt.Errorf("evidence.cca.endorsements: %w", err)
+	}
 	return tee.New(tee.Config{
-		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
-		KeystoneDevices: devices, KeystoneMonitors: monitors, Results: issuers,
+		SNP: snp.Config{TestRoots: s.opt.TestRoots}, TPM: cfg, GCEAKRoots: gceRoots, Nitro: nitro.Config{MaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge)},
+		Keystone: keystone.Config{DeviceKeys: devices, Monitors: monitors}, Results: results.Config{Issuers: issuers},
+		PSA: psa.Config{Endorsements: psaKeys}, CCA: cca.Config{Endorsements: ccaKeys},
 	})
 }
 

@@ -1,0 +1,51 @@
+# METADATA
+# description: |
+#   PSA attestation tokens (TrustZone). The device's secure firmware says what was
+#   booted and who asked. A client on the non-secure side keeps its keys where no
+#   TEE guards them, so that common.baseline_denials refuses it
+#   (not_bound_to_cpu_tee). A policy that serves such clients says so by using
+#   nonsecure_denials in place of denials.
+package claviger.lib.psa
+
+import data.claviger.lib.common
+import input.attestation.psa as token
+
+# denials are the baseline, for PSA: a client in a secure partition of a secured device.
+denials := common.baseline_denials | common.type_denials("psa")
+
+# nonsecure_denials: denials, but the client may be on the non-secure side.
+nonsecure_denials := {r |
+	some r in denials
+	not excused(r)
+}
+
+excused(r) if {
+	r.rule == "not_bound_to_cpu_tee"
+	token.client_id < 0
+}
+
+# signer_denials(signers): every software component was signed with one of these
+# keys (signer ids, lower-case hex), and there is one at least.
+signer_denials(signers) := set() if {
+	count(token.software_components) > 0
+	every c in token.software_components {
+		c.signer_id in signers
+	}
+} else := common.at_least_one(unknown_signers(signers), common.reason("components_missing", "the device measured no software", "attestation.psa.software_components", common.got_in(["psa", "software_components"])))
+
+unknown_signers(signers) := {r |
+	some i, c in token.software_components
+	signer := object.get(c, "signer_id", "missing")
+	not signer in signers
+	r := common.reason("signer_unknown", "a software component was signed with a key that is not an accepted one", sprintf("attestation.psa.software_components[%d].signer_id", [i]), signer)
+}
+
+# own_denials(param): the resource's parameter names this very device (its chip
+# id, which is the instance id).
+own_denials(param) := set() if {
+	input.attestation.chip_id != ""
+	input.resource.params[param] == input.attestation.chip_id
+} else := {object.union(
+	common.reason("not_own_resource", "the resource belongs to another device", concat("", ["resource.params.", param]), object.get(input, ["resource", "params", param], "missing")),
+	{"nearest": common.got("chip_id")},
+)}
