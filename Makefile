@@ -73,7 +73,8 @@ kernel: ## unpack Debian's cloud kernel for test guests
 e2e-boot: build vault kernel ## boot virtual machines whose disks open only with a key from a broker, and some that must not (3 minutes)
 	CLAVIGER_E2E=boot go test -count 1 -timeout 30m -v -run '^(TestBoot|TestAgentCost)$$' ./internal/e2e
 
-e2e-boot-full: deb vault kernel ## the same with Debian's initramfs-tools and dracut, unified kernel images, Secure Boot (20 minutes)
+e2e-boot-full: deb vault kernel ## the same with unified kernel images, Secure Boot, shim and GRUB, and whole Debians with initramfs-tools and dracut (20 minutes)
+	@deploy/e2e/efi.sh $(CURDIR)/$(CACHE)/efi
 	@deploy/e2e/debian.sh $(CURDIR)/$(CACHE)/debian/rootfs
 	CLAVIGER_E2E=full go test -count 1 -timeout 60m -v ./internal/e2e
 

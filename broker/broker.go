@@ -320,9 +320,17 @@ func (b *Broker) recordUnproven(ctx context.Context, req Request, cause error, n
 	for _, path := range req.Resources {
 		rec.Resources = append(rec.Resources, RecordResource{Path: path})
 	}
+	ctx, cancel := staying(ctx)
+	defer cancel()
 	if _, err := b.cfg.Log.Append(ctx, rec); err != nil {
 		b.cfg.Logger.WarnContext(ctx, "cannot record a refusal", "error", err, "refused", cause)
 	}
+}
+
+// staying is a context for the record of a refusal: who hangs up before he is
+// refused does not stay out of the log.
+func staying(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 }
 
 func (b *Broker) observe(ctx context.Context, ev Event, err error, start time.Time) {
@@ -734,7 +742,9 @@ func (b *Broker) refuse(ctx context.Context, rec Record, cause error, start time
 	if errors.Is(cause, ErrUnavailable) {
 		rec.Outcome = Failed
 	}
-	if _, err := b.cfg.Log.Append(ctx, rec); err != nil {
+	recording, cancel := staying(ctx)
+	defer cancel()
+	if _, err := b.cfg.Log.Append(recording, rec); err != nil {
 		return fmt.Errorf("%w: record refusal: %w (refused: %w)", ErrUnavailable, err, cause)
 	}
 	if errors.Is(cause, ErrDenied) {

@@ -26,6 +26,8 @@ const (
 	TypeNitro Type = "nitro"
 	// TypeKeystone is a report of a Keystone enclave (RISC-V).
 	TypeKeystone Type = "keystone"
+	// TypeResult is what another verifier says of a guest: a token of an issuer that the operator configured.
+	TypeResult Type = "attestation-result"
 	// TypePSA is a PSA attestation token (TrustZone).
 	TypePSA Type = "psa"
 	// TypeCCA is a token of an Arm CCA realm and its platform.
@@ -120,8 +122,10 @@ type Claims struct {
 	GCE      any `json:"gce_vtpm,omitempty"`
 	Nitro    any `json:"nitro,omitempty"`
 	Keystone any `json:"keystone,omitempty"`
-	PSA      any `json:"psa,omitempty"`
-	CCA      any `json:"cca,omitempty"`
+	// Result is what another verifier said, and who it is.
+	Result any `json:"attestation_result,omitempty"`
+	PSA    any `json:"psa,omitempty"`
+	CCA    any `json:"cca,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

@@ -32,8 +32,6 @@ var (
 	}
 )
 
-const snakeoil = "/usr/share/ovmf/PkKek-1-snakeoil"
-
 // TestBoot boots machines in QEMU, with OVMF and a software TPM, and compares
 // what they measured with what was predicted. Minutes, so only with CLAVIGER_E2E=1.
 func TestBoot(t *testing.T) {
@@ -74,14 +72,18 @@ func TestBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	stub, err := os.ReadFile("../../.cache/boot/linuxx64.efi.stub")
-	if err != nil {
-		t.Logf("no image with systemd-stub is booted: %v", err)
+	const stub = "../../.cache/efi/linuxx64.efi.stub"
+	if _, err := os.Stat(stub); err != nil {
+		t.Logf("no image with systemd-stub is booted (run deploy/e2e/efi.sh .cache/efi): %v", err)
 		return
 	}
-	uki := buildUKI(t, tempFile(t, "stub", stub), map[string]string{
-		".osrel": tempFile(t, "osrel", []byte("ID=test\n")), ".cmdline": tempFile(t, "cmdline", []byte(cmdline)), ".linux": kernelFile, ".initrd": initrdFile,
-	})
+	ukiFile := filepath.Join(t.TempDir(), "uki.efi")
+	testservers.BuildUKI(t, stub, ukiFile, testservers.Section{Name: ".osrel", File: tempFile(t, "osrel", []byte("ID=test\n"))},
+		testservers.Section{Name: ".cmdline", File: tempFile(t, "cmdline", []byte(cmdline))}, testservers.Section{Name: ".linux", File: kernelFile}, testservers.Section{Name: ".initrd", File: initrdFile})
+	uki, err := os.ReadFile(ukiFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	fromDisk := func(m machine, uki []byte, v Values) *booted {
 		disk := t.TempDir()
 		if err := os.MkdirAll(filepath.Join(disk, "EFI/BOOT"), 0o700); err != nil {
@@ -102,30 +104,16 @@ func TestBoot(t *testing.T) {
 	// size of memory PCR 0 is another: OVMF measures its PEI volume after it has run from there.
 	fromDisk(plain, uki, v).compare(t, observed, "pcr0", "pcr7")
 
-	signed := sign(t, uki)
+	signedFile := filepath.Join(t.TempDir(), "signed.efi")
+	testservers.SignEFI(t, ukiFile, signedFile)
+	signed, err := os.ReadFile(signedFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if v, err = UKI(signed, true); err != nil {
 		t.Fatal(err)
 	}
 	fromDisk(secure, signed, v)
-}
-
-// sign signs an EFI program with Debian's published key.
-func sign(t *testing.T, program []byte) []byte {
-	t.Helper()
-	key, out := filepath.Join(t.TempDir(), "key.pem"), filepath.Join(t.TempDir(), "signed.efi")
-	for _, cmd := range [][]string{
-		{"openssl", "rsa", "-in", snakeoil + ".key", "-passin", "pass:snakeoil", "-out", key},
-		{"sbsign", "--key", key, "--cert", snakeoil + ".pem", "--output", out, tempFile(t, "unsigned.efi", program)},
-	} {
-		if b, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
-			t.Skipf("no image is signed: %v\n%s", err, b)
-		}
-	}
-	b, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
 
 // booted is what a guest reported.
@@ -258,22 +246,4 @@ func testInitrd(t *testing.T) []byte {
 	add("init", 0o100755, program)
 	add("TRAILER!!!", 0, nil)
 	return b.Bytes()
-}
-
-// buildUKI puts the sections behind the stub, as one did before there was ukify.
-func buildUKI(t *testing.T, stub string, sections map[string]string) []byte {
-	t.Helper()
-	out := filepath.Join(t.TempDir(), "uki.efi")
-	var args []string
-	for _, s := range []struct{ name, address string }{{".osrel", "0x20000"}, {".cmdline", "0x30000"}, {".linux", "0x2000000"}, {".initrd", "0x3000000"}} {
-		args = append(args, "--add-section", s.name+"="+sections[s.name], "--change-section-vma", s.name+"="+s.address)
-	}
-	if b, err := exec.Command("objcopy", append(args, stub, out)...).CombinedOutput(); err != nil {
-		t.Fatalf("objcopy: %v\n%s", err, b)
-	}
-	b, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }

@@ -42,16 +42,19 @@ func (e *Error) Unwrap() error { return e.Err }
 
 func bad(field, format string, args ...any) error { return &Error{field, fmt.Errorf(format, args...)} }
 
-// ObservedTPM takes PCR 0 (firmware) and PCR 7 (Secure Boot) from the event log
-// of a machine's boot, as Linux shows it in binary_bios_measurements.
-func ObservedTPM(log []byte) (Values, error) {
+// ObservedTPM takes PCRs from the event log of a machine's boot, as Linux shows
+// it in binary_bios_measurements: PCR 0 (firmware), PCR 7 (Secure Boot) and more, as wanted.
+func ObservedTPM(log []byte, more ...int) (Values, error) {
 	l, err := eventlog.ParseTPM(log)
 	if err != nil {
 		return nil, bad("from-log", "%w", err)
 	}
 	pcr, touched := l.ReplayPCRs()
 	v := Values{}
-	for _, i := range []int{0, 7} {
+	for _, i := range append([]int{0, 7}, more...) {
+		if i < 0 || i >= len(touched) {
+			return nil, bad("observe", "there is no PCR %d", i)
+		}
 		if !touched[i] {
 			return nil, bad("from-log", "nothing is measured into PCR %d", i)
 		}

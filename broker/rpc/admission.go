@@ -3,7 +3,9 @@ package rpc
 import (
 	"container/list"
 	"context"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +31,10 @@ func DefaultLimits() Limits {
 	return Limits{Concurrency: 16, Queue: 1024, QueueTime: 5 * time.Second, PeerRate: 50, PeerBurst: 200}
 }
 
+// GuestPatience is how long an agent that knows other brokers waits for an
+// answer of this one. Who waits longer in a queue than his guest does is served in vain.
+const GuestPatience = 15 * time.Second
+
 // maxPeers bounds the memory for addresses; the least recently seen are forgotten.
 const maxPeers = 65536
 
@@ -40,14 +46,18 @@ type Admission struct {
 	// anything is proven: a guest that names a disk key that is not its own gets
 	// a denial sooner, within the rate of its address.
 	boot func(resource string) bool
+	// Waited is told how long each request waited for its slot, 0 included; nil: nobody is. Set it before use.
+	Waited func(class string, d time.Duration)
 
-	mu      sync.Mutex
-	running int                      // guarded by mu, as are the next three
-	waiting [2]*list.List            // of *waiter by class, the oldest in front
-	streak  int                      // boot requests that went before waiting normal ones
-	took    time.Duration            // how long a slot is held, smoothed
-	peers   map[string]*list.Element // guarded by mu
-	lru     *list.List               // of peerLimit, the newest in front; guarded by mu
+	mu        sync.Mutex
+	running   int           // guarded by mu, as are the next five
+	waiting   [2]*list.List // of *waiter by class, the oldest in front
+	streak    int           // boot requests that went before waiting normal ones
+	took      time.Duration // how long a slot is held, smoothed
+	back      [2]time.Time  // by class, when the last one that was refused has been asked to come back
+	displaced int
+	peers     map[string]*list.Element // guarded by mu
+	lru       *list.List               // of peerLimit, the newest in front; guarded by mu
 }
 
 // Classes of requests.
@@ -55,6 +65,9 @@ const (
 	normal = iota
 	boot
 )
+
+// Classes are their names, for metrics.
+func Classes() []string { return []string{normal: "normal", boot: "boot"} }
 
 // fair is how many boot requests may go before a normal one that waits.
 const fair = 7
@@ -176,6 +189,7 @@ func (a *Admission) slot(ctx context.Context, class int) (release func(), err er
 	}
 	began := time.Now()
 	if w == nil {
+		a.waited(class, 0)
 		return func() { a.leave(began) }, nil
 	}
 	timer := time.NewTimer(a.limits.QueueTime)
@@ -184,7 +198,7 @@ func (a *Admission) slot(ctx context.Context, class int) (release func(), err er
 	case <-w.ready:
 	case <-timer.C:
 		if a.forget(w, class) {
-			return nil, retry(codes.ResourceExhausted, "waited too long in the queue", a.retryAfter())
+			return nil, retry(codes.ResourceExhausted, "waited too long in the queue", a.retryAfter(class))
 		}
 	case <-ctx.Done():
 		if a.forget(w, class) {
@@ -195,6 +209,7 @@ func (a *Admission) slot(ctx context.Context, class int) (release func(), err er
 	if w.err != nil {
 		return nil, w.err
 	}
+	a.waited(class, time.Since(began))
 	began = time.Now()
 	return func() { a.leave(began) }, nil
 }
@@ -211,11 +226,12 @@ func (a *Admission) enter(class int) (*waiter, error) {
 	if a.queued() >= a.limits.Queue {
 		youngest := a.waiting[normal].Back()
 		if class != boot || youngest == nil {
-			return nil, retry(codes.ResourceExhausted, "queue is full", a.wait())
+			return nil, retry(codes.ResourceExhausted, "queue is full", a.wait(class))
 		}
 		d := a.waiting[normal].Remove(youngest).(*waiter)
-		d.err = retry(codes.ResourceExhausted, "queue is full", a.wait())
+		d.err = retry(codes.ResourceExhausted, "queue is full", a.wait(normal))
 		close(d.ready)
+		a.displaced++
 	}
 	w := &waiter{ready: make(chan struct{})}
 	a.waiting[class].PushBack(w)
@@ -266,18 +282,41 @@ func (a *Admission) forget(w *waiter, class int) bool {
 // queued is how many wait. a.mu is held.
 func (a *Admission) queued() int { return a.waiting[normal].Len() + a.waiting[boot].Len() }
 
+const (
+	minBack = time.Second
+	maxBack = time.Minute
+)
+
 // wait is when a request that found no place should come back: when those who
-// wait have been served, as long as that takes now. a.mu is held. Guests add
-// jitter of their own, so that a fleet does not come back in step.
-func (a *Admission) wait() time.Duration {
-	drain := a.took * time.Duration(a.queued()+a.running) / time.Duration(a.limits.Concurrency)
-	return min(max(drain, time.Second), time.Minute)
+// wait will have been served and those who were refused before it will have
+// come back, one for each slot that becomes free. Were all told the same, a
+// fleet would come back at once and be refused again. Who would stand in that
+// line for longer than maxBack comes back before, at a moment by chance. a.mu is held.
+func (a *Admission) wait(class int) time.Duration {
+	now, turn := time.Now(), a.took/time.Duration(a.limits.Concurrency)
+	back := now.Add(max(turn*time.Duration(a.queued()+a.running), minBack))
+	if next := a.back[class].Add(turn); next.After(back) {
+		back = next
+	}
+	if latest := now.Add(maxBack); back.After(latest) {
+		back = latest
+		a.back[class] = back
+		return maxBack/2 + rand.N(maxBack/2)
+	}
+	a.back[class] = back
+	return back.Sub(now) + rand.N(minBack/4)
 }
 
-func (a *Admission) retryAfter() time.Duration {
+func (a *Admission) retryAfter(class int) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.wait()
+	return a.wait(class)
+}
+
+func (a *Admission) waited(class int, d time.Duration) {
+	if a.Waited != nil {
+		a.Waited(Classes()[class], d)
+	}
 }
 
 // Waiting is how many releases are in the queue or running.
@@ -285,6 +324,20 @@ func (a *Admission) Waiting() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.queued() + a.running
+}
+
+// Queued is how many of a class are in the queue, by its name.
+func (a *Admission) Queued(class string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.waiting[slices.Index(Classes(), class)].Len()
+}
+
+// Displaced is how many lost their place in the queue to a disk key, ever.
+func (a *Admission) Displaced() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.displaced
 }
 
 func (a *Admission) peerDelay(ctx context.Context) time.Duration {

@@ -14,6 +14,7 @@ import (
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
 	"github.com/claviger/claviger/broker/tee/psa"
+	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -38,6 +39,8 @@ type Config struct {
 	// KeystoneDevices and KeystoneMonitors are endorsed device keys and hashes of security monitors.
 	KeystoneDevices  [][32]byte
 	KeystoneMonitors [][64]byte
+	// Results are other verifiers whose tokens are believed.
+	Results []results.Issuer
 	// PSAEndorsements and CCAEndorsements are attestation keys of devices and of platforms.
 	PSAEndorsements []arm.Endorsement
 	CCAEndorsements []arm.Endorsement
@@ -56,23 +59,23 @@ func New(cfg Config) (Set, error) {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
 	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots, nitro.Config{MaxAge: cfg.NitroMaxAge},
-		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors}, psa.Config{Endorsements: cfg.PSAEndorsements},
-		cca.Config{Endorsements: cfg.CCAEndorsements})
+		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors}, results.Config{Issuers: cfg.Results},
+		psa.Config{Endorsements: cfg.PSAEndorsements}, cca.Config{Endorsements: cfg.CCAEndorsements})
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
 // and TCB information are reported as skipped checks where optional is set, and
-// so is the endorsement of devices of Keystone and of Arm other than these. They
-// never stand behind a release.
-func Appraisers(optional bool, endorsed []arm.Endorsement, devices ...[32]byte) ([]attest.Verifier, error) {
+// so is the endorsement of devices of Keystone and of Arm other than these. Tokens
+// of other verifiers are believed only of these issuers. They never stand behind a release.
+func Appraisers(optional bool, issuers []results.Issuer, endorsed []arm.Endorsement, devices ...[32]byte) ([]attest.Verifier, error) {
 	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil, nitro.Config{},
-		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, psa.Config{Endorsements: endorsed, Unendorsed: optional},
-		cca.Config{Endorsements: endorsed, Unendorsed: optional})
+		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, results.Config{Issuers: issuers},
+		psa.Config{Endorsements: endorsed, Unendorsed: optional}, cca.Config{Endorsements: endorsed, Unendorsed: optional})
 	return s.Verifiers, err
 }
 
 func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config,
-	keystoneCfg keystone.Config, psaCfg psa.Config, ccaCfg cca.Config) (Set, error) {
+	keystoneCfg keystone.Config, resultsCfg results.Config, psaCfg psa.Config, ccaCfg cca.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
@@ -86,6 +89,10 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		return Set{}, err
 	}
 	k, err := keystone.New(keystoneCfg)
+	if err != nil {
+		return Set{}, err
+	}
+	r, err := results.New(resultsCfg)
 	if err != nil {
 		return Set{}, err
 	}
@@ -107,6 +114,7 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		gce.New(gce.Config{AKRoots: gceRoots, SNP: s, TDX: td}),
 		n,
 		k,
+		r,
 		p,
 		c,
 	}, TPM: t}, nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -25,6 +26,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	waited   *prometheus.HistogramVec
 }
 
 // NewMetrics makes the registry.
@@ -38,26 +40,28 @@ func NewMetrics() *Metrics {
 			Name: "claviger_release_seconds", Help: "Time from admission to reply.",
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10},
 		}, []string{"outcome"}),
+		waited: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "claviger_queue_wait_seconds", Help: "Time in the queue of what was then served, by class.",
+			Buckets: []float64{.001, .01, .05, .1, .2, .5, 1, 2, 5, 10, 30},
+		}, []string{"class"}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.duration, m.waited, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-// Gauge adds a value that is read when it is asked for. source is a label from the configuration, "" for none.
-func (m *Metrics) Gauge(name, help, source string, read func() float64) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels(source)}, read))
+// Gauge adds a value that is read when it is asked for. labels, nil for none, come from the configuration or the code.
+func (m *Metrics) Gauge(name, help string, labels map[string]string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, read))
 }
 
 // Counter adds a count that is kept elsewhere.
-func (m *Metrics) Counter(name, help, source string, read func() float64) {
-	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels(source)}, read))
+func (m *Metrics) Counter(name, help string, labels map[string]string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels}, read))
 }
 
-func labels(source string) prometheus.Labels {
-	if source == "" {
-		return nil
-	}
-	return prometheus.Labels{"source": source}
+// Waited counts a request that got its slot after d. class is one of admission's.
+func (m *Metrics) Waited(class string, d time.Duration) {
+	m.waited.WithLabelValues(class).Observe(d.Seconds())
 }
 
 // Observe counts a request.

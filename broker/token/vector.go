@@ -51,7 +51,8 @@ func hardware(c attest.Claims) int {
 		return vulnerable
 	case attest.TCBUpToDate, attest.TCBConfigurationNeeded, attest.TCBUnknown:
 		// Genuine as of the collateral; without current collateral it may have been revoked.
-		if c.Collateral.State == attest.CollateralFresh || c.Collateral.State == attest.CollateralStale {
+		// Of a result of another verifier, this one saw neither the hardware nor the collateral.
+		if c.Type != attest.TypeResult && (c.Collateral.State == attest.CollateralFresh || c.Collateral.State == attest.CollateralStale) {
 			return genuine
 		}
 	}

@@ -24,11 +24,12 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/results"
 )
 
 type evidenceFlags struct {
-	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, deviceKeys string
-	online, lenient                                                                               bool
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, issuerKeys, deviceKeys string
+	online, lenient                                                                                           bool
 }
 
 func (e *evidenceFlags) register(c *cobra.Command) {
@@ -41,6 +42,7 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.bundle, "bundle", "", "signed collateral bundle")
 	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
 	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
+	f.StringVar(&e.issuerKeys, "issuer-keys", "", "keys of the issuer of an attestation result: a JSON Web Key Set, or PEM certificates that its chain ends at")
 	f.StringVar(&e.deviceKeys, "device-keys", "", "JSON file with endorsed keys of PSA devices or CCA platforms (docs/evidence/psa.md)")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
@@ -53,8 +55,9 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
 certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
-it, a document of AWS Nitro, a Keystone report, a PSA or a CCA token). Signatures
-and chains are checked; revocation lists and TCB information that cannot be had are listed as skipped.
+it, a document of AWS Nitro, a Keystone report, a PSA or a CCA token, or a token of
+another verifier, for which --issuer-keys is needed). Signatures and chains are
+checked; revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -113,6 +116,10 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 		}
 		devices = [][32]byte{[32]byte(b)}
 	}
+	issuers, err := e.issuers(ev)
+	if err != nil {
+		return err
+	}
 	var endorsed []arm.Endorsement
 	if e.deviceKeys != "" {
 		b, err := os.ReadFile(e.deviceKeys)
@@ -123,7 +130,7 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 			return fmt.Errorf("device-keys: %s: %w", e.deviceKeys, err)
 		}
 	}
-	verifiers, err := tee.Appraisers(optional, endorsed, devices...)
+	verifiers, err := tee.Appraisers(optional, issuers, endorsed, devices...)
 	if err != nil {
 		return err
 	}
@@ -149,6 +156,31 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 	return err
 }
 
+// issuers is the issuer that a token names, with the keys of --issuer-keys: who
+// gives them says that they are its. Without them there is none, and nothing is believed.
+func (e *evidenceFlags) issuers(ev attest.Evidence) ([]results.Issuer, error) {
+	if e.issuerKeys == "" || ev.Type != attest.TypeResult {
+		return nil, nil
+	}
+	b, err := os.ReadFile(e.issuerKeys)
+	if err != nil {
+		return nil, fmt.Errorf("issuer-keys: %w", err)
+	}
+	in := results.Issuer{Name: "--issuer-keys"}
+	if block, _ := pem.Decode(b); block != nil {
+		in.Roots, err = results.ParseRoots(b)
+	} else {
+		in.Keys, err = results.ParseKeys(b)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("issuer-keys: %s: %w", e.issuerKeys, err)
+	}
+	if in.Dialect, in.URL, err = results.Guess(ev.Report); err != nil {
+		return nil, nil // the verifier says what is wrong with it
+	}
+	return []results.Issuer{in}, nil
+}
+
 const snpReportSize = 1184
 
 // read takes the report apart: an SNP report may have its certificate table behind it.
@@ -165,6 +197,9 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 	ev := attest.Evidence{Type: attest.Type(e.typ), Report: raw}
 	if ev.Type == "" {
 		ev.Type = guess(raw)
+	}
+	if ev.Type == attest.TypeResult {
+		ev.Report = bytes.TrimSpace(raw) // files end with a line end, tokens do not
 	}
 	if ev.Type == attest.TypeSNP && len(raw) > snpReportSize {
 		ev.Report, ev.Endorsements = raw[:snpReportSize], raw[snpReportSize:]
@@ -203,6 +238,9 @@ func guess(b []byte) attest.Type {
 			return attest.TypeKeystone
 		}
 		return attest.TypeTPM
+	}
+	if bytes.HasPrefix(b, []byte("eyJ")) { // {" in base64: a JWT
+		return attest.TypeResult
 	}
 	if isKeystone(b) {
 		return attest.TypeKeystone
@@ -279,6 +317,8 @@ func printClaims(w io.Writer, ev attest.Evidence, c attest.Claims, verr error) e
 		word := "real hardware"
 		if c.Simulated {
 			word = "SIMULATED hardware"
+		} else if c.Type == attest.TypeResult {
+			word = "what another verifier says"
 		}
 		fmt.Fprintf(w, "VERIFIED: %s, %s %s\n", word, c.Type, c.HardwareModel)
 		if c.Collateral.State == attest.CollateralExpired {

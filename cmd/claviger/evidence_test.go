@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -48,10 +51,38 @@ func TestGuess(t *testing.T) {
 		"CCA":            {[]byte{0xd9, 0x01, 0x8f, 0xa2, 0x19, 0xac, 0xca}, attest.TypeCCA},
 		"CCA in a CMW":   {[]byte{0xd9, 0x03, 0x8b, 0xa2, 0x19, 0xac, 0xca}, attest.TypeCCA},
 		"another length": {keystone(328+32, 33), attest.TypeSNP},
+		"JWT":            {[]byte("eyJhbGciOiJub25lIn0.e30."), attest.TypeResult},
 		"nothing at all": {nil, attest.TypeSNP},
 	} {
 		if got := guess(tc.report); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
+// TestIssuerKeys: a token is believed with the keys of its issuer, and without any it is said that there are none.
+func TestIssuerKeys(t *testing.T) {
+	shared := filepath.Join("..", "..", "..", "shared", "evidence")
+	maa := filepath.Join(shared, "maa", "teaclave-sgx-sdk")
+	google := filepath.Join(shared, "gcp-confidential-space", "oak")
+	if _, err := os.Stat(maa); err != nil {
+		t.Skipf("no shared evidence: %v", err)
+	}
+	for name, tc := range map[string]struct {
+		flags evidenceFlags
+		file  string
+		says  string
+		ok    bool
+	}{
+		"key set":     {evidenceFlags{issuerKeys: filepath.Join(maa, "maa_sgx.jwks.json"), at: "2023-09-26T14:15:50Z"}, filepath.Join(maa, "maa_sgx.jwt"), "VERIFIED: what another verifier says", true},
+		"root":        {evidenceFlags{issuerKeys: filepath.Join(google, "oak_attestation_gcp", "confidential_space_root.pem"), at: "2025-09-05T08:20:00Z"}, filepath.Join(google, "ctf_sha2", "sample.jwt"), "to a pinned root", true},
+		"no keys":     {evidenceFlags{at: "2023-09-26T14:15:50Z"}, filepath.Join(maa, "maa_sgx.jwt"), "not verified, no keys", false},
+		"others' key": {evidenceFlags{issuerKeys: filepath.Join(maa, "maa_sgx.jwks.json"), at: "2025-09-05T08:20:00Z"}, filepath.Join(google, "ctf_sha2", "sample.jwt"), "no pinned key has the kid", false},
+	} {
+		var out bytes.Buffer
+		err := tc.flags.run(t.Context(), &out, tc.file, "", true)
+		if (err == nil) != tc.ok || !strings.Contains(out.String(), tc.says) {
+			t.Errorf("%s: %v\n%s", name, err, out.String())
 		}
 	}
 }

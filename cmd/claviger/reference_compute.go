@@ -42,7 +42,7 @@ type computation struct {
 
 const (
 	maxInput = 1 << 30
-	maxValue = 256 // of a reference value (proto/claviger/v1/admin.proto): a boot chain of three programs
+	maxValue = 1024 // of a reference value (proto/claviger/v1/admin.proto): a boot chain of 15 programs
 )
 
 // read reads the file that a flag names.
@@ -259,6 +259,7 @@ func computeTPMCommand(a *adminFlags) *cobra.Command {
 	var direct directFlags
 	var uki string
 	var programs, logs []string
+	var more []int
 	var secureBoot bool
 	c := &cobra.Command{
 		Use: "tpm", Short: "Predict the PCRs of a measured boot",
@@ -272,10 +273,12 @@ func computeTPMCommand(a *adminFlags) *cobra.Command {
 --from-log adds pcr0 (firmware) and pcr7 (Secure Boot) from a machine's event
 log, which cannot be computed: OVMF measures a part of itself after it has run,
 so that PCR 0 depends on the machine, for example on its memory. Give the log
-of each size of machine.`,
+of each size of machine. --observe takes more PCRs from the log: what GRUB
+measures (8: commands and command line, 9: files) follows from its scripts, which
+nothing here runs.`,
 		Example: `  claviger reference compute tpm --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0" --memory 512M
   claviger reference compute tpm --uki linux.efi --secure-boot --from-log binary_bios_measurements > release.yaml
-  claviger reference compute tpm --efi shimx64.efi --efi grubx64.efi --efi vmlinuz --efi vmlinuz
+  claviger reference compute tpm --efi shimx64.efi --efi grubx64.efi --efi vmlinuz --efi vmlinuz --from-log binary_bios_measurements --observe 8,9
   claviger reference add release-7 --file release.yaml`,
 		Args: noArgs,
 	}
@@ -291,6 +294,9 @@ of each size of machine.`,
 		}
 		if secureBoot && uki == "" {
 			return fmt.Errorf("%w: --secure-boot changes nothing without --uki", errUsage)
+		}
+		if len(more) > 0 && len(logs) == 0 {
+			return fmt.Errorf("%w: --observe is about a --from-log", errUsage)
 		}
 		boot, err := direct.read(c)
 		if err != nil {
@@ -330,7 +336,7 @@ of each size of machine.`,
 				return err
 			}
 		}
-		return c.observe(logs, measure.ObservedTPM)
+		return c.observe(logs, func(log []byte) (measure.Values, error) { return measure.ObservedTPM(log, more...) })
 	})
 	direct.register(c, true)
 	f := c.Flags()
@@ -338,6 +344,7 @@ of each size of machine.`,
 	f.BoolVar(&secureBoot, "secure-boot", false, "Secure Boot is on: the kernel inside of the --uki is not measured by itself")
 	f.StringArrayVar(&programs, "efi", nil, "EFI program; repeat, a program that is loaded twice twice")
 	f.StringArrayVar(&logs, "from-log", nil, "event log of a machine to take pcr0 and pcr7 from (/sys/kernel/security/tpm0/binary_bios_measurements); repeat for other sizes of machine")
+	f.IntSliceVar(&more, "observe", nil, "more PCRs to take from the log, as numbers")
 	return c
 }
 

@@ -73,8 +73,8 @@ func TestReferenceCompute(t *testing.T) {
 	if n := strings.Count(both.stdout, recorded.Values()["pcr0"]); n != 1 {
 		t.Errorf("a value that two logs have stands there %d times", n)
 	}
-	chain := tpm("--efi", kernel, "--efi", kernel, "--efi", kernel, "--efi", kernel)
-	command(t, nil, chain...).want(t, 0, "left out, too long: boot_chain")
+	chain := tpm("--efi", kernel, "--efi", kernel, "--efi", kernel, "--efi", kernel, "--from-log", log, "--observe", "4")
+	command(t, nil, chain...).want(t, 0, "computed: boot_chain", "observed in the event log: pcr0, pcr4, pcr7", recorded.Values()["pcr4"])
 
 	b := brokertest.Start(t, nil)
 	_, admin, _ := b.Server.Addresses()
@@ -112,6 +112,7 @@ func TestReferenceComputeRefuses(t *testing.T) {
 		{2, "different ways", "tpm --kernel " + kernel + " --uki " + kernel},
 		{2, "--secure-boot", "tpm --secure-boot --kernel " + kernel},
 		{2, "belong to a --kernel", "tpm --initrd " + text},
+		{2, "--from-log", "tpm --observe 8 --efi " + kernel},
 		{2, "--memory", "tpm --cmdline quiet --memory 1Q --kernel " + kernel},
 		{2, "xml", "tpm --output xml --kernel " + kernel},
 		{2, "unexpected argument", "tpm file"},

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/base64"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -16,14 +15,15 @@ const (
 	cmdline   = "console=ttyS0 quiet panic=-1"
 )
 
-// register predicts what the boot measures and registers it: nobody copies a
-// hash out of a log, but for the firmware's, which cannot be computed
-// (docs/reference-values.md): it is observed on a machine of ours.
-func (w *world) register(t *testing.T, name, kernel, initrd, cmdline, observer string, memoryMB int) {
+// register predicts what an image measures on machines like golden and registers
+// it: nobody copies a hash out of a log, but for the firmware's, which cannot be
+// computed (docs/reference-values.md): it is observed on a machine of ours, which boots observer.
+func (w *world) register(t *testing.T, golden *machine, observer, i image) {
 	t.Helper()
-	golden := w.newMachine(t, name+"-golden", w.maker, 64)
-	golden.memoryMB = memoryMB
-	g := golden.boot(t, w.kernel, observer, "console=ttyS0 claviger.golden")
+	if err := os.WriteFile(golden.disk, append([]byte("GOLDEN"), make([]byte, 1<<20)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := golden.boot(t, observer)
 	g.Await(t, bootLimit, " END")
 	_, text, _ := strings.Cut(g.Console(), "LOG ")
 	text, _, _ = strings.Cut(text, " END")
@@ -31,17 +31,16 @@ func (w *world) register(t *testing.T, name, kernel, initrd, cmdline, observer s
 	if err != nil {
 		t.Fatalf("event log of the golden machine: %v", err)
 	}
-	logFile := w.path(name + ".log")
+	logFile := w.path(golden.name + ".log")
 	if err := os.WriteFile(logFile, log, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	set := w.command(t, "claviger", "reference", "compute", "tpm", "--from-log", logFile,
-		"--kernel", kernel, "--initrd", initrd, "--cmdline", cmdline, "--memory", fmt.Sprintf("%dM", memoryMB), "--output", "json")
-	file := w.path(name + ".json")
+	set := w.command(t, "claviger", append([]string{"reference", "compute", "tpm", "--from-log", logFile, "--output", "json"}, i.compute...)...)
+	file := w.path(golden.name + ".json")
 	if err := os.WriteFile(file, []byte(set), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.command(t, "claviger", "reference", "add", name, "--file", file)
+	w.command(t, "claviger", "reference", "add", golden.name, "--file", file)
 }
 
 func login(t *testing.T, g *testservers.Guest) {
@@ -58,12 +57,13 @@ func TestBoot(t *testing.T) {
 	need(t, "boot")
 	w := newWorld(t)
 	initrd := w.initrd(t, "initrd", "release 1", nil)
-	w.register(t, "release-1", w.kernel, initrd, cmdline, initrd, 512)
 	m := w.newMachine(t, "m1", w.maker, 64)
+	release := m.direct(w.kernel, initrd, cmdline)
+	w.register(t, w.newMachine(t, "release-1", w.maker, 64), release, release)
 
 	var chip string
 	t.Run("first boot", func(t *testing.T) {
-		g := m.boot(t, w.kernel, initrd, cmdline)
+		g := m.boot(t, release)
 		login(t, g)
 		if out := g.Run(t, "echo from the first boot > /root/mark; sync; mount | grep mapper"); !strings.Contains(out, "/dev/mapper/root on / type ext4") {
 			t.Errorf("the root is not on the encrypted disk: %s", out)
@@ -85,7 +85,7 @@ func TestBoot(t *testing.T) {
 		t.Logf("QEMU used %s of CPU; console:\n%s", g.CPUTime().Round(time.Second), timings(g))
 	})
 	t.Run("second boot", func(t *testing.T) {
-		g := m.boot(t, w.kernel, initrd, cmdline)
+		g := m.boot(t, release)
 		login(t, g)
 		if out := g.Run(t, "cat /root/mark"); !strings.Contains(out, "from the first boot") {
 			t.Errorf("the disk is not the one of the first boot: %s", out)
@@ -99,34 +99,15 @@ func TestBoot(t *testing.T) {
 		t.Logf("QEMU used %s of CPU; console:\n%s", g.CPUTime().Round(time.Second), timings(g))
 	})
 
-	refused := func(t *testing.T, m *machine, initrd, cmdline string, want ...string) {
-		t.Helper()
-		g := m.boot(t, w.kernel, initrd, cmdline)
-		switch g.Await(t, bootLimit, "REFUSED", "login:") {
-		case "login:":
-			t.Error("it booted")
-		}
-		g.Off(t, time.Minute)
-		d := w.lastDecision(t)
-		for _, text := range want {
-			if !strings.Contains(d.rules()+" "+d.Entry.Error, text) {
-				t.Errorf("the audit log says %q and %q, not %q", d.rules(), d.Entry.Error, text)
-			}
-		}
-		if d.Entry.Outcome == "released" {
-			t.Errorf("released: %+v", d)
-		}
-		t.Logf("the audit log says: %s %s\nthe console:\n%s", d.rules(), d.Entry.Error, timings(g))
-	}
 	t.Run("another command line", func(t *testing.T) {
-		refused(t, m, initrd, cmdline+" init=/bin/sh", "cmdline_unknown")
+		m.refused(t, m.direct(w.kernel, initrd, cmdline+" init=/bin/sh"), "cmdline_unknown")
 	})
 	t.Run("another initrd", func(t *testing.T) {
-		refused(t, m, w.initrd(t, "evil", "not release 1", nil), cmdline, "initrd_unknown")
+		m.refused(t, m.direct(w.kernel, w.initrd(t, "evil", "not release 1", nil), cmdline), "initrd_unknown")
 	})
 	t.Run("a TPM of another manufacturer", func(t *testing.T) {
 		other := w.newMachine(t, "m2", w.newMaker(t, "other"), 64)
-		refused(t, other, initrd, cmdline, "ek_certificate")
+		other.refused(t, release, "ek_certificate")
 	})
 	t.Run("a disk whose header was changed", func(t *testing.T) {
 		// As a host would: other sectors, in both copies of the header, with right checksums.
@@ -140,7 +121,7 @@ func TestBoot(t *testing.T) {
 		if err := os.WriteFile(m.disk, disk, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		g := m.boot(t, w.kernel, initrd, cmdline)
+		g := m.boot(t, release)
 		g.Await(t, bootLimit, "REFUSED", "login:")
 		g.Off(t, time.Minute)
 		if !strings.Contains(g.Console(), "not the one that was enrolled") {
@@ -148,6 +129,26 @@ func TestBoot(t *testing.T) {
 		}
 		t.Logf("the console:\n%s", timings(g))
 	})
+}
+
+// refused boots an image that gets no key, and finds the reason in the audit log.
+func (m *machine) refused(t *testing.T, i image, want ...string) {
+	t.Helper()
+	g := m.boot(t, i)
+	if g.Await(t, bootLimit, "REFUSED", "login:") == "login:" {
+		t.Error("it booted")
+	}
+	g.Off(t, time.Minute)
+	d := m.w.lastDecision(t)
+	for _, text := range want {
+		if !strings.Contains(d.rules()+" "+d.Entry.Error, text) {
+			t.Errorf("the audit log says %q and %q, not %q", d.rules(), d.Entry.Error, text)
+		}
+	}
+	if d.Entry.Outcome == "released" {
+		t.Errorf("released: %+v", d)
+	}
+	t.Logf("the audit log says: %s %s\nthe console:\n%s", d.rules(), d.Entry.Error, timings(g))
 }
 
 // timings are the lines of the console that a person reads first.

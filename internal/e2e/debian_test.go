@@ -45,8 +45,11 @@ func TestDebian(t *testing.T) {
 			w.commandWith(t, key, "claviger", "secret", "put", "later/"+chip+"/data")
 			kernel, initrd := w.debian(t, m, kind, key)
 			cmdline := "console=ttyS0 panic=-1 root=/dev/mapper/root"
-			w.register(t, kind, kernel, initrd, cmdline, observer, m.memoryMB)
-			g := m.boot(t, kernel, initrd, cmdline)
+			golden := w.newMachine(t, kind+"-golden", w.maker, 1)
+			golden.memoryMB = m.memoryMB
+			release := m.direct(kernel, initrd, cmdline)
+			w.register(t, golden, golden.direct(w.kernel, observer, "console=ttyS0"), release)
+			g := m.boot(t, release)
 			g.Await(t, 2*bootLimit, "claviger-guest login:")
 			g.Type(t, "root\n")
 			g.Await(t, bootLimit, "root@claviger-guest:~# ")

@@ -17,7 +17,7 @@ mount -t securityfs none /sys/kernel/security
 exec </dev/console >/dev/console 2>&1
 echo "INIT up $(cut -d' ' -f1 /proc/uptime)"
 for m in virtio_pci virtio_net virtio_blk virtio_rng dm_crypt xts ecb aes_generic; do modprobe $m; done
-if grep -q claviger.golden /proc/cmdline; then
+if [ "$(head -c 6 /dev/vda)" = GOLDEN ]; then
   echo "LOG $(base64 -w0 /sys/kernel/security/tpm0/binary_bios_measurements) END"; poweroff -f
 fi
 read a b c < /proc/uptime; echo "UNLOCK starts $a"

@@ -129,6 +129,7 @@ func (w *world) startBroker(t *testing.T, v *testservers.Vault) {
 		Limits: server.Limits{PeerRate: &noLimit},
 		Catalog: []server.Entry{
 			{Pattern: "disks/{chip}", Source: "vault", Key: "disks/{chip}", Policy: "measured_boot", CreateBytes: 32, Rekey: true},
+			{Pattern: "grub/{chip}", Source: "vault", Key: "disks/{chip}", Policy: "measured_boot_grub", CreateBytes: 32},
 			// For what is opened later in the boot, when the door of the first is closed.
 			{Pattern: "later/{chip}/{name}", Source: "local", Key: "later/{chip}/{name}", Policy: "measured_boot_later", CreateBytes: 32},
 		},
@@ -294,12 +295,21 @@ type machine struct {
 	disk string
 	more []string // further disks
 
+	firmware string
+	secure   bool
 	memoryMB int
+}
+
+// image is what a machine boots: a kernel directly, or EFI programs from a folder.
+type image struct {
+	kernel, initrd, cmdline string
+	esp                     string
+	compute                 []string // what `claviger reference compute tpm` is told about it
 }
 
 func (w *world) newMachine(t *testing.T, name string, maker *testservers.TPMMaker, diskMB int64) *machine {
 	t.Helper()
-	m := &machine{w: w, name: name, memoryMB: 512, tpm: w.path(name, "tpm"), vars: w.path(name, "vars.fd"), disk: w.path(name, "disk.img")}
+	m := &machine{w: w, name: name, memoryMB: 512, firmware: filepath.Join(testservers.OVMF, "OVMF_CODE_4M.fd"), tpm: w.path(name, "tpm"), vars: w.path(name, "vars.fd"), disk: w.path(name, "disk.img")}
 	if err := maker.Make(m.tpm, name); err != nil {
 		t.Fatal(err)
 	}
@@ -320,13 +330,26 @@ func (m *machine) blankDisk(t *testing.T, mb int64) {
 	f.Close()
 }
 
-// boot starts the machine directly with a kernel.
-func (m *machine) boot(t *testing.T, kernel, initrd, cmdline string) *testservers.Guest {
+// secureBoot gives the machine firmware with Secure Boot on, and with the keys of a file of OVMF's.
+func (m *machine) secureBoot(t *testing.T, vars string) {
+	t.Helper()
+	m.secure, m.firmware = true, filepath.Join(testservers.OVMF, "OVMF_CODE_4M.secboot.fd")
+	copyFile(t, filepath.Join(testservers.OVMF, vars), m.vars)
+}
+
+// boot starts the machine.
+func (m *machine) boot(t *testing.T, i image) *testservers.Guest {
 	t.Helper()
 	return testservers.StartGuest(t, testservers.GuestConfig{
-		Dir: m.w.path(m.name), TPMState: m.tpm, Firmware: filepath.Join(testservers.OVMF, "OVMF_CODE_4M.fd"), Vars: m.vars,
-		Kernel: kernel, Initrd: initrd, Cmdline: cmdline, Disks: append([]string{m.disk}, m.more...), Network: true, MemoryMB: m.memoryMB,
+		Dir: m.w.path(m.name), TPMState: m.tpm, Firmware: m.firmware, Vars: m.vars, Secure: m.secure,
+		Kernel: i.kernel, Initrd: i.initrd, Cmdline: i.cmdline, ESP: i.esp, Disks: append([]string{m.disk}, m.more...), Network: true, MemoryMB: m.memoryMB,
 	})
+}
+
+// direct is a kernel that QEMU starts.
+func (m *machine) direct(kernel, initrd, cmdline string) image {
+	return image{kernel: kernel, initrd: initrd, cmdline: cmdline, compute: []string{
+		"--kernel", kernel, "--initrd", initrd, "--cmdline", cmdline, "--memory", fmt.Sprintf("%dM", m.memoryMB)}}
 }
 
 func copyFile(t *testing.T, from, to string) {

@@ -47,7 +47,7 @@ func TestOneImporter(t *testing.T) {
 		"github.com/google/go-tpm":              {"broker/tee/tpm", "broker/tpmquote", "broker/tpmquote/tpmquotetest", "broker/agent/tpmdev", "internal/testservers"},
 		"filippo.io/edwards25519":               {"broker/tee/keystone"},
 		"github.com/fxamacker/cbor":             {"broker/tee/nitro", "broker/agent/nsm", "broker/cose", "broker/cose/cosetest"},
-		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token"},
+		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token", "broker/tee/results"},
 		"github.com/prometheus":                 {"broker/telemetry"},
 		module + "broker/internal/grant":        {"broker"},
 		module + "broker/tee/teesim":            {"internal/dev", "internal/load", "cmd/claviger-agent", "broker/brokertest"},

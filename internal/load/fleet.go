@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -11,14 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -33,9 +32,9 @@ import (
 // fleet is many guests on one simulated device.
 type fleet struct {
 	options
-	clients []*agent.Client
-	admin   pb.AdminClient
-	conn    *grpc.ClientConn
+	agent agent.Config
+	admin pb.AdminClient
+	conn  *grpc.ClientConn
 }
 
 type device struct {
@@ -70,19 +69,9 @@ func newFleet(o options) (*fleet, error) {
 	if block == nil {
 		return nil, errors.New("CLAVIGER_IDENTITY: no PEM")
 	}
-	n := o.connections
-	if n == 0 {
-		n = o.guests
-	}
-	for range n {
-		c, err := agent.New(agent.Config{
-			Address: os.Getenv("CLAVIGER_BROKER"), TLS: &tls.Config{RootCAs: pool}, Identity: block.Bytes,
-			Device: device{dev, teesim.ReportOptions{Measurement: teesim.Measurement("")}},
-		})
-		if err != nil {
-			return nil, err
-		}
-		f.clients = append(f.clients, c)
+	f.agent = agent.Config{
+		Address: os.Getenv("CLAVIGER_BROKER"), TLS: &tls.Config{RootCAs: pool}, Identity: block.Bytes,
+		Device: device{dev, teesim.ReportOptions{Measurement: teesim.Measurement("")}},
 	}
 	pair, err := tls.LoadX509KeyPair(os.Getenv("CLAVIGER_ADMIN_CERT"), os.Getenv("CLAVIGER_ADMIN_KEY"))
 	if err != nil {
@@ -110,12 +99,7 @@ func roots(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (f *fleet) close() {
-	for _, c := range f.clients {
-		c.Close()
-	}
-	f.conn.Close()
-}
+func (f *fleet) close() { f.conn.Close() }
 
 func (f *fleet) resourceOf(i int) string {
 	if strings.Contains(f.resource, "%d") {
@@ -126,11 +110,11 @@ func (f *fleet) resourceOf(i int) string {
 
 // spread waits until it is guest i's turn.
 func (f *fleet) spread(ctx context.Context, i int) {
-	if f.ramp == 0 {
+	if f.over == 0 {
 		return
 	}
 	select {
-	case <-time.After(f.ramp * time.Duration(i) / time.Duration(f.guests)):
+	case <-time.After(f.over * time.Duration(i) / time.Duration(f.guests)):
 	case <-ctx.Done():
 	}
 }
@@ -143,6 +127,15 @@ func (f *fleet) watch(ctx context.Context) error {
 		value string
 		at    time.Time
 	}
+	clients := make([]*agent.Client, cmp.Or(f.connections, f.guests))
+	for i := range clients {
+		c, err := agent.New(f.agent)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		clients[i] = c
+	}
 	arrivals := make(chan arrival, f.guests*2)
 	failed := make(chan error, f.guests)
 	start := time.Now()
@@ -152,7 +145,7 @@ func (f *fleet) watch(ctx context.Context) error {
 	for i := range f.guests {
 		wg.Go(func() {
 			f.spread(ctx, i)
-			err := f.clients[i%len(f.clients)].Watch(ctx, []string{f.resourceOf(i)}, func(_ context.Context, s agent.Secret) error {
+			err := clients[i%len(clients)].Watch(ctx, []string{f.resourceOf(i)}, func(_ context.Context, s agent.Secret) error {
 				arrivals <- arrival{string(s.Value), time.Now()}
 				return nil
 			})
@@ -181,7 +174,7 @@ func (f *fleet) watch(ctx context.Context) error {
 	if err := wait("attested", "", start); err != nil {
 		return err
 	}
-	before := f.vaultRequests(ctx)
+	before := f.metric(ctx, sourceRequests)
 	for i := range f.rotations {
 		time.Sleep(2 * time.Second)
 		value := rand.Text()
@@ -196,7 +189,7 @@ func (f *fleet) watch(ctx context.Context) error {
 			return err
 		}
 	}
-	if after := f.vaultRequests(ctx); f.vault != "" && after > 0 {
+	if after := f.metric(ctx, sourceRequests); f.vault != "" && after > 0 {
 		fmt.Printf("requests to Vault by the broker: %d in %d rotations (%s)\n", after-before, f.rotations, "polls of the version included")
 	}
 	return nil
@@ -257,8 +250,10 @@ func (f *fleet) write(ctx context.Context, value string) error {
 	return nil
 }
 
-// vaultRequests reads the broker's own count from its metrics, 0 if it tells none.
-func (f *fleet) vaultRequests(ctx context.Context) int {
+const sourceRequests = "claviger_source_requests_total"
+
+// metric reads the broker's own count from its metrics, the sum of all labels; 0 if it tells none.
+func (f *fleet) metric(ctx context.Context, name string) int {
 	addr := os.Getenv("CLAVIGER_METRICS")
 	if addr == "" {
 		return 0
@@ -278,7 +273,7 @@ func (f *fleet) vaultRequests(ctx context.Context) int {
 	}
 	total := 0
 	for line := range strings.Lines(string(b)) {
-		if strings.HasPrefix(line, "claviger_source_requests_total{") {
+		if strings.HasPrefix(line, name+"{") || strings.HasPrefix(line, name+" ") {
 			var n float64
 			if _, err := fmt.Sscan(line[strings.LastIndex(line, " ")+1:], &n); err == nil {
 				total += int(n)
@@ -286,52 +281,6 @@ func (f *fleet) vaultRequests(ctx context.Context) int {
 		}
 	}
 	return total
-}
-
-// get has each guest fetch once, as a fleet does that boots after a power cut:
-// disk keys and, by some, application secrets at the same time.
-func (f *fleet) get(ctx context.Context) error {
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	took := map[string][]time.Duration{}
-	var failed atomic.Int64
-	start := time.Now()
-	for i := range f.guests {
-		wg.Go(func() {
-			f.spread(ctx, i)
-			at, resource, class := time.Now(), f.resourceOf(i), "disk keys"
-			if f.also != "" && i%10 == 0 {
-				resource, class = f.also, "application secrets"
-			}
-			secrets, _, err := f.clients[i%len(f.clients)].Get(ctx, resource)
-			if f.connections == 0 {
-				f.clients[i].Close() // a guest that boots goes its way
-			}
-			if err != nil {
-				if failed.Add(1) == 1 {
-					fmt.Fprintln(os.Stderr, "the first failure:", err)
-				}
-				return
-			}
-			for i := range secrets {
-				secrets[i].Wipe()
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			took[class] = append(took[class], time.Since(at))
-		})
-	}
-	wg.Wait()
-	all, served := time.Since(start), 0
-	for _, class := range slices.Sorted(maps.Keys(took)) {
-		served += len(took[class])
-		fmt.Printf("%-20s %d guests (SIMULATED): %s\n", class, len(took[class]), quantiles(took[class]))
-	}
-	fmt.Printf("%d of %d served in %s, %.0f/s\n", served, f.guests, all.Round(time.Millisecond), float64(served)/all.Seconds())
-	if n := failed.Load(); n > 0 {
-		return fmt.Errorf("%d guests got nothing", n)
-	}
-	return nil
 }
 
 func quantiles(d []time.Duration) string {

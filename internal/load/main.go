@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -18,13 +19,15 @@ const usage = `Usage: go run ./internal/load MODE [flags]
 
 Modes:
   watch   guests that watch a secret; measures how long a rotation takes to reach all
-  get     guests that each fetch once, all starting within --ramp
+  storm   guests that boot at once: most fetch a disk key of their own, every tenth an application secret
+  proxy   stands before a Vault and counts how many requests it has at a time; needs no broker
 
 Set up by ". /tmp/claviger-dev/env". The guests are SIMULATED hardware.
 
   go run ./internal/load watch --guests 1000 --rotations 5
   go run ./internal/load watch --guests 1000 --vault http://127.0.0.1:8200/v1/secret/data/db/reports --vault-token root --resource db/reports
-  go run ./internal/load get --guests 10000 --ramp 10s --resource 'disks/vm-%d' --also db/orders   # a boot storm
+  go run ./internal/load storm --guests 10000 --over 10s
+  go run ./internal/load proxy --listen 127.0.0.1:8201 --vault http://127.0.0.1:8200 --limit 2m
 `
 
 func main() {
@@ -47,9 +50,9 @@ func raiseFiles() error {
 }
 
 type options struct {
-	guests, rotations, connections int
-	resource, also, vault, token   string
-	ramp, limit                    time.Duration
+	guests, rotations, connections       int
+	resource, also, vault, token, listen string
+	over, limit                          time.Duration
 }
 
 func run(ctx context.Context, args []string) error {
@@ -60,13 +63,14 @@ func run(ctx context.Context, args []string) error {
 	var o options
 	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	f.IntVar(&o.guests, "guests", 100, "how many")
-	f.IntVar(&o.connections, "connections", 0, "TCP connections to share; 0: one each")
+	f.IntVar(&o.connections, "connections", 0, "watch: TCP connections to share; 0: one each")
 	f.IntVar(&o.rotations, "rotations", 5, "watch: how often to rotate")
-	f.StringVar(&o.resource, "resource", "db/orders", "what to ask for; %d becomes the guest's number")
-	f.StringVar(&o.also, "also", "", "get: what every tenth guest asks for in place of --resource, such as an application secret")
-	f.StringVar(&o.vault, "vault", "", "watch: rotate by writing to this KV v2 URL (…/v1/secret/data/PATH) in place of the embedded store")
-	f.StringVar(&o.token, "vault-token", "", "for --vault")
-	f.DurationVar(&o.ramp, "ramp", 0, "start the guests spread over this long")
+	f.StringVar(&o.resource, "resource", "", "what to ask for; %d becomes the guest's number (default db/orders, storm: disks/vm-%d)")
+	f.StringVar(&o.also, "also", "db/orders", "storm: what every tenth guest asks for in place of --resource")
+	f.StringVar(&o.vault, "vault", "", "watch: rotate by writing to this KV v2 URL (…/v1/secret/data/PATH) in place of the embedded store; proxy: the Vault's address")
+	f.StringVar(&o.token, "vault-token", "", "watch: for --vault")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8201", "proxy: address to listen on")
+	f.DurationVar(&o.over, "over", 0, "start the guests spread over this long")
 	f.DurationVar(&o.limit, "limit", 10*time.Minute, "stop after this long whatever happens")
 	if err := f.Parse(args[1:]); err != nil {
 		return err
@@ -76,6 +80,13 @@ func run(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
+	if args[0] == "proxy" {
+		return proxy(ctx, o)
+	}
+	if args[0] == "storm" {
+		o.resource = cmp.Or(o.resource, "disks/vm-%d")
+	}
+	o.resource = cmp.Or(o.resource, "db/orders")
 	fleet, err := newFleet(o)
 	if err != nil {
 		return err
@@ -84,8 +95,8 @@ func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "watch":
 		return fleet.watch(ctx)
-	case "get":
-		return fleet.get(ctx)
+	case "storm":
+		return fleet.storm(ctx)
 	}
 	return errors.New("no such mode; see --help")
 }

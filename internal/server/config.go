@@ -20,6 +20,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/rpc"
+	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/token"
 	"github.com/claviger/claviger/broker/vault"
 )
@@ -173,6 +174,7 @@ type Evidence struct {
 	GCE       GCE                               `json:"gce"`
 	Nitro     Nitro                             `json:"nitro"`
 	Keystone  Keystone                          `json:"keystone"`
+	Results   []Result                          `json:"results"`
 	PSA       Arm                               `json:"psa"`
 	CCA       Arm                               `json:"cca"`
 }
@@ -218,6 +220,41 @@ func (k Keystone) endorsed() (devices [][32]byte, monitors [][64]byte, err error
 		monitors = append(monitors, [64]byte(b))
 	}
 	return devices, monitors, nil
+}
+
+// Result names another verifier whose tokens are believed; without any, none is.
+type Result struct {
+	Name          string          `json:"name"`    // the policies' word for it
+	Dialect       results.Dialect `json:"dialect"` // ear, maa, ita or google
+	Issuer        string          `json:"issuer"`  // claim iss; empty for an EAR verifier that states none
+	Audience      string          `json:"audience"`
+	JWKS          string          `json:"jwks"`  // file: the issuer's keys, a JSON Web Key Set
+	Roots         string          `json:"roots"` // PEM file: CAs for tokens that bring their chain (x5c)
+	MaxAge        Duration        `json:"max_age"`
+	NonceAttested bool            `json:"nonce_attested"`
+}
+
+// issuer reads the files of evidence.results[i].
+func (r Result) issuer() (results.Issuer, error) {
+	out := results.Issuer{
+		Name: r.Name, Dialect: r.Dialect, URL: r.Issuer, Audience: r.Audience, MaxAge: time.Duration(r.MaxAge), NonceAttested: r.NonceAttested,
+	}
+	if r.JWKS != "" {
+		b, err := os.ReadFile(r.JWKS)
+		if err != nil {
+			return out, fmt.Errorf("jwks: %w", err)
+		}
+		if out.Keys, err = results.ParseKeys(b); err != nil {
+			return out, fmt.Errorf("jwks: %s: %w", r.JWKS, err)
+		}
+	}
+	if r.Roots != "" {
+		var err error
+		if out.Roots, err = certificates(r.Roots); err != nil {
+			return out, fmt.Errorf("roots: %w", err)
+		}
+	}
+	return out, nil
 }
 
 // Arm endorses attestation keys of devices or platforms; without any, none is believed.
@@ -409,6 +446,16 @@ func (c *Config) Complete() error {
 	}
 	if _, _, err := c.Evidence.Keystone.endorsed(); err != nil {
 		bad("%w", err)
+	}
+	for i, r := range c.Evidence.Results {
+		switch {
+		case r.Name == "":
+			bad("evidence.results[%d].name: missing", i)
+		case r.JWKS == "" && r.Roots == "":
+			bad("evidence.results[%d].jwks, roots: neither is set; no token would be believed", i)
+		case r.MaxAge < 0:
+			bad("evidence.results[%d].max_age: %s is negative", i, time.Duration(r.MaxAge))
+		}
 	}
 	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
 		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")

@@ -66,6 +66,9 @@ func TestComplete(t *testing.T) {
 		"limits.peer_rate:":              func(c *Config) { r := -1.0; c.Limits.PeerRate = &r },
 
 		"evidence.keystone.device_keys[1]:":       func(c *Config) { c.Evidence.Keystone.DeviceKeys = []string{strings.Repeat("0a", 32), "0a"} },
+		"evidence.results[0].name:":               func(c *Config) { c.Evidence.Results = []Result{{JWKS: "f"}} },
+		"evidence.results[1].jwks, roots:":        func(c *Config) { c.Evidence.Results = []Result{{Name: "a", JWKS: "f"}, {Name: "b"}} },
+		"evidence.results[0].max_age:":            func(c *Config) { c.Evidence.Results = []Result{{Name: "a", JWKS: "f", MaxAge: -1}} },
 		"evidence.keystone.security_monitors[0]:": func(c *Config) { c.Evidence.Keystone.SecurityMonitors = []string{strings.Repeat("zz", 64)} },
 	} {
 		c := goodConfig()
@@ -287,6 +290,34 @@ func TestCertificateReload(t *testing.T) {
 	cfg, err = serverTLS(files, x509.NewCertPool())
 	if err != nil || cfg.MinVersion != tls.VersionTLS13 || cfg.ClientAuth != tls.RequireAndVerifyClientCert {
 		t.Errorf("%v: clients need no certificate, or old TLS: %+v", err, cfg)
+	}
+}
+
+// TestResultIssuer: the files of evidence.results are read, and what is wrong with one names its field.
+func TestResultIssuer(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// The key of RFC 7515 §A.3, without its private part.
+	keys := file("keys.json", `{"keys":[{"kty":"EC","crv":"P-256","kid":"k","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}`)
+	in, err := Result{Name: "n", Dialect: "ear", Issuer: "https://i", JWKS: keys, MaxAge: Duration(time.Minute), NonceAttested: true}.issuer()
+	if err != nil || len(in.Keys) != 1 || in.Keys[0].ID != "k" || in.URL != "https://i" || in.MaxAge != time.Minute || !in.NonceAttested {
+		t.Errorf("%+v, %v", in, err)
+	}
+	for field, r := range map[string]Result{
+		"jwks: open":  {JWKS: filepath.Join(dir, "absent")},
+		"jwks: /":     {JWKS: file("bad.json", "{}")},
+		"roots: open": {Roots: filepath.Join(dir, "absent")},
+		"roots: /":    {Roots: file("bad.pem", "x")},
+	} {
+		if _, err := r.issuer(); err == nil || !strings.HasPrefix(err.Error(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
 	}
 }
 

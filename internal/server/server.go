@@ -39,6 +39,7 @@ import (
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/tpm"
 	"github.com/claviger/claviger/broker/telemetry"
 	"github.com/claviger/claviger/broker/token"
@@ -355,6 +356,14 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, err
 	}
+	var issuers []results.Issuer
+	for i, r := range s.cfg.Evidence.Results {
+		in, err := r.issuer()
+		if err != nil {
+			return tee.Set{}, fmt.Errorf("evidence.results[%d].%w", i, err)
+		}
+		issuers = append(issuers, in)
+	}
 	psaKeys, err := s.cfg.Evidence.PSA.endorsed()
 	if err != nil {
 		return tee.Set{}, fmt.Errorf("evidence.psa.endorsements: %w", err)
@@ -365,7 +374,7 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	}
 	return tee.New(tee.Config{
 		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
-		KeystoneDevices: devices, KeystoneMonitors: monitors, PSAEndorsements: psaKeys, CCAEndorsements: ccaKeys,
+		KeystoneDevices: devices, KeystoneMonitors: monitors, PSAEndorsements: psaKeys, CCAEndorsements: ccaKeys, Results: issuers,
 	})
 }
 
@@ -611,25 +620,34 @@ func (s *Server) serve(name, addr string, g *grpc.Server) (net.Addr, error) {
 }
 
 func (s *Server) serveMetrics(context.Context, context.Context) error {
-	s.admission = rpc.NewAdmission(s.cfg.limits(), func(resource string) bool {
+	limits := s.cfg.limits()
+	if limits.QueueTime > rpc.GuestPatience {
+		s.log.Warn("limits.queue_time is longer than guests wait for an answer: they hang up, and lose their place", "queue_time", limits.QueueTime, "guests", rpc.GuestPatience)
+	}
+	s.admission = rpc.NewAdmission(limits, func(resource string) bool {
 		e, _, ok := s.broker.Catalog().Lookup(resource)
 		return ok && e.Priority == broker.PriorityBoot
 	})
 	s.metrics = telemetry.NewMetrics()
-	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", "", func() float64 { return float64(s.admission.Waiting()) })
-	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", "", func() float64 { return float64(s.broker.Watching()) })
+	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", nil, func() float64 { return float64(s.admission.Waiting()) })
+	for _, class := range rpc.Classes() {
+		s.metrics.Gauge("claviger_queue_waiting", "Releases waiting, by class.", map[string]string{"class": class}, func() float64 { return float64(s.admission.Queued(class)) })
+	}
+	s.metrics.Counter("claviger_queue_displaced_total", "Releases that lost their place in a full queue to a disk key.", nil, func() float64 { return float64(s.admission.Displaced()) })
+	s.admission.Waited = s.metrics.Waited
+	s.metrics.Gauge("claviger_sessions", "Workloads that watch for new versions on this broker.", nil, func() float64 { return float64(s.broker.Watching()) })
 	for i, v := range s.cfg.Vault {
-		stats := s.vaults[i].Stats
-		s.metrics.Counter("claviger_source_requests_total", "Requests to a Vault.", v.Name, func() float64 { return float64(stats().Requests) })
-		s.metrics.Gauge("claviger_source_waiting", "Requests to a Vault that wait for their turn.", v.Name, func() float64 { return float64(stats().Waiting) })
-		s.metrics.Gauge("claviger_source_open", "1 while a Vault does not answer and is left alone (circuit breaker).", v.Name, func() float64 {
+		stats, source := s.vaults[i].Stats, map[string]string{"source": v.Name}
+		s.metrics.Counter("claviger_source_requests_total", "Requests to a Vault.", source, func() float64 { return float64(stats().Requests) })
+		s.metrics.Gauge("claviger_source_waiting", "Requests to a Vault that wait for their turn.", source, func() float64 { return float64(stats().Waiting) })
+		s.metrics.Gauge("claviger_source_open", "1 while a Vault does not answer and is left alone (circuit breaker).", source, func() float64 {
 			if stats().Open {
 				return 1
 			}
 			return 0
 		})
 	}
-	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", "", func() float64 {
+	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", nil, func() float64 {
 		if s.engine.Status().Error != "" {
 			return 1
 		}

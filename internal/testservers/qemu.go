@@ -33,8 +33,10 @@ type GuestConfig struct {
 	Vars     string // OVMF variables, this machine's own copy
 	// Secure is for firmware built for Secure Boot, which wants system management mode.
 	Secure bool
-	// Kernel, Initrd and Cmdline boot directly; without Kernel the firmware boots from a disk.
+	// Kernel, Initrd and Cmdline boot directly. Without Kernel the firmware boots
+	// from ESP, a folder that the guest sees as its last disk, with a FAT file system.
 	Kernel, Initrd, Cmdline string
+	ESP                     string
 	Disks                   []string // raw images, the first is vda
 	MemoryMB                int      // default 512
 	Network                 bool     // user networking: 10.0.2.2 in the guest is the host's loopback
@@ -90,11 +92,10 @@ func StartGuest(t testing.TB, c GuestConfig) *Guest {
 		args = append(args, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=")
 	}
 	for i, disk := range c.Disks {
-		device := fmt.Sprintf("virtio-blk-pci,drive=d%d", i)
-		if c.Kernel == "" {
-			device += fmt.Sprintf(",bootindex=%d", i)
-		}
-		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s", i, disk), "-device", device)
+		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s", i, disk), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d", i))
+	}
+	if c.ESP != "" {
+		args = append(args, "-drive", "if=none,id=esp,format=raw,readonly=on,file=fat:"+c.ESP, "-device", "virtio-blk-pci,drive=esp,bootindex=0")
 	}
 	g := &Guest{cmd: exec.Command("qemu-system-x86_64", args...), done: make(chan struct{})}
 	var err error

@@ -15,6 +15,7 @@ baseline_denials := set() if {
 	input.attestation.collateral.state in {"fresh", "stale"}
 	input.attestation.bound_to_cpu_tee == true
 	input.attestation.tcb.status in known_statuses
+	input.attestation.type != "attestation-result"
 } else := {r | some r in baseline_reasons}
 
 baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", got("bound")) if not bound
@@ -28,6 +29,8 @@ baseline_reasons contains reason("collateral_expired", "the vendor's collateral 
 baseline_reasons contains reason("not_bound_to_cpu_tee", "the evidence is not tied to a CPU TEE", "attestation.bound_to_cpu_tee", got("bound_to_cpu_tee")) if not cpu_bound
 
 baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", got_in(["tcb", "status"])) if tcb_revoked
+
+baseline_reasons contains reason("attestation_result", "another verifier's word is no evidence, unless a policy names whom it trusts", "attestation.type", got("type")) if input.attestation.type == "attestation-result"
 
 # bound: report_data is the digest of this very request.
 bound if input.attestation.bound == true
