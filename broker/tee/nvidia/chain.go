@@ -111,24 +111,26 @@ func (v *Verifier) device(ders [][]byte) (*device, attest.Reason, error) {
 			d.certs = append(d.certs, c)
 		}
 		reason = attest.ReasonChain
+		if !v.trusted(d.root()) {
+			return nil, fmt.Errorf("the chain ends at %s, which is not the pinned root", d.root().Subject)
+		}
 		for i, c := range d.certs[:len(d.certs)-1] {
 			issuer := d.certs[i+1]
 			// CheckSignatureFrom wants a CA that may sign certificates.
-			if err := c.CheckSignatureFrom(issuer); err != nil || !bytes.Equal(c.RawIssuer, issuer.RawSubject) {
+			if err := c.CheckSignatureFrom(issuer); err != nil {
 				return nil, fmt.Errorf("certificate %d (%s) is not issued by certificate %d (%s): %w", i, c.Subject, i+1, issuer.Subject, err)
 			}
-			// i-1 CAs stand between this one and the leaf.
-			if c.IsCA == (i == 0) || c.MaxPathLen >= 0 && i > 0 && (c.MaxPathLen > 0 || c.MaxPathLenZero) && i-1 > c.MaxPathLen {
-				return nil, fmt.Errorf("certificate %d (%s) has no place in a chain", i, c.Subject)
+			if !bytes.Equal(c.RawIssuer, issuer.RawSubject) {
+				return nil, fmt.Errorf("certificate %d is issued by %s, and followed by %s", i, c.Issuer, issuer.Subject)
+			}
+			// Between an issuer and the leaf stand i CAs. x509 reads an absent length as -1.
+			if n := issuer.MaxPathLen; n >= 0 && i > n {
+				return nil, fmt.Errorf("certificate %d (%s) allows %d CAs below it", i+1, issuer.Subject, n)
 			}
 			if len(c.UnhandledCriticalExtensions) > 0 {
 				return nil, fmt.Errorf("certificate %d (%s) has critical extensions %s", i, c.Subject, c.UnhandledCriticalExtensions)
 			}
 		}
-		if !v.trusted(d.root()) {
-			return nil, fmt.Errorf("the chain ends at %s, which is not the pinned root", d.root().Subject)
-		}
-		reason = attest.ReasonUnsupported
 		if err := d.read(); err != nil {
 			return nil, err
 		}
@@ -149,8 +151,9 @@ func (v *Verifier) trusted(root *x509.Certificate) bool {
 // read takes what the leaf and the device's certificate say.
 func (d *device) read() error {
 	leaf, own := d.certs[0], d.certs[1]
-	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
-		return errors.New("the leaf's key is not for signatures")
+	// A CA above the device that signs a report with its own key.
+	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return errors.New("the leaf is a CA's, or not for signatures")
 	}
 	chip, _, _ := strings.Cut(leaf.Subject.CommonName, " ")
 	m, ok := models[chip]

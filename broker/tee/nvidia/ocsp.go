@@ -17,43 +17,54 @@ import (
 // answer is an OCSP response whose signature has been verified.
 type answer struct {
 	*ocsp.Response
-	cert *x509.Certificate // that it is about
+	about, subject string // of the certificate that it is about
 }
+
+func about(c *x509.Certificate) string { return c.SerialNumber.String() + " " + string(c.RawIssuer) }
 
 var errNotFresh = errors.New("is not current")
 
 // revocation looks at the stapled answers. There has to be a current one for
 // each certificate between leaf and root: the leaf is issued by the device
-// itself, and nobody answers for it. missing names the certificates without one.
-func (v *Verifier) revocation(d *device, ders [][]byte, now time.Time) (missing []string, _ attest.Reason, _ error) {
-	good := map[*x509.Certificate]bool{}
+// itself, and nobody answers for it. missing names the certificates without one,
+// oldest is when the oldest of the others was made.
+func (v *Verifier) revocation(d *device, ders [][]byte, now time.Time) (missing []string, oldest time.Time, _ attest.Reason, _ error) {
+	good := map[string]time.Time{} // by serial number and issuer
 	for i, der := range ders {
 		a, err := v.answer(d, der)
 		if err != nil {
-			return nil, attest.ReasonCollateralInvalid, fmt.Errorf("OCSP answer %d: %w", i, err)
+			return nil, oldest, attest.ReasonCollateralInvalid, fmt.Errorf("OCSP answer %d: %w", i, err)
 		}
 		switch {
 		// A device whose key leaked. An old word on that is as good as a new one.
 		case a.Status == ocsp.Revoked:
-			return nil, attest.ReasonRevoked, fmt.Errorf("%s was revoked at %s", a.cert.Subject, a.RevokedAt.Format(time.RFC3339))
+			return nil, oldest, attest.ReasonRevoked, fmt.Errorf("%s was revoked at %s", a.subject, a.RevokedAt.Format(time.RFC3339))
 		case a.Status != ocsp.Good:
-			return nil, attest.ReasonCollateralInvalid, fmt.Errorf("OCSP answer %d: the responder does not know %s", i, a.cert.Subject)
+			return nil, oldest, attest.ReasonCollateralInvalid, fmt.Errorf("OCSP answer %d: the responder does not know %s", i, a.subject)
 		case a.check(now) == nil:
-			good[a.cert] = true
+			good[a.about] = a.ThisUpdate
 		}
 	}
 	for _, c := range d.certs[1 : len(d.certs)-1] {
-		if !good[c] {
+		made, ok := good[about(c)]
+		switch {
+		case !ok:
 			missing = append(missing, c.Subject.CommonName)
+		case oldest.IsZero() || made.Before(oldest):
+			oldest = made
 		}
 	}
-	return missing, "", nil
+	return missing, oldest, "", nil
 }
 
 // answer verifies an OCSP response for one of the chain's certificates: signed by
 // its issuer, or by a responder that the issuer certified for that.
 func (v *Verifier) answer(d *device, der []byte) (answer, error) {
-	return v.answers.Get(memo.Key(der, d.leaf().Raw, d.root().Raw), func() (answer, error) {
+	key := [][]byte{der}
+	for _, c := range d.certs[1:] {
+		key = append(key, c.Raw)
+	}
+	return v.answers.Get(memo.Key(key...), func() (answer, error) {
 		err := errors.New("of no certificate in the chain")
 		for i, c := range d.certs[1 : len(d.certs)-1] {
 			issuer := d.certs[i+2]
@@ -67,7 +78,7 @@ func (v *Verifier) answer(d *device, der []byte) (answer, error) {
 			if s := r.Certificate; s != nil && (!slices.Contains(s.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning) || !bytes.Equal(s.RawIssuer, issuer.RawSubject)) {
 				return answer{}, fmt.Errorf("%s is no responder of %s", s.Subject, issuer.Subject)
 			}
-			return answer{r, c}, nil
+			return answer{r, about(c), c.Subject.String()}, nil
 		}
 		return answer{}, err
 	})
