@@ -72,8 +72,9 @@ func endorsements(b []byte) (certs, answers [][]byte, err error) {
 			return nil, nil, errors.New("bytes that are not PEM")
 		}
 		block, rest := pem.Decode(b)
-		if block == nil {
-			return nil, nil, errors.New("a PEM block without its end")
+		// Decode passes over what it cannot read, up to the next block that it can.
+		if block == nil || bytes.Count(b[:len(b)-len(rest)], []byte("-----BEGIN ")) != 1 {
+			return nil, nil, errors.New("a PEM block that is broken")
 		}
 		if n := len(block.Bytes); n == 0 || n > maxBlock {
 			return nil, nil, fmt.Errorf("a PEM block of %d bytes", n)

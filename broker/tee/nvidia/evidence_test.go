@@ -241,6 +241,7 @@ func ocspPEM(t testing.TB, file string) []byte {
 func TestSharedOCSP(t *testing.T) {
 	report, chain := sharedReport(t, "go-nvattest-tools/test_raw_gpu_attestation_report.dat"), shared(t, "go-nvattest-tools/test_gpu_attestation_certificate_chain.dat")
 	l2, l3, l4 := ocspPEM(t, "test_gpu_certificate_l2"), ocspPEM(t, "test_gpu_certificate_l3"), ocspPEM(t, "test_gpu_certificate_l4")
+	chain = append(chain, '\n')
 	all := slices.Concat(chain, l2, l3, l4)
 	for name, tc := range map[string]struct {
 		endorsements []byte
@@ -254,7 +255,7 @@ func TestSharedOCSP(t *testing.T) {
 		"one left out":      {slices.Concat(chain, l2, l4), at("2025-08-21T12:00:00Z"), attest.ReasonCollateralMissing},
 		"of another chain":  {slices.Concat(all, ocspPEM(t, "test_gpu_driver_rim_l3")), at("2025-08-21T12:00:00Z"), attest.ReasonCollateralInvalid},
 		"one for all":       {slices.Concat(chain, l2, l2, l2), at("2025-08-21T12:00:00Z"), attest.ReasonCollateralMissing},
-		"of another device": {slices.Concat(shared(t, "attestation-sdk/base/hopperCertChain.txt"), l4), at("2025-08-21T12:00:00Z"), attest.ReasonCollateralInvalid},
+		"of another device": {slices.Concat(shared(t, "attestation-sdk/base/hopperCertChain.txt"), []byte("\n"), l4), at("2025-08-21T12:00:00Z"), attest.ReasonCollateralInvalid},
 	} {
 		ev := attest.Evidence{Type: attest.TypeNVIDIA, Report: report, Endorsements: tc.endorsements}
 		if name == "of another device" {
@@ -301,11 +302,12 @@ func TestSharedRIMs(t *testing.T) {
 			map[string]string{driver: base + "NV_GPU_DRIVER_GH100_550.144.03.xml", vbios: tools + "rim/" + vbios + ".xml"}, "absent", "[]"},
 		"mismatch": {samples + "hopperAttestationReport.txt", samples + "hopperCertChain.txt",
 			map[string]string{"NV_GPU_DRIVER_GH100_535.86.09": samples + "NV_GPU_DRIVER_GH100_535.86.09_measurement_mismatch.xml", "NV_GPU_VBIOS_1010_0200_882_96005E0001": samples + "NV_GPU_VBIOS_1010_0200_882_96005E0001_measurement_mismatch.xml"},
-			"mismatched", "?"},
+			"mismatched", "[measurement_08 measurement_10 measurement_22 measurement_23 measurement_26 measurement_27 measurement_28 measurement_30 measurement_31 measurement_32 measurement_33 measurement_35 measurement_38 measurement_40 measurement_41 measurement_42]"},
 		"switch": {base + "switchAttestationReport.txt", base + "switchCertChain.txt",
 			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": base + "switchVBIOSRim_NV_SWITCH_BIOS_5612_0002_890_9610550001.xml"}, "matched", "[]"},
+		// It calls itself a manifest of GH100.
 		"switch, mismatch": {samples + "switchAttestationReport.txt", samples + "switchCertChain.txt",
-			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": samples + "NV_SWITCH_BIOS_5612_0002_890_9610550001_measurement_mismatch.xml"}, "mismatched", "?"},
+			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": samples + "NV_SWITCH_BIOS_5612_0002_890_9610550001_measurement_mismatch.xml"}, "absent", "[]"},
 	} {
 		cfg := nvidia.Config{OCSPOptional: true, RIMs: map[string]*nvidia.RIM{}}
 		for id, file := range tc.rims {
@@ -340,9 +342,10 @@ func TestSharedMalformedRIMs(t *testing.T) {
 		_, err = nvidia.ParseRIM(b)
 		// valid_signed_xml is no manifest.
 		good := !strings.HasPrefix(name, "failure_") && name != "valid_signed_xml.xml"
+		// Digests of 10 bytes: a form without sense for reports of SHA-384.
+		good = good && name != "success_payload_multiple_measurements.xml"
 		if (err == nil) != good {
 			t.Errorf("%s: %v", name, err)
 		}
-		t.Logf("%s: %v", name, err)
 	}
 }
