@@ -11,6 +11,7 @@ import (
 	"github.com/claviger/claviger/broker/tee/gce"
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
+	"github.com/claviger/claviger/broker/tee/nvidia"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/snp"
 	"github.com/claviger/claviger/broker/tee/tdx"
@@ -35,6 +36,9 @@ type Config struct {
 	// KeystoneDevices and KeystoneMonitors are endorsed device keys and hashes of security monitors.
 	KeystoneDevices  [][32]byte
 	KeystoneMonitors [][64]byte
+	// NVIDIARIMs are manifests by name, NVIDIAOCSPOptional believes devices without OCSP answers.
+	NVIDIARIMs         map[string]*nvidia.RIM
+	NVIDIAOCSPOptional bool
 }
 
 // Set is one verifier per type, and what activates attestation keys of TPMs.
@@ -50,20 +54,21 @@ func New(cfg Config) (Set, error) {
 		snpCfg.TestRoots = append(snpCfg.TestRoots, snp.TestRoot(r))
 	}
 	return build(snpCfg, tdx.Config{}, cfg.TPM, sgx.Config{}, cfg.GCEAKRoots, nitro.Config{MaxAge: cfg.NitroMaxAge},
-		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors})
+		keystone.Config{DeviceKeys: cfg.KeystoneDevices, Monitors: cfg.KeystoneMonitors},
+		nvidia.Config{RIMs: cfg.NVIDIARIMs, OCSPOptional: cfg.NVIDIAOCSPOptional})
 }
 
 // Appraisers are for looking at evidence from a file: missing revocation lists
 // and TCB information are reported as skipped checks where optional is set, and
-// so is the endorsement of Keystone devices other than these. They never stand
-// behind a release.
-func Appraisers(optional bool, devices ...[32]byte) ([]attest.Verifier, error) {
+// so is the endorsement of Keystone devices other than these. NVIDIA's devices
+// are compared with rims. They never stand behind a release.
+func Appraisers(optional bool, rims map[string]*nvidia.RIM, devices ...[32]byte) ([]attest.Verifier, error) {
 	s, err := build(snp.Config{CRLOptional: optional}, tdx.Config{CollateralOptional: optional}, tpm.Config{}, sgx.Config{CollateralOptional: optional}, nil, nitro.Config{},
-		keystone.Config{DeviceKeys: devices, Unendorsed: optional})
+		keystone.Config{DeviceKeys: devices, Unendorsed: optional}, nvidia.Config{RIMs: rims, OCSPOptional: optional})
 	return s.Verifiers, err
 }
 
-func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config, keystoneCfg keystone.Config) (Set, error) {
+func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.Config, gceRoots []*x509.Certificate, nitroCfg nitro.Config, keystoneCfg keystone.Config, nvidiaCfg nvidia.Config) (Set, error) {
 	s, err := snp.New(snpCfg)
 	if err != nil {
 		return Set{}, fmt.Errorf("sev-snp verifier: %w", err)
@@ -80,6 +85,10 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 	if err != nil {
 		return Set{}, err
 	}
+	g, err := nvidia.New(nvidiaCfg)
+	if err != nil {
+		return Set{}, err
+	}
 	td := tdx.New(tdxCfg)
 	return Set{Verifiers: []attest.Verifier{
 		s,
@@ -90,5 +99,6 @@ func build(snpCfg snp.Config, tdxCfg tdx.Config, tpmCfg tpm.Config, sgxCfg sgx.C
 		gce.New(gce.Config{AKRoots: gceRoots, SNP: s, TDX: td}),
 		n,
 		k,
+		g,
 	}, TPM: t}, nil
 }

@@ -23,23 +23,27 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/nvidia"
 )
 
 type evidenceFlags struct {
-	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey string
-	online, lenient                                                                   bool
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, rims string
+	online, lenient                                                                         bool
+	index                                                                                   int
 }
 
 func (e *evidenceFlags) register(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&e.typ, "type", "", "evidence type (default: told from the bytes)")
-	f.StringVar(&e.endorsements, "endorsements", "", "file with the certificate table (SNP auxblob), if it does not follow the report, or a VCEK certificate (DER or PEM)")
+	f.StringVar(&e.endorsements, "endorsements", "", "file with the certificate table (SNP auxblob), if it does not follow the report, or a VCEK certificate (DER or PEM), or the certificates of an NVIDIA device (PEM)")
 	f.StringVar(&e.eventLog, "event-log", "", "file with the event log (TDX CCEL data)")
 	f.StringVar(&e.reportData, "report-data", "", "expected report data, 128 hex digits (default: not compared)")
 	f.StringVar(&e.folder, "collateral", "", "folder with collateral (docs/collateral.md)")
 	f.StringVar(&e.bundle, "bundle", "", "signed collateral bundle")
 	f.StringVar(&e.bundleKey, "bundle-key", "", "its Ed25519 public key, PEM")
 	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
+	f.StringVar(&e.rims, "rims", "", "folder with NVIDIA's reference integrity manifests, NAME.xml")
+	f.IntVar(&e.index, "index", 0, "which device of a JSON list of NVIDIA's SDK, from 0")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
@@ -51,7 +55,8 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
 certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
-it, a document of AWS Nitro, or a Keystone report). Signatures and chains are checked;
+it, a document of AWS Nitro, a Keystone report, or a report of an NVIDIA device, alone
+or in the JSON of NVIDIA's SDK). Signatures and chains are checked;
 revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -111,7 +116,13 @@ func (e *evidenceFlags) run(ctx context.Context, w io.Writer, file, output strin
 		}
 		devices = [][32]byte{[32]byte(b)}
 	}
-	verifiers, err := tee.Appraisers(optional, devices...)
+	var rims map[string]*nvidia.RIM
+	if e.rims != "" {
+		if rims, err = nvidia.ReadRIMs(e.rims); err != nil {
+			return fmt.Errorf("--rims: %w", err)
+		}
+	}
+	verifiers, err := tee.Appraisers(optional, rims, devices...)
 	if err != nil {
 		return err
 	}
@@ -151,6 +162,11 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		}
 	}
 	ev := attest.Evidence{Type: attest.Type(e.typ), Report: raw}
+	if bytes.HasPrefix(bytes.TrimSpace(raw), []byte("[")) && (ev.Type == "" || ev.Type == attest.TypeNVIDIA) {
+		if ev, err = fromSDK(raw, e.index); err != nil {
+			return ev, err
+		}
+	}
 	if ev.Type == "" {
 		ev.Type = guess(raw)
 	}
@@ -161,7 +177,9 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		if ev.Endorsements, err = os.ReadFile(e.endorsements); err != nil {
 			return ev, fmt.Errorf("endorsements: %w", err)
 		}
-		ev.Endorsements = asTable(ev.Endorsements)
+		if ev.Type != attest.TypeNVIDIA {
+			ev.Endorsements = asTable(ev.Endorsements)
+		}
 	}
 	if e.eventLog != "" {
 		if ev.EventLog, err = os.ReadFile(e.eventLog); err != nil {
@@ -169,6 +187,25 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		}
 	}
 	return ev, nil
+}
+
+// fromSDK takes one device out of a list as NVIDIA's attestation SDK writes it.
+func fromSDK(b []byte, index int) (attest.Evidence, error) {
+	const maxList = 4 << 20
+	if len(b) > maxList {
+		return attest.Evidence{}, fmt.Errorf("a list of %d bytes, want at most %d", len(b), maxList)
+	}
+	var list []struct {
+		Evidence    []byte `json:"evidence"`
+		Certificate []byte `json:"certificate"` // PEM
+	}
+	if err := json.Unmarshal(b, &list); err != nil {
+		return attest.Evidence{}, fmt.Errorf("list of devices: %w", err)
+	}
+	if index < 0 || index >= len(list) {
+		return attest.Evidence{}, fmt.Errorf("%w: --index: %d in a list of %d devices", errUsage, index, len(list))
+	}
+	return attest.Evidence{Type: attest.TypeNVIDIA, Report: list[index].Evidence, Endorsements: list[index].Certificate}, nil
 }
 
 // guess tells a quote (version 3 to 5, 16 bits, then attestation key type 2)
@@ -179,6 +216,10 @@ func guess(b []byte) attest.Type {
 			return attest.TypeTDX
 		}
 		return attest.TypeSGX
+	}
+	// GET_MEASUREMENTS of SPDM 1.1: version, code, signature asked for, all blocks.
+	if bytes.HasPrefix(b, []byte{0x11, 0xe0, 0x01, 0xff}) {
+		return attest.TypeNVIDIA
 	}
 	// COSE_Sign1 with the header ES384, with and without its tag.
 	if bytes.HasPrefix(bytes.TrimPrefix(b, []byte{0xd2}), []byte{0x84, 0x44, 0xa1, 0x01, 0x38, 0x22}) {

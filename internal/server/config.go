@@ -172,6 +172,7 @@ type Evidence struct {
 	GCE       GCE                               `json:"gce"`
 	Nitro     Nitro                             `json:"nitro"`
 	Keystone  Keystone                          `json:"keystone"`
+	NVIDIAGPU NVIDIAGPU                         `json:"nvidia_gpu"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -215,6 +216,12 @@ func (k Keystone) endorsed() (devices [][32]byte, monitors [][64]byte, err error
 		monitors = append(monitors, [64]byte(b))
 	}
 	return devices, monitors, nil
+}
+
+// NVIDIAGPU says what NVIDIA's devices are held to.
+type NVIDIAGPU struct {
+	RIMs string `json:"rims"` // folder: reference integrity manifests, NAME.xml
+	OCSP string `json:"ocsp"` // "required" (default) or "optional"
 }
 
 // AgeSpec limits the age of a kind of collateral.
@@ -385,6 +392,9 @@ func (c *Config) Complete() error {
 	}
 	if _, _, err := c.Evidence.Keystone.endorsed(); err != nil {
 		bad("%w", err)
+	}
+	if o := c.Evidence.NVIDIAGPU.OCSP; o != "" && o != "required" && o != "optional" {
+		bad("evidence.nvidia_gpu.ocsp: %q is neither required nor optional", o)
 	}
 	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
 		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")

@@ -66,6 +66,8 @@ func TestComplete(t *testing.T) {
 
 		"evidence.keystone.device_keys[1]:":       func(c *Config) { c.Evidence.Keystone.DeviceKeys = []string{strings.Repeat("0a", 32), "0a"} },
 		"evidence.keystone.security_monitors[0]:": func(c *Config) { c.Evidence.Keystone.SecurityMonitors = []string{strings.Repeat("zz", 64)} },
+
+		"evidence.nvidia_gpu.ocsp:": func(c *Config) { c.Evidence.NVIDIAGPU.OCSP = "never" },
 	} {
 		c := goodConfig()
 		spoil(&c)

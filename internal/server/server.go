@@ -39,6 +39,7 @@ import (
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/nvidia"
 	"github.com/claviger/claviger/broker/tee/tpm"
 	"github.com/claviger/claviger/broker/telemetry"
 	"github.com/claviger/claviger/broker/token"
@@ -355,9 +356,16 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, err
 	}
+	var rims map[string]*nvidia.RIM
+	if folder := s.cfg.Evidence.NVIDIAGPU.RIMs; folder != "" {
+		if rims, err = nvidia.ReadRIMs(folder); err != nil {
+			return tee.Set{}, fmt.Errorf("evidence.nvidia_gpu.rims: %w", err)
+		}
+	}
 	return tee.New(tee.Config{
 		TestRoots: s.opt.TestRoots, TPM: cfg, GCEAKRoots: gceRoots, NitroMaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge),
 		KeystoneDevices: devices, KeystoneMonitors: monitors,
+		NVIDIARIMs: rims, NVIDIAOCSPOptional: s.cfg.Evidence.NVIDIAGPU.OCSP == "optional",
 	})
 }
 

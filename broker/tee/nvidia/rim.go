@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -144,4 +146,26 @@ func attr(t xml.StartElement, space, name string) string {
 		}
 	}
 	return ""
+}
+
+// ReadRIMs reads a folder of manifests, each in a file under its name with ".xml" behind it.
+func ReadRIMs(folder string) (map[string]*RIM, error) {
+	files, err := filepath.Glob(filepath.Join(folder, "*.xml"))
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no manifest (*.xml) in %s", folder)
+	}
+	rims := map[string]*RIM{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		if rims[strings.TrimSuffix(filepath.Base(f), ".xml")], err = ParseRIM(b); err != nil {
+			return nil, fmt.Errorf("%s: %w", f, err)
+		}
+	}
+	return rims, nil
 }
