@@ -47,6 +47,7 @@ func TestOneImporter(t *testing.T) {
 		"github.com/google/go-tpm":              {"broker/tee/tpm", "broker/tpmquote", "broker/tpmquote/tpmquotetest", "broker/agent/tpmdev", "internal/testservers"},
 		"filippo.io/edwards25519":               {"broker/tee/keystone"},
 		"github.com/fxamacker/cbor":             {"broker/tee/nitro", "broker/agent/nsm"},
+		"golang.org/x/crypto":                   {"broker/tee/nvidia"},
 		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token"},
 		"github.com/prometheus":                 {"broker/telemetry"},
 		module + "broker/internal/grant":        {"broker"},
