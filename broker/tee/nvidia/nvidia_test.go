@@ -16,6 +16,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -404,6 +406,39 @@ func TestRIM(t *testing.T) {
 	cl, err := newVerifier(t, cfg).Verify(t.Context(), s.evidence(t), attest.BindTo(transcript), nil, now)
 	if err != nil || cl.NVIDIA.(*nvidia.Claims).RIM != "absent" {
 		t.Errorf("under another's name: %+v, %v", cl.NVIDIA, err)
+	}
+}
+
+func TestReadRIMs(t *testing.T) {
+	const good = `<SoftwareIdentity xmlns="http://standards.iso.org/iso/19770/-2/2015/schema.xsd" xmlns:h="http://www.w3.org/2001/04/xmlenc#sha384"><Meta product="GH100" colloquialVersion="1"/>` +
+		`<Payload><Resource type="Measurement" index="7" active="True" alternatives="1" size="48" h:Hash0="080808080808080808080808080808080808080808080808080808080808080808080808080808080808080808080808"/></Payload></SoftwareIdentity>`
+	for name, tc := range map[string]struct {
+		files map[string]string
+		n     int // 0: refused
+	}{
+		"two":                   {map[string]string{"A.xml": good, "B.xml": good, "README": "text"}, 2},
+		"none":                  {map[string]string{"README": good}, 0},
+		"one broken":            {map[string]string{"A.xml": good, "B.xml": good[:200]}, 0},
+		"a document type":       {map[string]string{"A.xml": `<!DOCTYPE x [<!ENTITY a "b">]>` + good}, 0},
+		"two roots":             {map[string]string{"A.xml": good + good}, 0},
+		"a payload in another":  {map[string]string{"A.xml": strings.Replace(strings.Replace(good, "<Payload>", "<Payload><Payload>", 1), "</Payload>", "</Payload></Payload>", 1)}, 0},
+		"two payloads":          {map[string]string{"A.xml": strings.Replace(good, "</SoftwareIdentity>", "<Payload/></SoftwareIdentity>", 1)}, 0},
+		"an entity":             {map[string]string{"A.xml": strings.Replace(good, "GH100", "&a;", 1)}, 0},
+		"active, in lower case": {map[string]string{"A.xml": strings.Replace(good, "True", "true", 1)}, 0},
+	} {
+		dir := t.TempDir()
+		for f, text := range tc.files {
+			if err := os.WriteFile(filepath.Join(dir, f), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rims, err := nvidia.ReadRIMs(dir)
+		if len(rims) != tc.n || (err == nil) != (tc.n > 0) {
+			t.Errorf("%s: %d manifests, %v", name, len(rims), err)
+		}
+	}
+	if _, err := nvidia.ReadRIMs(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a folder that is not there")
 	}
 }
 

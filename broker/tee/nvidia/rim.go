@@ -150,22 +150,26 @@ func attr(t xml.StartElement, space, name string) string {
 
 // ReadRIMs reads a folder of manifests, each in a file under its name with ".xml" behind it.
 func ReadRIMs(folder string) (map[string]*RIM, error) {
-	files, err := filepath.Glob(filepath.Join(folder, "*.xml"))
+	files, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, err
 	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("no manifest (*.xml) in %s", folder)
-	}
 	rims := map[string]*RIM{}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
+		name, ok := strings.CutSuffix(f.Name(), ".xml")
+		if !ok {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(folder, f.Name()))
 		if err != nil {
 			return nil, err
 		}
-		if rims[strings.TrimSuffix(filepath.Base(f), ".xml")], err = ParseRIM(b); err != nil {
-			return nil, fmt.Errorf("%s: %w", f, err)
+		if rims[name], err = ParseRIM(b); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
 		}
+	}
+	if len(rims) == 0 {
+		return nil, fmt.Errorf("no manifest (*.xml) in %s", folder)
 	}
 	return rims, nil
 }
