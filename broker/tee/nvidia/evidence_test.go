@@ -294,20 +294,37 @@ func TestSharedRIMs(t *testing.T) {
 		want          string
 		mismatches    string
 	}{
-		"H100": {tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
-			map[string]string{driver: tools + "rim/" + driver + ".xml", vbios: tools + "rim/" + vbios + ".xml"}, "matched", "[]"},
-		"no VBIOS": {tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
-			map[string]string{driver: tools + "rim/" + driver + ".xml"}, "absent", "[]"},
-		"of another version": {tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
-			map[string]string{driver: base + "NV_GPU_DRIVER_GH100_550.144.03.xml", vbios: tools + "rim/" + vbios + ".xml"}, "absent", "[]"},
-		"mismatch": {samples + "hopperAttestationReport.txt", samples + "hopperCertChain.txt",
+		"H100": {
+			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
+			map[string]string{driver: tools + "rim/" + driver + ".xml", vbios: tools + "rim/" + vbios + ".xml"},
+			"matched", "[]",
+		},
+		"no VBIOS": {
+			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
+			map[string]string{driver: tools + "rim/" + driver + ".xml"},
+			"absent", "[]",
+		},
+		"of another version": {
+			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
+			map[string]string{driver: base + "NV_GPU_DRIVER_GH100_550.144.03.xml", vbios: tools + "rim/" + vbios + ".xml"},
+			"absent", "[]",
+		},
+		"mismatch": {
+			samples + "hopperAttestationReport.txt", samples + "hopperCertChain.txt",
 			map[string]string{"NV_GPU_DRIVER_GH100_535.86.09": samples + "NV_GPU_DRIVER_GH100_535.86.09_measurement_mismatch.xml", "NV_GPU_VBIOS_1010_0200_882_96005E0001": samples + "NV_GPU_VBIOS_1010_0200_882_96005E0001_measurement_mismatch.xml"},
-			"mismatched", "[measurement_08 measurement_10 measurement_22 measurement_23 measurement_26 measurement_27 measurement_28 measurement_30 measurement_31 measurement_32 measurement_33 measurement_35 measurement_38 measurement_40 measurement_41 measurement_42]"},
-		"switch": {base + "switchAttestationReport.txt", base + "switchCertChain.txt",
-			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": base + "switchVBIOSRim_NV_SWITCH_BIOS_5612_0002_890_9610550001.xml"}, "matched", "[]"},
+			"mismatched", "[measurement_08 measurement_10 measurement_22 measurement_23 measurement_26 measurement_27 measurement_28 measurement_30 measurement_31 measurement_32 measurement_33 measurement_35 measurement_38 measurement_40 measurement_41 measurement_42]",
+		},
+		"switch": {
+			base + "switchAttestationReport.txt", base + "switchCertChain.txt",
+			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": base + "switchVBIOSRim_NV_SWITCH_BIOS_5612_0002_890_9610550001.xml"},
+			"matched", "[]",
+		},
 		// It calls itself a manifest of GH100.
-		"switch, mismatch": {samples + "switchAttestationReport.txt", samples + "switchCertChain.txt",
-			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": samples + "NV_SWITCH_BIOS_5612_0002_890_9610550001_measurement_mismatch.xml"}, "absent", "[]"},
+		"switch, mismatch": {
+			samples + "switchAttestationReport.txt", samples + "switchCertChain.txt",
+			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": samples + "NV_SWITCH_BIOS_5612_0002_890_9610550001_measurement_mismatch.xml"},
+			"absent", "[]",
+		},
 	} {
 		cfg := nvidia.Config{OCSPOptional: true, RIMs: map[string]*nvidia.RIM{}}
 		for id, file := range tc.rims {

@@ -157,8 +157,17 @@ func newSim(t testing.TB, chip string) *sim {
 		s.fields = []field{{6, []byte("96.10.6d.00.01")}, {22, []byte{1, 2, 3, 4, 5, 6, 7, 8}}, {26, bytes.Repeat([]byte{7}, 16)}, {25, []byte{1, 0}}}
 	} else {
 		s.fields = []field{
-			{6, []byte{0x00, 0x9f, 0x00, 0x96, 1, 0, 0, 0}}, {14, []byte{0xb1, 3, 0, 0}}, {15, []byte("882\x00\x00")}, {17, []byte("1010\x00")}, {18, []byte("0200\x00")},
-			{3, []byte("550.90.07\x00")}, {11, []byte{0x55}}, {20, firmware}, {21, []byte{0x55}}, {36, []byte{1, 0}}, {99, []byte("of the future")},
+			{6, []byte{0x00, 0x9f, 0x00, 0x96, 1, 0, 0, 0}},
+			{14, []byte{0xb1, 3, 0, 0}},
+			{15, []byte("882\x00\x00")},
+			{17, []byte("1010\x00")},
+			{18, []byte("0200\x00")},
+			{3, []byte("550.90.07\x00")},
+			{11, []byte{0x55}},
+			{20, firmware},
+			{21, []byte{0x55}},
+			{36, []byte{1, 0}},
+			{99, []byte("of the future")},
 		}
 	}
 	for i := range n {
@@ -266,8 +275,10 @@ func TestConformance(t *testing.T) {
 	for name, chip := range map[string]string{"hopper": "GH100", "blackwell": "GB100", "switch": "LS_10"} {
 		s := newSim(t, chip)
 		roots.TestRoots = append(roots.TestRoots, s.config().TestRoots...)
-		good = append(good, teetest.Vector{Name: name, Evidence: s.evidence(t), Now: now, ReportData: s.nonce, NotYetValid: now.AddDate(-2, 0, 0), Expired: now.AddDate(2, 0, 0),
-			TrailingOK: []teetest.Part{teetest.Report}}) // one zero, see TestTail
+		good = append(good, teetest.Vector{
+			Name: name, Evidence: s.evidence(t), Now: now, ReportData: s.nonce, NotYetValid: now.AddDate(-2, 0, 0), Expired: now.AddDate(2, 0, 0),
+			TrailingOK: []teetest.Part{teetest.Report},
+		}) // one zero, see TestTail
 	}
 	teetest.Run(t, teetest.Suite{New: func(t *testing.T) attest.Verifier { return newVerifier(t, roots) }, Good: good, Stride: 61, CutStride: 97})
 }
@@ -324,8 +335,15 @@ func TestModes(t *testing.T) {
 		flag, pcie []byte
 		want       string
 	}{
-		{[]byte{0, 0}, []byte{0xaa}, "spt"}, {[]byte{1, 0}, nil, "mpt"}, {[]byte{2, 0}, nil, "ppcie"}, {[]byte{3, 0}, []byte{0x55}, "unknown"}, {[]byte{0}, []byte{0x55}, "unknown"},
-		{nil, []byte{0x55}, "spt"}, {nil, []byte{0xaa}, "ppcie"}, {nil, []byte{0}, "unknown"}, {nil, nil, "unknown"},
+		{[]byte{0, 0}, []byte{0xaa}, "spt"},
+		{[]byte{1, 0}, nil, "mpt"},
+		{[]byte{2, 0}, nil, "ppcie"},
+		{[]byte{3, 0}, []byte{0x55}, "unknown"},
+		{[]byte{0}, []byte{0x55}, "unknown"},
+		{nil, []byte{0x55}, "spt"},
+		{nil, []byte{0xaa}, "ppcie"},
+		{nil, []byte{0}, "unknown"},
+		{nil, nil, "unknown"},
 	} {
 		s := newSim(t, "GH100")
 		for typ, v := range map[uint16][]byte{36: tc.flag, 21: tc.pcie} {
