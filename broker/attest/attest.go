@@ -32,6 +32,8 @@ const (
 	TypePSA Type = "psa"
 	// TypeCCA is a token of an Arm CCA realm and its platform.
 	TypeCCA Type = "cca"
+	// TypeNVIDIA is a report of one confidential GPU or NVSwitch of NVIDIA.
+	TypeNVIDIA Type = "nvidia-gpu"
 )
 
 // Limits on what a guest may send. They are checked before anything is parsed.
@@ -51,7 +53,8 @@ type Evidence struct {
 	Report []byte
 	// Endorsements is what the platform handed over beside the report, or
 	// empty: for SNP the GUID certificate table (configfs-tsm "auxblob"), for a
-	// TPM the certificate of the attestation key and its issuers (PEM).
+	// TPM the certificate of the attestation key and its issuers (PEM), for
+	// NVIDIA the device's certificates and OCSP answers (PEM).
 	Endorsements []byte
 	// EventLog is the log whose replay explains the measurement registers, or
 	// empty: for TDX the CCEL data, for a TPM the TCG log.
@@ -102,7 +105,7 @@ type Claims struct {
 	Simulated bool `json:"simulated"`
 	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
 	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone, the instance id for PSA
-	// and CCA; empty for a VLEK and for Nitro.
+	// and CCA, the PDI for NVIDIA; empty for a VLEK and for Nitro.
 	ChipID string `json:"chip_id"`
 	TCB    TCB    `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
@@ -135,6 +138,7 @@ type Claims struct {
 	VouchedBy Type `json:"vouched_by,omitempty"`
 	PSA       any  `json:"psa,omitempty"`
 	CCA       any  `json:"cca,omitempty"`
+	NVIDIA    any  `json:"nvidia_gpu,omitempty"`
 
 	// Checks lists what was checked, in order. Not part of the policy input.
 	Checks []Check `json:"-"`

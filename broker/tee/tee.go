@@ -11,6 +11,7 @@ import (
 	"github.com/claviger/claviger/broker/tee/gce"
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
+	"github.com/claviger/claviger/broker/tee/nvidia"
 	"github.com/claviger/claviger/broker/tee/psa"
 	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/sgx"
@@ -36,6 +37,7 @@ type Config struct {
 	Results    results.Config
 	PSA        psa.Config
 	CCA        cca.Config
+	NVIDIA     nvidia.Config
 }
 
 // Optional is the configuration for looking at evidence from a file: what is
@@ -43,7 +45,7 @@ type Config struct {
 // device, is reported as a skipped check. It never stands behind a release.
 func (c Config) Optional() Config {
 	c.SNP.CRLOptional, c.TDX.CollateralOptional, c.SGX.CollateralOptional = true, true, true
-	c.Keystone.Unendorsed, c.PSA.Unendorsed, c.CCA.Unendorsed = true, true, true
+	c.Keystone.Unendorsed, c.PSA.Unendorsed, c.CCA.Unendorsed, c.NVIDIA.OCSPOptional = true, true, true, true
 	return c
 }
 
@@ -74,6 +76,7 @@ func New(cfg Config) (Set, error) {
 	add(results.New(cfg.Results))
 	add(psa.New(cfg.PSA))
 	add(cca.New(cfg.CCA))
+	add(nvidia.New(cfg.NVIDIA))
 	if err := errors.Join(errs...); err != nil {
 		return Set{}, err
 	}

@@ -24,18 +24,20 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/tee"
+	"github.com/claviger/claviger/broker/tee/nvidia"
 	"github.com/claviger/claviger/broker/tee/results"
 )
 
 type evidenceFlags struct {
-	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, deviceKeys, issuerKeys string
-	online, lenient                                                                                           bool
+	typ, endorsements, eventLog, reportData, folder, bundle, bundleKey, at, deviceKey, deviceKeys, issuerKeys, rims string
+	online, lenient                                                                                                 bool
+	index                                                                                                           int
 }
 
 func (e *evidenceFlags) register(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&e.typ, "type", "", "evidence type (default: told from the bytes)")
-	f.StringVar(&e.endorsements, "endorsements", "", "file with the certificate table (SNP auxblob), if it does not follow the report, or a VCEK certificate (DER or PEM)")
+	f.StringVar(&e.endorsements, "endorsements", "", "file with the certificate table (SNP auxblob), if it does not follow the report, or a VCEK certificate (DER or PEM), or the certificates of an NVIDIA device (PEM)")
 	f.StringVar(&e.eventLog, "event-log", "", "file with the event log (TDX CCEL data)")
 	f.StringVar(&e.reportData, "report-data", "", "expected report data, 128 hex digits (default: not compared)")
 	f.StringVar(&e.folder, "collateral", "", "folder with collateral (docs/collateral.md)")
@@ -44,6 +46,8 @@ func (e *evidenceFlags) register(c *cobra.Command) {
 	f.StringVar(&e.deviceKey, "device-key", "", "public key of an endorsed Keystone device, 64 hex digits")
 	f.StringVar(&e.issuerKeys, "issuer-keys", "", "keys of the issuer of an attestation result: a JSON Web Key Set, or PEM certificates that its chain ends at")
 	f.StringVar(&e.deviceKeys, "device-keys", "", "JSON file with endorsed keys of PSA devices or CCA platforms (docs/evidence/psa.md)")
+	f.StringVar(&e.rims, "rims", "", "folder with NVIDIA's reference integrity manifests, NAME.xml")
+	f.IntVar(&e.index, "index", 0, "which device of a JSON list of NVIDIA's SDK, from 0")
 	f.BoolVar(&e.online, "online", false, "ask the vendors' services for collateral that is missing")
 	f.StringVar(&e.at, "at", "", "appraise as of this time, RFC 3339 (default now)")
 }
@@ -55,7 +59,8 @@ func evidenceCommand(a *adminFlags) *cobra.Command {
 		Use: "show FILE", Short: "Print the claims of evidence; missing collateral does not matter", Args: exactArgs("FILE"),
 		Long: `Print the claims of evidence from a file (an SNP report, with or without its
 certificate table behind it, a TDX or an SGX quote, a report with a TPM quote in
-it, a document of AWS Nitro, a Keystone report, a PSA or a CCA token, or a token of another verifier, for
+it, a document of AWS Nitro, a Keystone report, a PSA or a CCA token, a report of an NVIDIA device, alone
+or in the JSON of NVIDIA's SDK, or a token of another verifier, for
 which --issuer-keys is needed). Signatures and chains are checked; revocation lists and TCB information that cannot be had are listed as skipped.
 The JSON is a fixture for ` + "`claviger policy test`" + `.`,
 		Example: "  claviger evidence show report.bin\n  claviger evidence show quote.bin --output json > fixtures/mine.json",
@@ -163,6 +168,11 @@ func (e *evidenceFlags) trusted(ev attest.Evidence) (tee.Config, error) {
 		c.PSA.Endorsements, c.CCA.Endorsements = list, list
 	}
 	var err error
+	if e.rims != "" {
+		if c.NVIDIA.RIMs, err = nvidia.ReadRIMs(e.rims); err != nil {
+			return c, fmt.Errorf("--rims: %w", err)
+		}
+	}
 	c.Results.Issuers, err = e.issuers(ev)
 	return c, err
 }
@@ -206,6 +216,11 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		}
 	}
 	ev := attest.Evidence{Type: attest.Type(e.typ), Report: raw}
+	if bytes.HasPrefix(bytes.TrimSpace(raw), []byte("[")) && (ev.Type == "" || ev.Type == attest.TypeNVIDIA) {
+		if ev, err = fromSDK(raw, e.index); err != nil {
+			return ev, err
+		}
+	}
 	if ev.Type == "" {
 		ev.Type = guess(raw)
 	}
@@ -219,7 +234,9 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		if ev.Endorsements, err = os.ReadFile(e.endorsements); err != nil {
 			return ev, fmt.Errorf("endorsements: %w", err)
 		}
-		ev.Endorsements = asTable(ev.Endorsements)
+		if ev.Type != attest.TypeNVIDIA {
+			ev.Endorsements = asTable(ev.Endorsements)
+		}
 	}
 	if e.eventLog != "" {
 		if ev.EventLog, err = os.ReadFile(e.eventLog); err != nil {
@@ -227,6 +244,25 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		}
 	}
 	return ev, nil
+}
+
+// fromSDK takes one device out of a list as NVIDIA's attestation SDK writes it.
+func fromSDK(b []byte, index int) (attest.Evidence, error) {
+	const maxList = 4 << 20
+	if len(b) > maxList {
+		return attest.Evidence{}, fmt.Errorf("a list of %d bytes, want at most %d", len(b), maxList)
+	}
+	var list []struct {
+		Evidence    []byte `json:"evidence"`
+		Certificate []byte `json:"certificate"` // PEM
+	}
+	if err := json.Unmarshal(b, &list); err != nil {
+		return attest.Evidence{}, fmt.Errorf("list of devices: %w", err)
+	}
+	if index < 0 || index >= len(list) {
+		return attest.Evidence{}, fmt.Errorf("%w: --index: %d in a list of %d devices", errUsage, index, len(list))
+	}
+	return attest.Evidence{Type: attest.TypeNVIDIA, Report: list[index].Evidence, Endorsements: list[index].Certificate}, nil
 }
 
 // guess tells a quote (version 3 to 5, 16 bits, then attestation key type 2)
@@ -237,6 +273,10 @@ func guess(b []byte) attest.Type {
 			return attest.TypeTDX
 		}
 		return attest.TypeSGX
+	}
+	// GET_MEASUREMENTS of SPDM 1.1: version, code, signature asked for, all blocks.
+	if bytes.HasPrefix(b, []byte{0x11, 0xe0, 0x01, 0xff}) {
+		return attest.TypeNVIDIA
 	}
 	if bytes.HasPrefix(b, []byte("{")) { // ours, in JSON
 		if _, err := attest.DecodeAzureReport(b); err == nil {

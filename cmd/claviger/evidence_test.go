@@ -52,6 +52,7 @@ func TestGuess(t *testing.T) {
 		"CCA in a CMW":   {[]byte{0xd9, 0x03, 0x8b, 0xa2, 0x19, 0xac, 0xca}, attest.TypeCCA},
 		"another length": {keystone(328+32, 33), attest.TypeSNP},
 		"JWT":            {[]byte("eyJhbGciOiJub25lIn0.e30."), attest.TypeResult},
+		"NVIDIA":         {append([]byte{0x11, 0xe0, 0x01, 0xff}, make([]byte, 4096)...), attest.TypeNVIDIA},
 		"nothing at all": {nil, attest.TypeSNP},
 	} {
 		if got := guess(tc.report); got != tc.want {
@@ -83,6 +84,27 @@ func TestIssuerKeys(t *testing.T) {
 		err := tc.flags.run(t.Context(), &out, tc.file, "", true)
 		if (err == nil) != tc.ok || !strings.Contains(out.String(), tc.says) {
 			t.Errorf("%s: %v\n%s", name, err, out.String())
+		}
+	}
+}
+
+func TestFromSDK(t *testing.T) {
+	list := []byte(`[{"arch": "HOPPER", "nonce": "00", "evidence": "AQ==", "certificate": "Ag=="}, {"evidence": "Aw==", "certificate": "BA=="}]`)
+	for i, want := range []byte{1, 3} {
+		ev, err := fromSDK(list, i)
+		if err != nil || ev.Type != attest.TypeNVIDIA || !bytes.Equal(ev.Report, []byte{want}) || !bytes.Equal(ev.Endorsements, []byte{want + 1}) {
+			t.Errorf("device %d: %+v, %v", i, ev, err)
+		}
+	}
+	for name, tc := range map[string]struct {
+		list  []byte
+		index int
+	}{
+		"behind the end": {list, 2}, "before the start": {list, -1}, "empty": {[]byte("[]"), 0}, "cut": {list[:20], 0},
+		"not base64": {[]byte(`[{"evidence": "!"}]`), 0}, "endless": {append(list, bytes.Repeat([]byte(" "), 4<<20)...), 0},
+	} {
+		if ev, err := fromSDK(tc.list, tc.index); err == nil {
+			t.Errorf("%s: %+v", name, ev)
 		}
 	}
 }

@@ -48,6 +48,7 @@ func TestOneImporter(t *testing.T) {
 		"filippo.io/edwards25519":               {"broker/tee/keystone"},
 		"github.com/fxamacker/cbor":             {"broker/tee/nitro", "broker/agent/nsm", "broker/cose", "broker/cose/cosetest"},
 		"github.com/lestrrat-go/jwx":            {"broker/seal", "broker/token", "broker/tee/results"},
+		"golang.org/x/crypto":                   {"broker/tee/nvidia"},
 		"github.com/prometheus":                 {"broker/telemetry"},
 		module + "broker/internal/grant":        {"broker"},
 		module + "broker/tee/teesim":            {"internal/dev", "internal/load", "cmd/claviger-agent", "broker/brokertest"},

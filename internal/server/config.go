@@ -177,6 +177,7 @@ type Evidence struct {
 	Results   []Result                          `json:"results"`
 	PSA       Arm                               `json:"psa"`
 	CCA       Arm                               `json:"cca"`
+	NVIDIAGPU NVIDIAGPU                         `json:"nvidia_gpu"`
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -276,6 +277,12 @@ func (a Arm) endorsed() ([]arm.Endorsement, error) {
 		return nil, fmt.Errorf("%s: %w", a.Endorsements, err)
 	}
 	return list, nil
+}
+
+// NVIDIAGPU says what NVIDIA's devices are held to.
+type NVIDIAGPU struct {
+	RIMs string `json:"rims"` // folder: reference integrity manifests, NAME.xml
+	OCSP string `json:"ocsp"` // "required" (default) or "optional"
 }
 
 // AgeSpec limits the age of a kind of collateral.
@@ -456,6 +463,9 @@ func (c *Config) Complete() error {
 		case r.MaxAge < 0:
 			bad("evidence.results[%d].max_age: %s is negative", i, time.Duration(r.MaxAge))
 		}
+	}
+	if o := c.Evidence.NVIDIAGPU.OCSP; o != "" && o != "required" && o != "optional" {
+		bad("evidence.nvidia_gpu.ocsp: %q is neither required nor optional", o)
 	}
 	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
 		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")

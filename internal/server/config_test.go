@@ -70,6 +70,8 @@ func TestComplete(t *testing.T) {
 		"evidence.results[1].jwks, roots:":        func(c *Config) { c.Evidence.Results = []Result{{Name: "a", JWKS: "f"}, {Name: "b"}} },
 		"evidence.results[0].max_age:":            func(c *Config) { c.Evidence.Results = []Result{{Name: "a", JWKS: "f", MaxAge: -1}} },
 		"evidence.keystone.security_monitors[0]:": func(c *Config) { c.Evidence.Keystone.SecurityMonitors = []string{strings.Repeat("zz", 64)} },
+
+		"evidence.nvidia_gpu.ocsp:": func(c *Config) { c.Evidence.NVIDIAGPU.OCSP = "never" },
 	} {
 		c := goodConfig()
 		spoil(&c)

@@ -42,6 +42,7 @@ import (
 	"github.com/claviger/claviger/broker/tee/cca"
 	"github.com/claviger/claviger/broker/tee/keystone"
 	"github.com/claviger/claviger/broker/tee/nitro"
+	"github.com/claviger/claviger/broker/tee/nvidia"
 	"github.com/claviger/claviger/broker/tee/psa"
 	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/snp"
@@ -361,6 +362,12 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, err
 	}
+	var rims map[string]*nvidia.RIM
+	if folder := s.cfg.Evidence.NVIDIAGPU.RIMs; folder != "" {
+		if rims, err = nvidia.ReadRIMs(folder); err != nil {
+			return tee.Set{}, fmt.Errorf("evidence.nvidia_gpu.rims: %w", err)
+		}
+	}
 	var issuers []results.Issuer
 	for i, r := range s.cfg.Evidence.Results {
 		in, err := r.issuer()
@@ -381,6 +388,7 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 		SNP: snp.Config{TestRoots: s.opt.TestRoots}, TPM: cfg, GCEAKRoots: gceRoots, Nitro: nitro.Config{MaxAge: time.Duration(s.cfg.Evidence.Nitro.MaxAge)},
 		Keystone: keystone.Config{DeviceKeys: devices, Monitors: monitors}, Results: results.Config{Issuers: issuers},
 		PSA: psa.Config{Endorsements: psaKeys}, CCA: cca.Config{Endorsements: ccaKeys},
+		NVIDIA: nvidia.Config{RIMs: rims, OCSPOptional: s.cfg.Evidence.NVIDIAGPU.OCSP == "optional"},
 	})
 }
 
