@@ -48,7 +48,7 @@ func TestLibrary(t *testing.T) {
 }
 
 func TestExamples(t *testing.T) {
-	for _, name := range []string{"disks", "workload", "tdx_strict", "measured_boot", "measured_boot_grub", "enclave", "azure_disk", "gce_workload", "nitro_enclave", "keystone_enclave", "confidential_space", "psa_device", "cca_realm", "gpu_h100"} {
+	for _, name := range []string{"disks", "workload", "tdx_strict", "measured_boot", "measured_boot_grub", "enclave", "azure_disk", "gce_workload", "nitro_enclave", "keystone_enclave", "confidential_space", "psa_device", "cca_realm", "gpu_h100", "gpu_guest"} {
 		dir := filepath.Join("..", "examples", "policies", name)
 		r, err := Test(t.Context(), TestConfig{Paths: []string{dir}, Coverage: true})
 		if err != nil {

@@ -55,6 +55,7 @@ devices_of(type) := [device | some device in input.attestation.devices; device.t
 # chip_networks_denials(most): requests of the chip came from no more networks
 # than that lately. One that moves has two for a while; so has one whose key was stolen.
 chip_networks_denials(most) := set() if {
+	is_number(most) # a number is less than any set or text
 	input.chip.networks <= most
 } else := {reason("chip_networks", "the chip was seen in several networks at once", "chip.networks", sprintf("%v", [object.get(input, ["chip", "networks"], "missing")]))}
 

@@ -56,3 +56,50 @@ driver_denials(versions) := set() if {
 } else := {common.reason("driver_version", "the driver is of another version", "attestation.nvidia_gpu.driver_version", shown(["driver_version"]))}
 
 shown(path) := common.got_in(array.concat(["nvidia_gpu"], path))
+
+# Devices beside a CPU's evidence (docs/evidence/composite.md): input.attestation.devices.
+
+# gpus_denials(least): at least so many GPUs came with the evidence, each as
+# gpu_denials wants it, each in one of these modes; switches as switch_denials wants them.
+gpus_denials(least, modes) := ({r |
+	count(gpus) < least
+	r := object.union(
+		common.reason("gpus_missing", "fewer GPUs came with the evidence than the policy asks for", "attestation.devices", sprintf("%d", [count(gpus)])),
+		{"nearest": sprintf("%d", [least])},
+	)
+} | {r |
+	some device in gpus
+	some r in (gpu_denials | mode_denials(modes)) with input.attestation as device
+}) | {r |
+	some device in switches
+	some r in switch_denials with input.attestation as device
+}
+
+gpus := [device | some device in common.devices_of("nvidia-gpu"); object.get(device, ["nvidia_gpu", "device"], "") != "nvswitch"]
+
+switches := [device | some device in common.devices_of("nvidia-gpu"); device.nvidia_gpu.device == "nvswitch"]
+
+# topology_denials: GPUs and switches name each other. This is where the hardware
+# tells devices of one machine from those of two: each GPU is linked to the switches
+# that came, and no others, and each switch to the GPUs that came.
+topology_denials := ({r |
+	some device in gpus
+	linked := {pdi | some pdi in device.nvidia_gpu.switch_pdis}
+	linked != {s.chip_id | some s in switches}
+	r := common.reason("topology", "a GPU is linked to other switches than came with the evidence", "attestation.devices", device.chip_id)
+} | {r |
+	some device in switches
+	linked := {pdi | some pdi in device.nvidia_gpu.gpu_pdis}
+	linked != {g.chip_id | some g in gpus}
+	r := common.reason("topology", "a switch is linked to other GPUs than came with the evidence", "attestation.devices", device.chip_id)
+}) | {r |
+	some device in array.concat(gpus, switches)
+	not links(device)
+	r := common.reason("topology", "a device does not say what it is linked to", "attestation.devices", object.get(device, "chip_id", ""))
+}
+
+links(device) if {
+	is_array(device.nvidia_gpu.switch_pdis)
+	is_array(device.nvidia_gpu.gpu_pdis)
+	device.chip_id != ""
+}

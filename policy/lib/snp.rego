@@ -50,6 +50,7 @@ at_least(component, minimum) if {
 # privileged level does not speak for the whole guest.
 vmpl_denials(highest) := set() if {
 	is_number(report.vmpl)
+	is_number(highest) # a number is less than any set or text
 	report.vmpl <= highest
 } else := {common.reason("vmpl", sprintf("the report is from a VMPL above %v", [highest]), "attestation.sev_snp.vmpl", shown(["vmpl"]))}
 

@@ -96,4 +96,5 @@ test_chip_in_several_networks if {
 	common.chip_networks_denials(1) == set() with input as {"chip": {"networks": 1}}
 	rules(common.chip_networks_denials(1)) == {"chip_networks"} with input as {"chip": {"networks": 2}}
 	rules(common.chip_networks_denials(1)) == {"chip_networks"} with input as {}
+	rules(common.chip_networks_denials({1})) == {"chip_networks"} with input as {"chip": {"networks": 1}}
 }

@@ -64,3 +64,46 @@ test_lists if {
 	rules(nvidia_gpu.mode_denials({"mpt"})) == {"cc_mode"} with input as good
 	rules(nvidia_gpu.driver_denials(set())) == {"driver_version"} with input as good
 }
+
+gpu(pdi, switches) := json.patch(good.attestation, [
+	{"op": "add", "path": "chip_id", "value": pdi},
+	{"op": "add", "path": "nvidia_gpu/switch_pdis", "value": switches},
+	{"op": "add", "path": "nvidia_gpu/gpu_pdis", "value": []},
+])
+
+switch(pdi, gpus) := json.patch(gpu(pdi, []), [
+	{"op": "add", "path": "nvidia_gpu/device", "value": "nvswitch"},
+	{"op": "add", "path": "nvidia_gpu/gpu_pdis", "value": gpus},
+])
+
+guest(devices) := {"attestation": {"type": "sev-snp", "devices": devices}}
+
+test_gpus_beside_a_cpu if {
+	nvidia_gpu.gpus_denials(2, {"spt"}) == set() with input as guest([gpu("g1", []), gpu("g2", []), {"type": "tpm"}])
+	rules(nvidia_gpu.gpus_denials(2, {"spt"})) == {"gpus_missing"} with input as guest([gpu("g1", [])])
+	rules(nvidia_gpu.gpus_denials(1, {"spt"})) == {"gpus_missing"} with input as {}
+	rules(nvidia_gpu.gpus_denials(1, {"mpt"})) == {"cc_mode"} with input as guest([gpu("g1", [])])
+	nvidia_gpu.gpus_denials(1, {"spt"}) == set() with input as guest([gpu("g1", []), switch("s1", ["g1"])])
+	bad := json.patch(gpu("g2", []), [{"op": "add", "path": "nvidia_gpu/rim", "value": "mismatched"}])
+	rules(nvidia_gpu.gpus_denials(1, {"spt"})) == {"rim_not_matched"} with input as guest([gpu("g1", []), bad])
+	revoked := json.patch(switch("s1", ["g1"]), [{"op": "add", "path": "nvidia_gpu/revocation", "value": "unknown"}])
+	rules(nvidia_gpu.gpus_denials(1, {"spt"})) == {"revocation_unknown"} with input as guest([gpu("g1", []), revoked])
+	count(nvidia_gpu.gpus_denials(1, {"spt"})) > 0 with input as guest([{"type": "nvidia-gpu"}])
+}
+
+test_topology if {
+	both := ["s1", "s2"]
+	nvidia_gpu.topology_denials == set() with input as guest([gpu("g1", []), gpu("g2", [])])
+	nvidia_gpu.topology_denials == set() with input as guest([gpu("g1", both), gpu("g2", both), switch("s1", ["g2", "g1"]), switch("s2", ["g1", "g2"])])
+	every devices in [
+		[gpu("g1", both)],
+		[gpu("g1", both), switch("s1", ["g1"])],
+		[gpu("g1", []), switch("s1", ["g1"])],
+		[gpu("g1", ["s1"]), switch("s1", ["g9"])],
+		[gpu("g1", ["s1"]), gpu("g2", ["s1"]), switch("s1", ["g1"])],
+		[{"type": "nvidia-gpu"}],
+	] {
+		print(devices)
+		rules(nvidia_gpu.topology_denials) == {"topology"} with input as guest(devices)
+	}
+}

@@ -68,6 +68,7 @@ test_tcb_missing if {
 }
 
 test_vmpl if {
+	rules(snp.vmpl_denials({0})) == {"vmpl"} with input as good
 	every odd in [1, 3, null, "0", false] {
 		rules(snp.vmpl_denials(0)) == {"vmpl"} with input as edit("sev_snp/vmpl", odd)
 	}
