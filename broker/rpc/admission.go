@@ -69,8 +69,9 @@ const (
 // Classes are their names, for metrics.
 func Classes() []string { return []string{normal: "normal", boot: "boot"} }
 
-// fair is how many boot requests may go before a normal one that waits.
-const fair = 7
+// fair is how many boot requests may go before a normal one that waits: few
+// normal ones, as their machines need a disk first, but not none for ever.
+const fair = 63
 
 type waiter struct {
 	ready chan struct{} // closed when it has a slot, or err says why not

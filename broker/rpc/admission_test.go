@@ -90,12 +90,12 @@ func TestDiskKeyTakesAPlace(t *testing.T) {
 	})
 }
 
-// TestNobodyStarves: one in eight slots is for whoever has waited longest for something else.
+// TestNobodyStarves: one slot in 64 is for whoever has waited longest for something else.
 func TestNobodyStarves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := NewAdmission(Limits{Concurrency: 1, Queue: 100, QueueTime: time.Hour}, isDisk)
+		a := NewAdmission(Limits{Concurrency: 1, Queue: 4 * fair, QueueTime: time.Hour}, isDisk)
 		names := []string{"db/1", "db/2"}
-		for i := range 20 {
+		for i := range 3 * fair {
 			names = append(names, fmt.Sprintf("disks/%d", i))
 		}
 		served, _ := queueUp(t, a, names, nil)

@@ -147,7 +147,7 @@ func (d commandDevice) Evidence(ctx context.Context, t attest.Transcript) (attes
 		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s printed %d bytes", d.typ, d.command[0], len(out))
 	}
 	if err := json.Unmarshal(out, &made); err != nil || len(made.Report) == 0 {
-		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s did not print JSON with a report: %w", d.typ, d.command[0], err)
+		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s did not print JSON with a report: %v", d.typ, d.command[0], err)
 	}
 	return attest.Evidence{Type: d.typ, Report: made.Report, Endorsements: made.Endorsements, EventLog: made.EventLog}, nil
 }
