@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/claviger/claviger/broker/agent/peercred"
 )
 
 // Socket says how to serve the local API.
@@ -69,7 +71,7 @@ func (d *Delivery) Serve(ctx context.Context, l net.Listener, s Socket) error {
 	srv := &http.Server{
 		Handler: allowed(s.UIDs, mux), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, credKey{}, peer(c))
+			return context.WithValue(ctx, credKey{}, peercred.UID(c))
 		},
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
@@ -78,25 +80,6 @@ func (d *Delivery) Serve(ctx context.Context, l net.Listener, s Socket) error {
 		return err
 	}
 	return nil
-}
-
-// peer is who connected, -1 if the kernel does not say.
-func peer(c net.Conn) int {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return -1
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return -1
-	}
-	uid := -1
-	_ = raw.Control(func(fd uintptr) {
-		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-			uid = int(cred.Uid)
-		}
-	})
-	return uid
 }
 
 func allowed(uids []int, next http.Handler) http.Handler {

@@ -15,10 +15,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/claviger/claviger/broker/agent/peercred"
 )
 
 // Ask is what a caller wants: the key of a volume, or a credential of a unit.
@@ -100,7 +101,7 @@ func (s *Server) answer(ctx context.Context, c net.Conn) {
 		c.Close()
 		return
 	}
-	if uid := peer(u); uid != 0 && uid != os.Geteuid() {
+	if uid := peercred.UID(u); uid != 0 && uid != os.Geteuid() {
 		s.logf("refused a caller of user %d", uid)
 		c.Close() // not systemd, so nothing takes the silence for a key
 		return
@@ -172,21 +173,6 @@ func gone(c *net.UnixConn) bool {
 		hup = err == nil && n == 1 && p[0].Revents&unix.POLLHUP != 0
 	})
 	return hup || err != nil
-}
-
-// peer is the user of the caller, -1 if the kernel does not say.
-func peer(c *net.UnixConn) int {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1
-	}
-	uid := -1
-	_ = raw.Control(func(fd uintptr) {
-		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-			uid = int(cred.Uid)
-		}
-	})
-	return uid
 }
 
 func (s *Server) logf(format string, args ...any) {
