@@ -40,7 +40,7 @@ type Claims struct {
 	// NVLink), "ppcie" (several, Protected PCIe: NVLink in the clear), or "unknown".
 	CCMode string `json:"cc_mode"`
 	// SwitchPDIs are those of the switches that a GPU is linked to, GPUPDIs those
-	// of a switch's GPUs, as reported.
+	// of a switch's GPUs: sorted, and in the byte order of their own certificates.
 	SwitchPDIs []string `json:"switch_pdis"`
 	GPUPDIs    []string `json:"gpu_pdis"`
 	LockStatus string   `json:"lock_status"` // of a switch
@@ -72,7 +72,7 @@ func (r *report) read(d *device) (*Claims, error) {
 	}
 	if d.kind == nvSwitch {
 		c.Device, c.CCMode, c.LockStatus = "nvswitch", "unknown", r.hexField(fieldLockStatus)
-		c.GPUPDIs, err = r.pdis(fieldGPUPDIs)
+		c.GPUPDIs, err = r.gpuPDIs()
 		return c, err
 	}
 	c.CCMode = r.ccMode()
@@ -84,7 +84,7 @@ func (r *report) read(d *device) (*Claims, error) {
 			return nil, err
 		}
 	}
-	c.SwitchPDIs, err = r.pdis(fieldPDIs)
+	c.SwitchPDIs, err = r.switchPDIs()
 	return c, err
 }
 

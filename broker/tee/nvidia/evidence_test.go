@@ -147,48 +147,9 @@ type pickled struct {
 
 // TestSharedSets: lists of devices, as several SDKs write them.
 func TestSharedSets(t *testing.T) {
-	type device struct{ report, chain []byte }
-	flat := func(t *testing.T, b []byte) (out []device) {
-		var list []struct{ Certificate, Evidence []byte }
-		if err := json.Unmarshal(b, &list); err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range list {
-			out = append(out, device{e.Evidence, e.Certificate})
-		}
-		return out
-	}
-	python := func(t *testing.T, b []byte) (out []device) {
-		var set struct {
-			GPUs []struct {
-				AttestationReport pickled
-				CertificateChains struct{ GpuAttestationCertificateChain []pickled }
-			}
-			NVSwitches []struct {
-				Report pickled   `json:"attestation_report"`
-				Chain  []pickled `json:"attestation_cert_chain"`
-			}
-		}
-		if err := json.Unmarshal(b, &set); err != nil {
-			t.Fatal(err)
-		}
-		chain := func(certs []pickled) (b []byte) {
-			for _, c := range certs {
-				b = slices.Concat(b, c.PEM, c.B64)
-			}
-			return b
-		}
-		for _, g := range set.GPUs {
-			out = append(out, device{g.AttestationReport.B64, chain(g.CertificateChains.GpuAttestationCertificateChain)})
-		}
-		for _, s := range set.NVSwitches {
-			out = append(out, device{s.Report.B64, chain(s.Chain)})
-		}
-		return out
-	}
 	for _, tc := range []struct {
 		file   string
-		read   func(*testing.T, []byte) []device
+		read   func(*testing.T, []byte) []sample
 		n      int
 		models []string
 		nonce  string
@@ -222,6 +183,90 @@ func TestSharedSets(t *testing.T) {
 				if len(devices) > 1 {
 					_, err = v.Verify(t.Context(), attest.Evidence{Type: attest.TypeNVIDIA, Report: devices[(i+1)%tc.n].report, Endorsements: d.chain}, attest.Unbound(), nil, at("2026-06-01T00:00:00Z"))
 					wantError(t, err, "nvidia.signature", attest.ReasonSignature)
+				}
+			}
+		})
+	}
+}
+
+// sample is a device's evidence in a shared file.
+type sample struct{ report, chain []byte }
+
+// flat reads the list of NVIDIA's SDK.
+func flat(t *testing.T, b []byte) (out []sample) {
+	var list []struct{ Certificate, Evidence []byte }
+	if err := json.Unmarshal(b, &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		out = append(out, sample{e.Evidence, e.Certificate})
+	}
+	return out
+}
+
+// python reads the sets of Google's tools.
+func python(t *testing.T, b []byte) (out []sample) {
+	var set struct {
+		GPUs []struct {
+			AttestationReport pickled
+			CertificateChains struct{ GpuAttestationCertificateChain []pickled }
+		}
+		NVSwitches []struct {
+			Report pickled   `json:"attestation_report"`
+			Chain  []pickled `json:"attestation_cert_chain"`
+		}
+	}
+	if err := json.Unmarshal(b, &set); err != nil {
+		t.Fatal(err)
+	}
+	chain := func(certs []pickled) (b []byte) {
+		for _, c := range certs {
+			b = slices.Concat(b, c.PEM, c.B64)
+		}
+		return b
+	}
+	for _, g := range set.GPUs {
+		out = append(out, sample{g.AttestationReport.B64, chain(g.CertificateChains.GpuAttestationCertificateChain)})
+	}
+	for _, s := range set.NVSwitches {
+		out = append(out, sample{s.Report.B64, chain(s.Chain)})
+	}
+	return out
+}
+
+// TestSharedTopology: GPUs and switches of one chassis name each other.
+func TestSharedTopology(t *testing.T) {
+	for name, read := range map[string]func() []sample{
+		"nvtrust": func() []sample {
+			return append(flat(t, shared(t, "nvtrust/gpu_evidence.json")), flat(t, shared(t, "nvtrust/switch_evidence.json"))...)
+		},
+		"go-nvattest-tools": func() []sample { return python(t, shared(t, "go-nvattest-tools/test_ppcie_data.json")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := newVerifier(t, lenient)
+			ids, linked := map[string][]string{}, map[string][][]string{}
+			for i, d := range read() {
+				cl, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeNVIDIA, Report: d.report, Endorsements: d.chain}, attest.Unbound(), nil, at("2026-06-01T00:00:00Z"))
+				if err != nil {
+					t.Fatalf("device %d: %v", i, err)
+				}
+				c := cl.NVIDIA.(*nvidia.Claims)
+				ids[c.Device] = append(ids[c.Device], cl.ChipID)
+				if c.Device == "gpu" {
+					linked["nvswitch"] = append(linked["nvswitch"], c.SwitchPDIs)
+				} else {
+					linked["gpu"] = append(linked["gpu"], c.GPUPDIs)
+				}
+			}
+			if len(ids["gpu"]) != 8 || len(ids["nvswitch"]) != 4 {
+				t.Fatalf("devices %v", ids)
+			}
+			for kind, lists := range linked {
+				slices.Sort(ids[kind])
+				for _, l := range lists {
+					if !slices.Equal(l, ids[kind]) {
+						t.Errorf("linked to %v, and there are %v", l, ids[kind])
+					}
 				}
 			}
 		})

@@ -154,7 +154,7 @@ func newSim(t testing.TB, chip string) *sim {
 	n := 64
 	if chip == "LS_10" {
 		n = 31
-		s.fields = []field{{6, []byte("96.10.6d.00.01")}, {22, []byte{1, 2, 3, 4, 5, 6, 7, 8}}, {26, bytes.Repeat([]byte{7}, 16)}, {25, []byte{1, 0}}}
+		s.fields = []field{{6, []byte("96.10.6d.00.01")}, {22, []byte{1, 2, 3, 4, 5, 6, 7, 8}}, {26, switchLinks}, {25, []byte{1, 0}}}
 	} else {
 		s.fields = []field{
 			{6, []byte{0x00, 0x9f, 0x00, 0x96, 1, 0, 0, 0}},
@@ -324,10 +324,13 @@ func TestClaims(t *testing.T) {
 		t.Fatal(err)
 	}
 	c = cl.NVIDIA.(*nvidia.Claims)
-	if cl.HardwareModel != "LS10" || c.Device != "nvswitch" || c.VBIOSVersion != "96.10.6D.00.01" || len(c.GPUPDIs) != 2 || c.LockStatus != "0100" || c.DriverVersion != "" || c.CCMode != "unknown" {
+	if cl.HardwareModel != "LS10" || c.Device != "nvswitch" || c.VBIOSVersion != "96.10.6D.00.01" || !slices.Equal(c.GPUPDIs, []string{"0102030405060708", "0707070707070707"}) || c.LockStatus != "0100" || c.DriverVersion != "" || c.CCMode != "unknown" {
 		t.Errorf("claims of a switch %+v, %+v", cl, c)
 	}
 }
+
+// switchLinks is what a switch says of two GPUs and of which port leads to which.
+var switchLinks = slices.Concat(bytes.Repeat([]byte{7}, 8), []byte{1, 2, 3, 4, 5, 6, 7, 8}, make([]byte, 16), bytes.Repeat([]byte{0xff}, 32), bytes.Repeat([]byte{0, 1}, 32))
 
 // TestModes: what the report says of its mode, in both of its forms.
 func TestModes(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -170,18 +171,45 @@ func (r *report) text(field uint16) (string, error) {
 // hexField is a field in hex, in the byte order of the report.
 func (r *report) hexField(field uint16) string { return hex.EncodeToString(r.fields[field]) }
 
-// pdis are device identifiers in hex; a field of zeros and repetitions is
-// taken as it is: a GPU with fewer links repeats or leaves out.
-func (r *report) pdis(field uint16) ([]string, error) {
-	b := r.fields[field]
+// switchPDIs are the switches that a GPU is linked to: one identifier for each
+// of its links, each with its bytes in the other order than in the switch's certificate.
+func (r *report) switchPDIs() ([]string, error) {
+	b := slices.Clone(r.fields[fieldPDIs])
 	if len(b)%pdiSize != 0 {
-		return nil, fmt.Errorf("opaque field %d of %d bytes, want identifiers of %d", field, len(b), pdiSize)
+		return nil, fmt.Errorf("opaque field %d of %d bytes, want identifiers of %d", fieldPDIs, len(b), pdiSize)
 	}
+	for id := range slices.Chunk(b, pdiSize) {
+		slices.Reverse(id)
+	}
+	return pdis(b), nil
+}
+
+// Identifiers in the field of a switch about its GPUs. Behind them stands, for
+// each port, the index of the GPU that it leads to.
+const gpusOfSwitch = 8
+
+// gpuPDIs are the GPUs that a switch is linked to, in the byte order of their certificates.
+func (r *report) gpuPDIs() ([]string, error) {
+	b := r.fields[fieldGPUPDIs]
+	if len(b) == 0 {
+		return []string{}, nil
+	}
+	if len(b) < gpusOfSwitch*pdiSize {
+		return nil, fmt.Errorf("opaque field %d of %d bytes, want %d identifiers of %d", fieldGPUPDIs, len(b), gpusOfSwitch, pdiSize)
+	}
+	return pdis(b[:gpusOfSwitch*pdiSize]), nil
+}
+
+// pdis are identifiers in hex, sorted, each once. Zeros and ones mean: none.
+func pdis(b []byte) []string {
 	ids := []string{}
-	for ; len(b) > 0; b = b[pdiSize:] {
-		ids = append(ids, hex.EncodeToString(b[:pdiSize]))
+	for id := range slices.Chunk(b, pdiSize) {
+		if s := hex.EncodeToString(id); strings.Trim(s, "0") != "" && strings.Trim(s, "f") != "" {
+			ids = append(ids, s)
+		}
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // vbiosVersion is "96.00.9F.00.01". A switch writes it as text; a GPU as
