@@ -204,11 +204,8 @@ func (e *element) check() (digest []byte, err error) {
 			return nil, fmt.Errorf("what is signed has %.200s where NVIDIA's has %s", got, want)
 		}
 	}
-	for e.local != "DigestValue" { // it is the last in depth
-		i := slices.IndexFunc(e.children, func(n node) bool {
-			return n.elem != nil && (n.elem.local == "Reference" || n.elem.local == "DigestValue")
-		})
-		e = e.children[i].elem
+	for _, local := range []string{"Reference", "DigestValue"} {
+		e = e.children[slices.IndexFunc(e.children, func(n node) bool { return n.elem != nil && n.elem.local == local })].elem
 	}
 	return e.base64(digestSize)
 }
