@@ -83,7 +83,7 @@ func parseManifest(b []byte) (*manifest, error) {
 		return nil, fmt.Errorf("%d Meta and %d Payload, want one of each", len(metas), len(payloads))
 	}
 	if m.product, m.version = metas[0].attr("", "product"), metas[0].attr("", "colloquialVersion"); m.product == "" || m.version == "" {
-		return nil, errors.New("Meta without product or colloquialVersion")
+		return nil, errors.New("no product or colloquialVersion in Meta")
 	}
 	seen := map[int]bool{}
 	for _, e := range payloads[0].named("Resource") {

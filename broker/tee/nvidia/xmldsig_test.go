@@ -381,7 +381,7 @@ func TestFlippedBytes(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		passed := 0
-		for i := 0; i < len(doc); i += len(doc)/250 {
+		for i := 0; i < len(doc); i += len(doc) / 250 {
 			for _, flip := range []byte{1, 0x20, 0x80, doc[i] ^ ' '} {
 				if flip == 0 {
 					continue
@@ -471,6 +471,33 @@ func TestExpiredRIM(t *testing.T) {
 		}
 		if c := cl.NVIDIA.(*nvidia.Claims); c.RIM != want || cl.Debuggable != (want != "matched") || len(c.RIMMismatches) != 0 {
 			t.Errorf("after %d days: %+v, debuggable %t", days, c, cl.Debuggable)
+		}
+	}
+}
+
+// TestTestRIMRoot: what a test root vouches for makes a device simulated, however real it is.
+func TestTestRIMRoot(t *testing.T) {
+	const tools, driver, vbios = "go-nvattest-tools/", "NV_GPU_DRIVER_GH100_550.90.07", "NV_GPU_VBIOS_1010_0200_882_96009F0001"
+	ev := attest.Evidence{Type: attest.TypeNVIDIA, Report: sharedReport(t, tools+"test_raw_gpu_attestation_report.dat"), Endorsements: shared(t, tools+"test_gpu_attestation_certificate_chain.dat")}
+	s := newRIMSigner(t)
+	s.releaf(t, func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = at("2025-01-01T00:00:00Z"), at("2027-01-01T00:00:00Z")
+	})
+	published := map[string][]byte{driver: shared(t, tools+"rim/"+driver+".xml"), vbios: shared(t, tools+"rim/"+vbios+".xml")}
+	root, err := nvidia.RIMRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := nvidia.SignedContent(published[vbios], root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mixed := map[string][]byte{driver: published[driver], vbios: s.sign(t, string(own))}
+	for simulated, rims := range map[bool]map[string][]byte{false: published, true: mixed} {
+		v := newVerifier(t, nvidia.Config{OCSPOptional: true, RIMs: rims, TestRIMRoots: []*x509.Certificate{s.root()}})
+		cl, err := v.Verify(t.Context(), ev, attest.Unbound(), nil, at("2025-12-01T00:00:00Z"))
+		if err != nil || cl.Simulated != simulated || cl.NVIDIA.(*nvidia.Claims).RIM != "matched" {
+			t.Errorf("simulated %t, want %t: %+v, %v", cl.Simulated, simulated, cl.NVIDIA, err)
 		}
 	}
 }
