@@ -106,7 +106,7 @@ func signedRIM(b []byte, s *rimSigner) error {
 	return err
 }
 
-// TestSharedSignatures: NVIDIA's manifests, those that NVIDIA and Google altered for their tests, and one without a chain.
+// TestSharedSignatures: NVIDIA's manifests, and those that it has for its tests of failures.
 func TestSharedSignatures(t *testing.T) {
 	const changed, good = "not the one that was signed", ""
 	for file, want := range map[string]string{
@@ -128,6 +128,13 @@ func TestSharedSignatures(t *testing.T) {
 		if want == good && err != nil || want != good && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", file, err, want)
 		}
+	}
+	b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(shared(t, "../ear/trustee/rvps/test-rim.b64"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nvidia.New(nvidia.Config{RIMs: map[string][]byte{"A": b}}); err != nil {
+		t.Errorf("test-rim.b64: %v", err)
 	}
 }
 
