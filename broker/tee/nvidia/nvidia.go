@@ -96,7 +96,7 @@ func New(cfg Config) (*Verifier, error) {
 	roots := append([]*x509.Certificate{v.rimRoot}, cfg.TestRIMRoots...)
 	for _, name := range slices.Sorted(maps.Keys(cfg.RIMs)) {
 		if v.rims[name], err = verifyRIM(cfg.RIMs[name], roots); err != nil {
-			return nil, fmt.Errorf("nvidia: manifest %s.xml: %w", name, err)
+			return nil, fmt.Errorf("nvidia: rims: %s.xml: %w", name, err)
 		}
 	}
 	return v, nil

@@ -34,8 +34,9 @@ var signedInfo = []string{
 // It returns the bytes that are signed, which are all that may be used of the
 // document, and the signer's certificates: the leaf first, the root last.
 //
-// What is believed is read from canonical forms whose digest is signed, never
-// from the document: to take it for another one than its signer did is of no use to an attacker.
+// What is believed is read from canonical forms whose digests are signed, never
+// from the document. So an attacker gains nothing from a document that we read
+// otherwise than its signer did: what comes of it is not what was signed, and is refused.
 func signedContent(doc []byte, roots []*x509.Certificate) (content []byte, certs []*x509.Certificate, err error) {
 	root, err := parseXML(doc)
 	if err != nil {
@@ -98,8 +99,8 @@ func (e *element) find(found []*element) []*element {
 func (e *element) parts(names ...string) ([]*element, error) {
 	var parts []*element
 	var have []string
-	for _, a := range e.attrs {
-		return nil, fmt.Errorf("%s has attribute %.64q", e.local, a)
+	if len(e.attrs) > 0 {
+		return nil, fmt.Errorf("%s has attribute %.64q", e.local, e.attrs[0])
 	}
 	for _, c := range e.children {
 		switch {
