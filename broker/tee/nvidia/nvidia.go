@@ -31,7 +31,8 @@ import (
 //go:embed NVIDIA_Device_Identity_CA.pem
 var deviceRoot []byte
 
-// rimRoot is "NVIDIA CoRIM signing Root CA", as NVIDIA's manifests have it in their signatures.
+// rimRoot is "NVIDIA CoRIM signing Root CA", as NVIDIA's manifests have it in
+// their signatures, and NVIDIA/nvtrust in its verifier (verifier_RIM_root.pem).
 //
 //go:embed NVIDIA_CoRIM_signing_Root_CA.pem
 var rimRoot []byte
