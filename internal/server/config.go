@@ -281,7 +281,7 @@ func (a Arm) endorsed() ([]arm.Endorsement, error) {
 
 // NVIDIAGPU says what NVIDIA's devices are held to.
 type NVIDIAGPU struct {
-	RIMs string `json:"rims"` // folder: reference integrity manifests, NAME.xml
+	RIMs string `json:"rims"` // folder: reference integrity manifests, NAME.xml, signed by NVIDIA
 	OCSP string `json:"ocsp"` // "required" (default) or "optional"
 }
 

@@ -362,7 +362,7 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 	if err != nil {
 		return tee.Set{}, err
 	}
-	var rims map[string]*nvidia.RIM
+	var rims map[string][]byte
 	if folder := s.cfg.Evidence.NVIDIAGPU.RIMs; folder != "" {
 		if rims, err = nvidia.ReadRIMs(folder); err != nil {
 			return tee.Set{}, fmt.Errorf("evidence.nvidia_gpu.rims: %w", err)

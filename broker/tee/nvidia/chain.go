@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -112,25 +113,8 @@ func (v *Verifier) device(ders [][]byte) (*device, attest.Reason, error) {
 			d.certs = append(d.certs, c)
 		}
 		reason = attest.ReasonChain
-		if !v.trusted(d.root()) {
-			return nil, fmt.Errorf("the chain ends at %s, which is not the pinned root", d.root().Subject)
-		}
-		for i, c := range d.certs[:len(d.certs)-1] {
-			issuer := d.certs[i+1]
-			// CheckSignatureFrom wants a CA that may sign certificates.
-			if err := c.CheckSignatureFrom(issuer); err != nil {
-				return nil, fmt.Errorf("certificate %d (%s) is not issued by certificate %d (%s): %w", i, c.Subject, i+1, issuer.Subject, err)
-			}
-			if !bytes.Equal(c.RawIssuer, issuer.RawSubject) {
-				return nil, fmt.Errorf("certificate %d is issued by %s, and followed by %s", i, c.Issuer, issuer.Subject)
-			}
-			// Between an issuer and the leaf stand i CAs. x509 reads an absent length as -1.
-			if n := issuer.MaxPathLen; n >= 0 && i > n {
-				return nil, fmt.Errorf("certificate %d (%s) allows %d CAs below it", i+1, issuer.Subject, n)
-			}
-			if len(c.UnhandledCriticalExtensions) > 0 {
-				return nil, fmt.Errorf("certificate %d (%s) has critical extensions %s", i, c.Subject, c.UnhandledCriticalExtensions)
-			}
+		if err := checkChain(d.certs, v.roots); err != nil {
+			return nil, err
 		}
 		if err := d.read(); err != nil {
 			return nil, err
@@ -140,13 +124,30 @@ func (v *Verifier) device(ders [][]byte) (*device, attest.Reason, error) {
 	return d, reason, err
 }
 
-func (v *Verifier) trusted(root *x509.Certificate) bool {
-	for _, r := range v.roots {
-		if root.Equal(r) {
-			return true
+// checkChain verifies certificates, in order, up to one of roots, except for their dates.
+func checkChain(certs, roots []*x509.Certificate) error {
+	root := certs[len(certs)-1]
+	if !slices.ContainsFunc(roots, root.Equal) {
+		return fmt.Errorf("the chain ends at %s, which is not the pinned root", root.Subject)
+	}
+	for i, c := range certs[:len(certs)-1] {
+		issuer := certs[i+1]
+		// CheckSignatureFrom wants a CA that may sign certificates.
+		if err := c.CheckSignatureFrom(issuer); err != nil {
+			return fmt.Errorf("certificate %d (%s) is not issued by certificate %d (%s): %w", i, c.Subject, i+1, issuer.Subject, err)
+		}
+		if !bytes.Equal(c.RawIssuer, issuer.RawSubject) {
+			return fmt.Errorf("certificate %d is issued by %s, and followed by %s", i, c.Issuer, issuer.Subject)
+		}
+		// Between an issuer and the leaf stand i CAs. x509 reads an absent length as -1.
+		if n := issuer.MaxPathLen; n >= 0 && i > n {
+			return fmt.Errorf("certificate %d (%s) allows %d CAs below it", i+1, issuer.Subject, n)
+		}
+		if len(c.UnhandledCriticalExtensions) > 0 {
+			return fmt.Errorf("certificate %d (%s) has critical extensions %s", i, c.Subject, c.UnhandledCriticalExtensions)
 		}
 	}
-	return false
+	return nil
 }
 
 // read takes what the leaf and the device's certificate say.

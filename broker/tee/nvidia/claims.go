@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/claviger/claviger/broker/attest"
 )
@@ -14,6 +15,7 @@ const (
 	rimMatched    = "matched"    // all that is known of its driver and VBIOS matches
 	rimMismatched = "mismatched" // Claims.RIMMismatches lists what does not
 	rimAbsent     = "absent"     // a manifest that the device needs is not configured
+	rimExpired    = "expired"    // a manifest that it needs is of a signer whose certificates are not valid now
 )
 
 // What the stapled OCSP answers say.
@@ -46,7 +48,7 @@ type Claims struct {
 	LockStatus string   `json:"lock_status"` // of a switch
 	// DICEFlags are the OperationalFlags of the leaf; empty on Hopper, which has none.
 	DICEFlags string `json:"dice_flags"`
-	// RIM is "matched", "mismatched" or "absent"; RIMs are the names of the manifests that are needed.
+	// RIM is "matched", "mismatched", "absent" or "expired"; RIMs are the names of the manifests that are needed.
 	RIM           string   `json:"rim"`
 	RIMs          []string `json:"rims"`
 	RIMMismatches []string `json:"rim_mismatches"` // "measurement_08"
@@ -118,11 +120,10 @@ func (c *Claims) vbiosRIM(version string) string {
 	return strings.ToUpper(strings.Join([]string{"NV_GPU_VBIOS", c.Project, c.ProjectSKU, c.ChipSKU, version}, "_"))
 }
 
-// compare holds the measurements to the configured manifests, and notes the outcome.
-func (v *Verifier) compare(r *report, d *device, c *Claims) {
+// compare holds the measurements to the configured manifests, and notes the
+// outcome. It returns the manifests that count, and what is wrong with an expired one.
+func (v *Verifier) compare(r *report, d *device, c *Claims, now time.Time) (used []*manifest, notCurrent error) {
 	c.RIM, c.RIMs = rimAbsent, c.rimNames(d)
-	golden := map[int][]string{}
-	var bad []int
 	for _, name := range c.RIMs {
 		m, ok := v.rims[name]
 		version := c.VBIOSVersion
@@ -130,9 +131,21 @@ func (v *Verifier) compare(r *report, d *device, c *Claims) {
 			version = c.DriverVersion
 		}
 		// A manifest under the wrong name is none.
-		if !ok || m.Product != strings.ReplaceAll(d.chip, "_", "") || !strings.EqualFold(m.Version, version) {
-			return
+		if !ok || m.product != strings.ReplaceAll(d.chip, "_", "") || !strings.EqualFold(m.version, version) {
+			return nil, nil
 		}
+		if err := m.current(now); err != nil {
+			notCurrent = fmt.Errorf("%s is %w", name, err)
+		}
+		used = append(used, m)
+	}
+	if notCurrent != nil {
+		c.RIM = rimExpired
+		return nil, notCurrent
+	}
+	golden := map[int][]string{}
+	var bad []int
+	for _, m := range used {
 		for i, hashes := range m.golden {
 			if _, ok := golden[i]; ok { // both speak of it: which is right?
 				bad = append(bad, i)
@@ -156,6 +169,7 @@ func (v *Verifier) compare(r *report, d *device, c *Claims) {
 	if len(bad) > 0 {
 		c.RIM = rimMismatched
 	}
+	return used, nil
 }
 
 // measurementName is that of block i+1.

@@ -319,63 +319,48 @@ func TestSharedOCSP(t *testing.T) {
 	}
 }
 
-func rim(t testing.TB, b []byte) *nvidia.RIM {
-	t.Helper()
-	m, err := nvidia.ParseRIM(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
-}
-
-// TestSharedRIMs: NVIDIA's manifests against NVIDIA's reports. Some are altered, which only their
-// signatures show: those are not verified, see the package's documentation.
+// TestSharedRIMs: NVIDIA's manifests against NVIDIA's reports. Altered ones are refused, see TestSharedSignatures.
 func TestSharedRIMs(t *testing.T) {
 	const tools, base, samples = "go-nvattest-tools/", "attestation-sdk/base/", "attestation-sdk/samples/"
 	driver, vbios := "NV_GPU_DRIVER_GH100_550.90.07", "NV_GPU_VBIOS_1010_0200_882_96009F0001"
 	for name, tc := range map[string]struct {
 		report, chain string
 		rims          map[string]string
+		now           string
 		want          string
 		mismatches    string
 	}{
 		"H100": {
 			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
 			map[string]string{driver: tools + "rim/" + driver + ".xml", vbios: tools + "rim/" + vbios + ".xml"},
-			"matched", "[]",
+			"2025-08-21T12:00:00Z", "matched", "[]",
+		},
+		"H100, later": { // its signers' certificates were for two years
+			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
+			map[string]string{driver: tools + "rim/" + driver + ".xml", vbios: tools + "rim/" + vbios + ".xml"},
+			"2026-04-01T00:00:00Z", "expired", "[]",
 		},
 		"no VBIOS": {
 			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
 			map[string]string{driver: tools + "rim/" + driver + ".xml"},
-			"absent", "[]",
+			"2025-08-21T12:00:00Z", "absent", "[]",
 		},
 		"of another version": {
 			tools + "test_raw_gpu_attestation_report.dat", tools + "test_gpu_attestation_certificate_chain.dat",
 			map[string]string{driver: base + "NV_GPU_DRIVER_GH100_550.144.03.xml", vbios: tools + "rim/" + vbios + ".xml"},
-			"absent", "[]",
-		},
-		"mismatch": {
-			samples + "hopperAttestationReport.txt", samples + "hopperCertChain.txt",
-			map[string]string{"NV_GPU_DRIVER_GH100_535.86.09": samples + "NV_GPU_DRIVER_GH100_535.86.09_measurement_mismatch.xml", "NV_GPU_VBIOS_1010_0200_882_96005E0001": samples + "NV_GPU_VBIOS_1010_0200_882_96005E0001_measurement_mismatch.xml"},
-			"mismatched", "[measurement_08 measurement_10 measurement_22 measurement_23 measurement_26 measurement_27 measurement_28 measurement_30 measurement_31 measurement_32 measurement_33 measurement_35 measurement_38 measurement_40 measurement_41 measurement_42]",
+			"2025-08-21T12:00:00Z", "absent", "[]",
 		},
 		"switch": {
 			base + "switchAttestationReport.txt", base + "switchCertChain.txt",
 			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": base + "switchVBIOSRim_NV_SWITCH_BIOS_5612_0002_890_9610550001.xml"},
-			"matched", "[]",
-		},
-		// It calls itself a manifest of GH100.
-		"switch, mismatch": {
-			samples + "switchAttestationReport.txt", samples + "switchCertChain.txt",
-			map[string]string{"NV_SWITCH_BIOS_5612_0002_890_9610550001": samples + "NV_SWITCH_BIOS_5612_0002_890_9610550001_measurement_mismatch.xml"},
-			"absent", "[]",
+			"2026-06-01T00:00:00Z", "matched", "[]",
 		},
 	} {
-		cfg := nvidia.Config{OCSPOptional: true, RIMs: map[string]*nvidia.RIM{}}
+		cfg := nvidia.Config{OCSPOptional: true, RIMs: map[string][]byte{}}
 		for id, file := range tc.rims {
-			cfg.RIMs[id] = rim(t, shared(t, file))
+			cfg.RIMs[id] = shared(t, file)
 		}
-		cl, err := newVerifier(t, cfg).Verify(t.Context(), attest.Evidence{Type: attest.TypeNVIDIA, Report: sharedReport(t, tc.report), Endorsements: shared(t, tc.chain)}, attest.Unbound(), nil, at("2025-08-21T12:00:00Z"))
+		cl, err := newVerifier(t, cfg).Verify(t.Context(), attest.Evidence{Type: attest.TypeNVIDIA, Report: sharedReport(t, tc.report), Endorsements: shared(t, tc.chain)}, attest.Unbound(), nil, at(tc.now))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -401,7 +386,7 @@ func TestSharedMalformedRIMs(t *testing.T) {
 			b = bytes.Replace(b, []byte("<ns0:Payload"), []byte(`<ns0:Meta product="GH100" colloquialVersion="1"/><ns0:Payload`), 1)
 		}
 		name := filepath.Base(f)
-		_, err = nvidia.ParseRIM(b)
+		_, _, _, err = nvidia.ParseManifest(b)
 		// valid_signed_xml is no manifest.
 		good := !strings.HasPrefix(name, "failure_") && name != "valid_signed_xml.xml"
 		// Digests of 10 bytes: a form without sense for reports of SHA-384.

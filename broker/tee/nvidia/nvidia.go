@@ -9,16 +9,15 @@ package nvidia
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/x509"
-	_ "embed" // the root
+	_ "embed" // the roots
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,18 +31,28 @@ import (
 //go:embed NVIDIA_Device_Identity_CA.pem
 var deviceRoot []byte
 
+// rimRoot is "NVIDIA CoRIM signing Root CA", as NVIDIA's manifests have it in
+// their signatures, and NVIDIA/nvtrust in its verifier (verifier_RIM_root.pem).
+//
+//go:embed NVIDIA_CoRIM_signing_Root_CA.pem
+var rimRoot []byte
+
+const rimRootSHA256 = "12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1"
+
 const deviceRootSHA256 = "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48"
 
 // Config of a Verifier.
 type Config struct {
-	// RIMs are NVIDIA's reference integrity manifests, by their names
-	// ("NV_GPU_DRIVER_GH100_550.90.07"). Who gives them here vouches for them.
-	RIMs map[string]*RIM
+	// RIMs are NVIDIA's reference integrity manifests, XML, by their names
+	// ("NV_GPU_DRIVER_GH100_550.90.07"). Each has to be signed under NVIDIA's root.
+	RIMs map[string][]byte
 	// OCSPOptional lets evidence pass without current OCSP answers: the check is
 	// skipped and the collateral claimed as expired. A revoked certificate is refused all the same.
 	OCSPOptional bool
 	// TestRoots are believed beside NVIDIA's root; claims then say simulated. No configuration file can name one.
 	TestRoots []*x509.Certificate
+	// TestRIMRoots are the same for signatures of RIMs.
+	TestRIMRoots []*x509.Certificate
 }
 
 // Verifier appraises evidence of type "nvidia-gpu". Evidence.Report is what NVML
@@ -62,30 +71,48 @@ type Config struct {
 //  7. nvidia.identity: chip and PDI that the report names are the certificates'.
 //  8. nvidia.revocation: a current OCSP answer, good, for each certificate
 //     between leaf and root.
-//  9. nvidia.rim: measurements against the configured manifests. Their outcome
-//     is a claim (rim), and what has not matched is debuggable.
+//  9. nvidia.rim: measurements against the configured manifests, whose
+//     signatures were verified when they were read, and whose signers'
+//     certificates are valid now. The outcome is a claim (rim), and what has not
+//     matched is debuggable.
 type Verifier struct {
-	rims         map[string]*RIM
+	rims         map[string]*manifest
 	ocspOptional bool
 	roots        []*x509.Certificate // the first is NVIDIA's
+	rimRoot      *x509.Certificate   // NVIDIA's
 	chains       memo.Memo[*device]
 	answers      memo.Memo[answer]
 }
 
-// New makes a Verifier.
+// New makes a Verifier. It fails if a manifest is not signed under NVIDIA's root.
 func New(cfg Config) (*Verifier, error) {
-	block, _ := pem.Decode(deviceRoot)
-	if block == nil {
-		return nil, errors.New("nvidia: device root: not PEM")
-	}
-	if d := sha256.Sum256(block.Bytes); hex.EncodeToString(d[:]) != deviceRootSHA256 {
-		return nil, fmt.Errorf("nvidia: device root has digest %x, pinned is %s", d, deviceRootSHA256)
-	}
-	root, err := x509.ParseCertificate(block.Bytes)
+	root, err := pinned(deviceRoot, deviceRootSHA256)
 	if err != nil {
 		return nil, fmt.Errorf("nvidia: device root: %w", err)
 	}
-	return &Verifier{rims: cfg.RIMs, ocspOptional: cfg.OCSPOptional, roots: append([]*x509.Certificate{root}, cfg.TestRoots...)}, nil
+	v := &Verifier{rims: map[string]*manifest{}, ocspOptional: cfg.OCSPOptional, roots: append([]*x509.Certificate{root}, cfg.TestRoots...)}
+	if v.rimRoot, err = pinned(rimRoot, rimRootSHA256); err != nil {
+		return nil, fmt.Errorf("nvidia: root of manifests: %w", err)
+	}
+	roots := append([]*x509.Certificate{v.rimRoot}, cfg.TestRIMRoots...)
+	for _, name := range slices.Sorted(maps.Keys(cfg.RIMs)) {
+		if v.rims[name], err = verifyRIM(cfg.RIMs[name], roots); err != nil {
+			return nil, fmt.Errorf("nvidia: rims: %s.xml: %w", name, err)
+		}
+	}
+	return v, nil
+}
+
+// pinned reads the certificate in an embedded file.
+func pinned(file []byte, digest string) (*x509.Certificate, error) {
+	block, _ := pem.Decode(file)
+	if block == nil {
+		return nil, errors.New("not PEM")
+	}
+	if d := sha256.Sum256(block.Bytes); hex.EncodeToString(d[:]) != digest {
+		return nil, fmt.Errorf("has digest %x, pinned is %s", d, digest)
+	}
+	return x509.ParseCertificate(block.Bytes)
 }
 
 var _ attest.Verifier = (*Verifier)(nil)
@@ -157,11 +184,8 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	t.Pass("validity", "of all certificates, now")
 
-	// A changed report, or another device's. The chain's keys are P-384, see parseCertificate.
-	digest := sha512.Sum384(r.signed)
-	half := signatureSize / 2
-	x, y := new(big.Int).SetBytes(r.signature[:half]), new(big.Int).SetBytes(r.signature[half:])
-	if !ecdsa.Verify(d.leaf().PublicKey.(*ecdsa.PublicKey), digest[:], x, y) {
+	// A changed report, or another device's.
+	if !verifyP384(d.leaf(), r.signed, r.signature) {
 		return none, t.Fail("signature", attest.ReasonSignature, "the report's signature does not verify")
 	}
 	t.Pass("signature", "P-384 by %s", d.leaf().Subject)
@@ -206,14 +230,17 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 
 	// Firmware, or a mode, that NVIDIA did not release. The policy decides.
-	v.compare(r, d, c)
+	rims, notCurrent := v.compare(r, d, c, now)
 	switch c.RIM {
 	case rimAbsent:
 		t.Skip("rim", "not configured: %s", strings.Join(c.RIMs, ", "))
+	case rimExpired:
+		t.Skip("rim", "%v; claimed as rim, for the policy", notCurrent)
 	case rimMismatched:
 		t.Skip("rim", "differ from %s: %s; claimed as rim, for the policy", strings.Join(c.RIMs, ", "), strings.Join(c.RIMMismatches, ", "))
 	default:
 		t.Pass("rim", "%s", strings.Join(c.RIMs, ", "))
 	}
-	return r.claims(d, c, bound, !d.root().Equal(v.roots[0]), state), nil
+	simulated := !d.root().Equal(v.roots[0]) || slices.ContainsFunc(rims, func(m *manifest) bool { return !m.certs[len(m.certs)-1].Equal(v.rimRoot) })
+	return r.claims(d, c, bound, simulated, state), nil
 }

@@ -365,7 +365,7 @@ func TestModes(t *testing.T) {
 }
 
 // manifest makes a RIM that knows these digests, by index.
-func manifest(t testing.TB, version string, golden map[int][]string) *nvidia.RIM {
+func manifest(t testing.TB, signer *rimSigner, version string, golden map[int][]string) []byte {
 	t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, `<SoftwareIdentity xmlns="http://standards.iso.org/iso/19770/-2/2015/schema.xsd" xmlns:h="http://www.w3.org/2001/04/xmlenc#sha384"><Meta product="GH100" colloquialVersion=%q/><Payload>`, version)
@@ -376,12 +376,13 @@ func manifest(t testing.TB, version string, golden map[int][]string) *nvidia.RIM
 		}
 		b.WriteString("/>")
 	}
-	return rim(t, []byte(b.String()+"</Payload></SoftwareIdentity>"))
+	return signer.sign(t, b.String()+"</Payload></SoftwareIdentity>")
 }
 
 func TestRIM(t *testing.T) {
 	digest := func(n int) string { return strings.Repeat(fmt.Sprintf("%02x", n), 48) }
 	const driver, vbios = "NV_GPU_DRIVER_GH100_550.90.07", "NV_GPU_VBIOS_1010_0200_882_96009F0001"
+	signer := newRIMSigner(t)
 	for name, tc := range map[string]struct {
 		driver, vbios map[int][]string
 		edit          func(*sim)
@@ -410,7 +411,8 @@ func TestRIM(t *testing.T) {
 			tc.edit(s)
 		}
 		cfg := s.config()
-		cfg.RIMs = map[string]*nvidia.RIM{driver: manifest(t, "550.90.07", tc.driver), vbios: manifest(t, "96.00.9f.00.01", tc.vbios)}
+		cfg.TestRIMRoots = []*x509.Certificate{signer.root()}
+		cfg.RIMs = map[string][]byte{driver: manifest(t, signer, "550.90.07", tc.driver), vbios: manifest(t, signer, "96.00.9f.00.01", tc.vbios)}
 		cl, err := newVerifier(t, cfg).Verify(t.Context(), s.evidence(t), attest.BindTo(transcript), nil, now)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -423,29 +425,37 @@ func TestRIM(t *testing.T) {
 	// A manifest under another's name.
 	s := newSim(t, "GH100")
 	cfg := s.config()
-	cfg.RIMs = map[string]*nvidia.RIM{driver: manifest(t, "550.90.08", map[int][]string{7: {digest(8)}}), vbios: manifest(t, "96.00.9F.00.01", map[int][]string{0: {digest(1)}})}
+	cfg.TestRIMRoots = []*x509.Certificate{signer.root()}
+	cfg.RIMs = map[string][]byte{driver: manifest(t, signer, "550.90.08", map[int][]string{7: {digest(8)}}), vbios: manifest(t, signer, "96.00.9F.00.01", map[int][]string{0: {digest(1)}})}
 	cl, err := newVerifier(t, cfg).Verify(t.Context(), s.evidence(t), attest.BindTo(transcript), nil, now)
 	if err != nil || cl.NVIDIA.(*nvidia.Claims).RIM != "absent" {
 		t.Errorf("under another's name: %+v, %v", cl.NVIDIA, err)
 	}
 }
 
+// TestReadRIMs: a folder of signed manifests. What is wrong with one stops the broker, and the error names it.
 func TestReadRIMs(t *testing.T) {
-	const good = `<SoftwareIdentity xmlns="http://standards.iso.org/iso/19770/-2/2015/schema.xsd" xmlns:h="http://www.w3.org/2001/04/xmlenc#sha384"><Meta product="GH100" colloquialVersion="1"/>` +
-		`<Payload><Resource type="Measurement" index="7" active="True" alternatives="1" size="48" h:Hash0="080808080808080808080808080808080808080808080808080808080808080808080808080808080808080808080808"/></Payload></SoftwareIdentity>`
+	signer := newRIMSigner(t)
+	good := string(signer.sign(t, goodRIM))
+	signed := func(old, with string) string { return string(signer.sign(t, replace(old, with)(goodRIM))) }
 	for name, tc := range map[string]struct {
 		files map[string]string
-		n     int // 0: refused
+		err   string
 	}{
-		"two":                   {map[string]string{"A.xml": good, "B.xml": good, "README": "text"}, 2},
-		"none":                  {map[string]string{"README": good}, 0},
-		"one broken":            {map[string]string{"A.xml": good, "B.xml": good[:200]}, 0},
-		"a document type":       {map[string]string{"A.xml": `<!DOCTYPE x [<!ENTITY a "b">]>` + good}, 0},
-		"two roots":             {map[string]string{"A.xml": good + good}, 0},
-		"a payload in another":  {map[string]string{"A.xml": strings.Replace(strings.Replace(good, "<Payload>", "<Payload><Payload>", 1), "</Payload>", "</Payload></Payload>", 1)}, 0},
-		"two payloads":          {map[string]string{"A.xml": strings.Replace(good, "</SoftwareIdentity>", "<Payload/></SoftwareIdentity>", 1)}, 0},
-		"an entity":             {map[string]string{"A.xml": strings.Replace(good, "GH100", "&a;", 1)}, 0},
-		"active, in lower case": {map[string]string{"A.xml": strings.Replace(good, "True", "true", 1)}, 0},
+		"two":                    {map[string]string{"A.xml": good, "B.xml": good, "README": "text"}, ""},
+		"none":                   {map[string]string{"README": good}, "no manifest"},
+		"one broken":             {map[string]string{"A.xml": good, "B.xml": good[:200]}, "B.xml"},
+		"one unsigned":           {map[string]string{"A.xml": good, "B.xml": goodRIM}, "B.xml"},
+		"one changed":            {map[string]string{"A.xml": good, "B.xml": replace("0808", "6666")(good)}, "B.xml"},
+		"empty":                  {map[string]string{"A.xml": ""}, "A.xml"},
+		"another root element":   {map[string]string{"A.xml": string(signer.sign(t, `<a></a>`))}, "root element"},
+		"a payload in another":   {map[string]string{"A.xml": string(signer.sign(t, strings.Replace(strings.Replace(goodRIM, "<Payload>", "<Payload><Payload>", 1), "</Payload>", "</Payload></Payload>", 1)))}, "no active measurement"},
+		"two payloads":           {map[string]string{"A.xml": signed("</SoftwareIdentity>", "<Payload></Payload></SoftwareIdentity>")}, "2 Payload"},
+		"no meta":                {map[string]string{"A.xml": string(signer.sign(t, strings.ReplaceAll(goodRIM, "Meta", "Mata")))}, "0 Meta"},
+		"no version":             {map[string]string{"A.xml": signed(`colloquialVersion="1"`, "")}, "colloquialVersion"},
+		"active, in lower case":  {map[string]string{"A.xml": signed("True", "true")}, "active"},
+		"a short digest":         {map[string]string{"A.xml": signed("0808", "08")}, "hex digits"},
+		"a digest of no SHA-384": {map[string]string{"A.xml": signed("h:Hash0", "Hash0")}, "hex digits"},
 	} {
 		dir := t.TempDir()
 		for f, text := range tc.files {
@@ -454,8 +464,11 @@ func TestReadRIMs(t *testing.T) {
 			}
 		}
 		rims, err := nvidia.ReadRIMs(dir)
-		if len(rims) != tc.n || (err == nil) != (tc.n > 0) {
-			t.Errorf("%s: %d manifests, %v", name, len(rims), err)
+		if err == nil {
+			_, err = nvidia.New(nvidia.Config{RIMs: rims, TestRIMRoots: []*x509.Certificate{signer.root()}})
+		}
+		if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+			t.Errorf("%s: %v, want %q", name, err, tc.err)
 		}
 	}
 	if _, err := nvidia.ReadRIMs(filepath.Join(t.TempDir(), "none")); err == nil {
@@ -755,12 +768,12 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-func FuzzParseRIM(f *testing.F) {
-	f.Add([]byte(`<SoftwareIdentity xmlns="http://standards.iso.org/iso/19770/-2/2015/schema.xsd"><Meta product="GH100" colloquialVersion="1"/><Payload/></SoftwareIdentity>`))
+func FuzzParseManifest(f *testing.F) {
+	f.Add([]byte(goodRIM))
 	f.Add([]byte("<a><b></a>"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if m, err := nvidia.ParseRIM(b); err == nil && (m.Product == "" || m.Version == "") {
-			t.Errorf("a manifest without its name: %+v", m)
+		if product, version, golden, err := nvidia.ParseManifest(b); err == nil && (product == "" || version == "" || len(golden) == 0) {
+			t.Errorf("a manifest without a name, or of nothing: %q, %q, %v", product, version, golden)
 		}
 	})
 }

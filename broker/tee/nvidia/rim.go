@@ -1,15 +1,15 @@
 package nvidia
 
 import (
+	"crypto/x509"
 	"encoding/hex"
-	"encoding/xml"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Limits of a reference integrity manifest.
@@ -32,106 +32,121 @@ const (
 	nvdecDisabled = 0x55
 )
 
-// RIM is a reference integrity manifest: what measurements the vendor expects of
-// a driver, or of a VBIOS. Its signature is NOT verified here: it is as good as the place it comes from.
-type RIM struct {
-	Product string // chip: "GH100", "GB100"
-	Version string // of the driver, "550.90.07", or VBIOS, "96.00.9F.00.01"
+// manifest is a reference integrity manifest: what measurements the vendor
+// expects of a driver, or of a VBIOS. It holds what its signer signed, and nothing else.
+type manifest struct {
+	product string // chip: "GH100", "GB100"
+	version string // of the driver, "550.90.07", or VBIOS, "96.00.9F.00.01"
 	// golden are the digests to choose from, by index, of active measurements. Index i is block i+1 of a report.
 	golden map[int][]string
+	// certs are the signer's: the leaf first, the root last. Their dates are for whoever uses the manifest.
+	certs []*x509.Certificate
 }
 
-// ParseRIM reads a manifest: SWID, XML.
-func ParseRIM(b []byte) (*RIM, error) {
-	if len(b) > maxRIM {
-		return nil, fmt.Errorf("RIM of %d bytes, want at most %d", len(b), maxRIM)
+// verifyRIM reads a manifest that is signed under one of roots.
+func verifyRIM(b []byte, roots []*x509.Certificate) (*manifest, error) {
+	content, certs, err := signedContent(b, roots)
+	if err != nil {
+		return nil, err
 	}
-	r := &RIM{golden: map[int][]string{}}
+	m, err := parseManifest(content)
+	if err != nil {
+		return nil, err
+	}
+	m.certs = certs
+	return m, nil
+}
+
+// current says whether the signer's certificates are valid. Those of NVIDIA's signers are for two years.
+func (m *manifest) current(now time.Time) error {
+	for _, c := range m.certs {
+		if now.Before(c.NotBefore) || now.After(c.NotAfter) {
+			return fmt.Errorf("signed by %s, which is valid from %s to %s, not at %s",
+				c.Subject, c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339), now.Format(time.RFC3339))
+		}
+	}
+	return nil
+}
+
+// parseManifest reads a manifest: SWID, XML.
+func parseManifest(b []byte) (*manifest, error) {
+	root, err := parseXML(b)
+	if err != nil {
+		return nil, err
+	}
+	if root.space != nsSWID || root.local != "SoftwareIdentity" {
+		return nil, fmt.Errorf("root element %.128q", root)
+	}
+	m := &manifest{golden: map[int][]string{}}
+	metas, payloads := root.named("Meta"), root.named("Payload")
+	if len(metas) != 1 || len(payloads) != 1 {
+		return nil, fmt.Errorf("%d Meta and %d Payload, want one of each", len(metas), len(payloads))
+	}
+	if m.product, m.version = metas[0].attr("", "product"), metas[0].attr("", "colloquialVersion"); m.product == "" || m.version == "" {
+		return nil, errors.New("no product or colloquialVersion in Meta")
+	}
 	seen := map[int]bool{}
-	count := map[string]int{}
-	dec := xml.NewDecoder(strings.NewReader(string(b)))
-	var path []string
-	for {
-		tok, err := dec.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("RIM: %w", err)
-		}
-		switch t := tok.(type) {
-		case xml.Directive:
-			return nil, errors.New("RIM: has a document type")
-		case xml.EndElement:
-			path = path[:len(path)-1]
-		case xml.StartElement:
-			name := t.Name.Local
-			if t.Name.Space != nsSWID {
-				name = "{" + t.Name.Space + "}" + name
-			}
-			if len(path) == 0 && name != "SoftwareIdentity" {
-				return nil, fmt.Errorf("RIM: root element %.64q", name)
-			}
-			path = append(path, name)
-			// What stands elsewhere, in a signature's objects say, is no part of the manifest.
-			switch strings.Join(path, "/") {
-			case "SoftwareIdentity":
-				count[name]++
-			case "SoftwareIdentity/Meta":
-				count[name]++
-				r.Product, r.Version = attr(t, "", "product"), attr(t, "", "colloquialVersion")
-			case "SoftwareIdentity/Payload":
-				count[name]++
-			case "SoftwareIdentity/Payload/Resource":
-				if err := r.resource(t, seen); err != nil {
-					return nil, fmt.Errorf("RIM: %w", err)
-				}
-			}
+	for _, e := range payloads[0].named("Resource") {
+		if err := m.resource(e, seen); err != nil {
+			return nil, err
 		}
 	}
-	if count["SoftwareIdentity"] != 1 || count["Meta"] != 1 || count["Payload"] != 1 {
-		return nil, fmt.Errorf("RIM: %d SoftwareIdentity, %d Meta and %d Payload, want one of each", count["SoftwareIdentity"], count["Meta"], count["Payload"])
+	if len(m.golden) == 0 {
+		return nil, errors.New("no active measurement")
 	}
-	if r.Product == "" || r.Version == "" {
-		return nil, errors.New("RIM: Meta without product or colloquialVersion")
+	return m, nil
+}
+
+// named are the children of that name. What stands deeper is no part of the manifest.
+func (e *element) named(local string) (found []*element) {
+	for _, c := range e.children {
+		if c.elem != nil && c.elem.space == nsSWID && c.elem.local == local {
+			found = append(found, c.elem)
+		}
 	}
-	if len(r.golden) == 0 {
-		return nil, errors.New("RIM: no active measurement")
+	return found
+}
+
+func (e *element) attr(space, local string) string {
+	for _, a := range e.attrs {
+		if a.space == space && a.local == local {
+			return a.value
+		}
 	}
-	return r, nil
+	return ""
 }
 
 // resource reads one Resource element, a measurement.
-func (r *RIM) resource(t xml.StartElement, seen map[int]bool) error {
-	if typ := attr(t, "", "type"); typ != "Measurement" {
+func (m *manifest) resource(e *element, seen map[int]bool) error {
+	if typ := e.attr("", "type"); typ != "Measurement" {
 		return fmt.Errorf("resource of type %.32q", typ)
 	}
-	index, err := strconv.Atoi(attr(t, "", "index"))
+	index, err := strconv.Atoi(e.attr("", "index"))
 	if err != nil || index < 0 || index > maxIndex {
-		return fmt.Errorf("measurement with index %.32q", attr(t, "", "index"))
+		return fmt.Errorf("measurement with index %.32q", e.attr("", "index"))
 	}
 	if seen[index] {
 		return fmt.Errorf("measurement %d twice", index)
 	}
 	seen[index] = true
-	n, err := strconv.Atoi(attr(t, "", "alternatives"))
+	n, err := strconv.Atoi(e.attr("", "alternatives"))
 	if err != nil || n < 1 || n > maxAlternatives {
-		return fmt.Errorf("measurement %d: %.32q alternatives", index, attr(t, "", "alternatives"))
+		return fmt.Errorf("measurement %d: %.32q alternatives", index, e.attr("", "alternatives"))
 	}
-	if size := attr(t, "", "size"); size != strconv.Itoa(digestSize) {
+	if size := e.attr("", "size"); size != strconv.Itoa(digestSize) {
 		return fmt.Errorf("measurement %d: size %.32q, want %d", index, size, digestSize)
 	}
 	var hashes []string
 	for i := range n {
-		h := strings.ToLower(attr(t, nsSHA384, "Hash"+strconv.Itoa(i)))
+		h := strings.ToLower(e.attr(nsSHA384, "Hash"+strconv.Itoa(i)))
 		if b, err := hex.DecodeString(h); err != nil || len(b) != digestSize {
 			return fmt.Errorf("measurement %d: Hash%d is not %d hex digits", index, i, 2*digestSize)
 		}
 		hashes = append(hashes, h)
 	}
-	switch active := attr(t, "", "active"); active {
+	switch active := e.attr("", "active"); active {
 	case "True":
-		r.golden[index] = hashes
+		m.golden[index] = hashes
 	case "False":
 	default:
 		return fmt.Errorf("measurement %d: active is %.32q", index, active)
@@ -139,33 +154,21 @@ func (r *RIM) resource(t xml.StartElement, seen map[int]bool) error {
 	return nil
 }
 
-func attr(t xml.StartElement, space, name string) string {
-	for _, a := range t.Attr {
-		if a.Name.Space == space && a.Name.Local == name {
-			return a.Value
-		}
-	}
-	return ""
-}
-
-// ReadRIMs reads a folder of manifests, each in a file under its name with ".xml" behind it.
-func ReadRIMs(folder string) (map[string]*RIM, error) {
+// ReadRIMs reads a folder of manifests for Config.RIMs, each in a file under its
+// name with ".xml" behind it. New verifies them.
+func ReadRIMs(folder string) (map[string][]byte, error) {
 	files, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, err
 	}
-	rims := map[string]*RIM{}
+	rims := map[string][]byte{}
 	for _, f := range files {
 		name, ok := strings.CutSuffix(f.Name(), ".xml")
 		if !ok {
 			continue
 		}
-		b, err := os.ReadFile(filepath.Join(folder, f.Name()))
-		if err != nil {
+		if rims[name], err = os.ReadFile(filepath.Join(folder, f.Name())); err != nil {
 			return nil, err
-		}
-		if rims[name], err = ParseRIM(b); err != nil {
-			return nil, fmt.Errorf("%s: %w", f.Name(), err)
 		}
 	}
 	if len(rims) == 0 {
