@@ -28,6 +28,7 @@ test_each_demand_counts if {
 		["debuggable", true, "debuggable"],
 		["hardware_model", "Blackwell", "nvidia_model"],
 		["nvidia_gpu/device", "nvswitch", "nvidia_device"],
+		["nvidia_gpu/rim", "expired", "rim_not_matched"],
 		["nvidia_gpu/rim", "mismatched", "rim_not_matched"],
 		["nvidia_gpu/rim", "absent", "rim_not_matched"],
 		["nvidia_gpu/revocation", "unknown", "revocation_unknown"],
