@@ -25,6 +25,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/attest"
 )
 
@@ -99,6 +100,7 @@ func measure(ctx context.Context, rounds int, benchtime time.Duration) (results,
 			cmd := exec.CommandContext(ctx, filepath.Join(tmp, path.Base(d)+".test"),
 				"-test.run=^$", "-test.bench="+benchmarks, "-test.cpu=1", "-test.benchtime="+benchtime.String())
 			cmd.Dir = d
+			cmd.Env = append(os.Environ(), "GOGC="+strconv.Itoa(broker.GCPercent)) // as the command runs
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w\n%s", d, err, out)
@@ -167,7 +169,8 @@ func (r results) variants(dir, kind string) ([]string, error) {
 }
 
 func (r results) print(to io.Writer, rounds int, benchtime time.Duration) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }
 	// measured prints a line with a floor; without one there is nothing to print.
 	measured := func(name, dir, warm, floor, variant string) error {
@@ -196,7 +199,7 @@ func (r results) print(to io.Writer, rounds int, benchtime time.Duration) error 
 			}
 		}
 	}
-	row("whole release")
+	row("whole release", "", "", "", "", "")
 	vs, err := r.variants(releases, "Release")
 	if err != nil {
 		return err
@@ -206,20 +209,28 @@ func (r results) print(to io.Writer, rounds int, benchtime time.Duration) error 
 			return err
 		}
 	}
-	row("policy")
+	row("policy", "", "", "", "", "")
 	if vs, err = r.variants(policies, "Evaluate"); err != nil {
 		return err
 	}
 	for _, v := range vs {
-		whole := r[key{policies, "Decide", v}]
+		whole, ok := r[key{policies, "Decide", v}]
+		if !ok {
+			return fmt.Errorf("%s: BenchmarkEvaluate %s ran without BenchmarkDecide", policies, v)
+		}
 		row(v, micros(r[key{policies, "Evaluate", v}].ns), micros(0), micros(0), micros(0),
 			"goal: under 100; "+strings.TrimSpace(micros(whole.ns))+" with the conversion of the claims")
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	for line := range strings.Lines(table.String()) {
+		if _, err := fmt.Fprintln(to, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
 	_, err = fmt.Fprintf(to, `
-CPU time in microseconds, garbage collection included: the least of %d runs of %v, on one core.
+CPU time in microseconds, garbage collection included: the least of %d runs of %v, GOMAXPROCS=1.
 Other work on the machine slows down even the least, by its use of caches and of the core's other thread;
 the runs of all lines take turns, so that it slows down a line and its floor alike.
 `, rounds, benchtime)
