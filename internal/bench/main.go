@@ -58,7 +58,7 @@ const (
 
 func main() {
 	log.SetFlags(0)
-	rounds := flag.Int("rounds", 5, "how often each benchmark runs; the least counts")
+	rounds := flag.Int("rounds", 8, "how often each benchmark runs; the least counts")
 	benchtime := flag.Duration("benchtime", 100*time.Millisecond, "how long each run is")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
