@@ -79,7 +79,8 @@ e2e-boot-full: deb vault kernel ## the same with unified kernel images, Secure B
 	CLAVIGER_E2E=full go test -count 1 -timeout 60m -v ./internal/e2e
 
 bench: ## benchmarks beside the cryptographic floor measured in the same run
-	go test -run '^$$' -bench . -benchmem ./broker/... ./policy/...
+	go test -run '^$$' -bench . -benchmem -benchtime 0.5s ./broker/brokertest ./broker/etcd ./broker/seal ./broker/token
+	@go run ./internal/bench
 
 FUZZTIME ?= 10s
 fuzz: ## run each fuzz target briefly

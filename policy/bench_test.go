@@ -3,12 +3,11 @@ package policy
 import (
 	"fmt"
 	"path/filepath"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 // benchCases are the example policies with claims that each allows.
@@ -51,6 +50,14 @@ type benchCase struct {
 	allow  bool
 }
 
+// check wants the answer that this case must have.
+func (c benchCase) check(d broker.Decision, err error) error {
+	if err == nil && d.Allow != c.allow {
+		err = fmt.Errorf("allow %t, reasons %+v", d.Allow, d.Reasons)
+	}
+	return err
+}
+
 func (c benchCase) engine(t testing.TB) *Engine {
 	e := newEngine(t, Config{Dir: filepath.Join("..", "examples", "policies", c.policy)})
 	if err := e.SetReferences(c.sets); err != nil {
@@ -74,14 +81,10 @@ func BenchmarkDecide(b *testing.B) {
 	for name, c := range benchCases(b) {
 		b.Run(name, func(b *testing.B) {
 			e := c.engine(b)
-			b.ReportAllocs()
-			start := cpuTime(b)
-			for b.Loop() {
-				if d, err := e.Decide(b.Context(), c.in); err != nil || d.Allow != c.allow {
-					b.Fatal(d, err)
-				}
-			}
-			b.ReportMetric(float64(cpuTime(b)-start)/float64(b.N), "cpu-ns/op")
+			benchtest.Loop(b, func() error {
+				d, err := e.Decide(b.Context(), c.in)
+				return c.check(d, err)
+			})
 		})
 	}
 }
@@ -96,12 +99,10 @@ func BenchmarkEvaluate(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			b.ReportAllocs()
-			for b.Loop() {
-				if d, err := e.inForce.Load().decide(b.Context(), c.policy, input, c.in.Time, nil); err != nil || d.Allow != c.allow {
-					b.Fatal(d, err)
-				}
-			}
+			benchtest.Loop(b, func() error {
+				d, err := e.inForce.Load().decide(b.Context(), c.policy, input, c.in.Time, nil)
+				return c.check(d, err)
+			})
 		})
 	}
 }
@@ -120,15 +121,6 @@ func BenchmarkManySets(b *testing.B) {
 			b.Fatal(d, err)
 		}
 	}
-}
-
-// cpuTime is what the process used, which neighbours on the machine do not inflate.
-func cpuTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func BenchmarkConvert(b *testing.B) {

@@ -58,6 +58,7 @@ func TestOneImporter(t *testing.T) {
 		module + "broker/tee/teetest":           {},
 		module + "broker/tpmquote/tpmquotetest": {},
 		module + "internal/testservers":         {},
+		module + "internal/bench/benchtest":     {},
 	}
 	for _, p := range packages(t) {
 		for _, imp := range p.imports {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -19,6 +18,7 @@ import (
 	"github.com/claviger/claviger/broker/cose/cosetest"
 	"github.com/claviger/claviger/broker/tee/cca"
 	"github.com/claviger/claviger/broker/tee/teetest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -521,31 +521,32 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// BenchmarkVerify: the floor of a warm appraisal is the realm's signature, of a cold one the platform's beside it.
 func BenchmarkVerify(b *testing.B) {
+	s := benchSim(b)
+	v := s.verifier(b)
+	benchmark(b, s, func() *cca.Verifier { return v })
+}
+
+// BenchmarkVerifyCold has the platform's signature beside the realm's.
+func BenchmarkVerifyCold(b *testing.B) {
+	s := benchSim(b)
+	benchmark(b, s, func() *cca.Verifier { return s.verifier(b) })
+}
+
+// benchSim has P-384 for both keys.
+func benchSim(b *testing.B) *sim {
 	s := newSim(b)
 	s.cpak = cosetest.Key(b, elliptic.P384())
-	ev, warm := evidence(s.token(b)), s.verifier(b)
-	run := func(b *testing.B, verifier func() *cca.Verifier) {
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := verifier().Verify(b.Context(), ev, attest.BindTo(transcript), nil, now); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	b.Run("warm", func(b *testing.B) { run(b, func() *cca.Verifier { return warm }) })
-	b.Run("cold", func(b *testing.B) { run(b, func() *cca.Verifier { return s.verifier(b) }) })
-	b.Run("floor", func(b *testing.B) {
-		digest := fill(1, 48)
-		sig, err := ecdsa.SignASN1(rand.Reader, s.rak, digest)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for b.Loop() {
-			if !ecdsa.VerifyASN1(&s.rak.PublicKey, digest, sig) {
-				b.Fatal("does not verify")
-			}
-		}
+	return s
+}
+
+func benchmark(b *testing.B, s *sim, verifier func() *cca.Verifier) {
+	ev := evidence(s.token(b))
+	benchtest.Loop(b, func() error {
+		_, err := verifier().Verify(b.Context(), ev, attest.BindTo(transcript), nil, now)
+		return err
 	})
 }
+
+// BenchmarkFloor: the realm's signature; the platform's is remembered.
+func BenchmarkFloor(b *testing.B) { benchtest.Floor(b, benchtest.P384) }

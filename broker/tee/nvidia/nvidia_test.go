@@ -28,6 +28,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/nvidia"
 	"github.com/claviger/claviger/broker/tee/teetest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -778,29 +779,25 @@ func FuzzParseManifest(f *testing.F) {
 	})
 }
 
-// BenchmarkVerify is a warm appraisal; its floor is BenchmarkFloor, one P-384 signature over a report.
 func BenchmarkVerify(b *testing.B) {
 	s := newSim(b, "GH100")
-	ev, v := s.evidence(b), newVerifier(b, s.config())
-	for b.Loop() {
-		if _, err := v.Verify(b.Context(), ev, attest.BindTo(transcript), nil, now); err != nil {
-			b.Fatal(err)
-		}
-	}
+	v := newVerifier(b, s.config())
+	benchmark(b, s, func() *nvidia.Verifier { return v })
 }
 
-func BenchmarkFloor(b *testing.B) {
-	k := newKey(b, elliptic.P384())
-	report := make([]byte, 4096)
-	h := sha512.Sum384(report)
-	r, z, err := ecdsa.Sign(rand.Reader, k, h[:])
-	if err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		h := sha512.Sum384(report)
-		if !ecdsa.Verify(&k.PublicKey, h[:], r, z) {
-			b.Fatal("does not verify")
-		}
-	}
+// BenchmarkVerifyCold has the signatures of the chain and of the OCSP answers beside the report's.
+func BenchmarkVerifyCold(b *testing.B) {
+	s := newSim(b, "GH100")
+	benchmark(b, s, func() *nvidia.Verifier { return newVerifier(b, s.config()) })
 }
+
+func benchmark(b *testing.B, s *sim, verifier func() *nvidia.Verifier) {
+	ev := s.evidence(b)
+	benchtest.Loop(b, func() error {
+		_, err := verifier().Verify(b.Context(), ev, attest.BindTo(transcript), nil, now)
+		return err
+	})
+}
+
+// BenchmarkFloor: the report's signature; chain and OCSP answers are remembered.
+func BenchmarkFloor(b *testing.B) { benchtest.Floor(b, benchtest.P384) }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"maps"
@@ -17,6 +16,7 @@ import (
 	"github.com/claviger/claviger/broker/cose/cosetest"
 	"github.com/claviger/claviger/broker/tee/psa"
 	"github.com/claviger/claviger/broker/tee/teetest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -378,26 +378,14 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// BenchmarkVerify against BenchmarkFloor, the one signature in it.
 func BenchmarkVerify(b *testing.B) {
 	d := newDevice(b, psa.ProfileRFC)
 	v, ev := d.verifier(b), evidence(d.token(b))
-	for b.Loop() {
-		if _, err := v.Verify(b.Context(), ev, attest.BindTo(transcript), nil, now); err != nil {
-			b.Fatal(err)
-		}
-	}
+	benchtest.Loop(b, func() error {
+		_, err := v.Verify(b.Context(), ev, attest.BindTo(transcript), nil, now)
+		return err
+	})
 }
 
-func BenchmarkFloor(b *testing.B) {
-	key := cosetest.Key(b, elliptic.P256())
-	sig, err := ecdsa.SignASN1(rand.Reader, key, hash(1))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if !ecdsa.VerifyASN1(&key.PublicKey, hash(1), sig) {
-			b.Fatal("does not verify")
-		}
-	}
-}
+// BenchmarkFloor: the token's signature. Nothing is remembered, so cold is warm.
+func BenchmarkFloor(b *testing.B) { benchtest.Floor(b, benchtest.P256) }

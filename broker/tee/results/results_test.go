@@ -28,6 +28,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/tee/teetest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 var now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
@@ -740,37 +741,30 @@ func FuzzClaims(f *testing.F) {
 	})
 }
 
-// BenchmarkVerify: the floor is one signature of the token's kind.
+// benchSamples are tokens by the kind of their signature.
+var benchSamples = []struct {
+	name, sample string
+	signature    benchtest.Signature
+}{{"RS256", "Google TDX", benchtest.RSA2048}, {"ES256", "Veraison", benchtest.P256}}
+
 func BenchmarkVerify(b *testing.B) {
 	v := newVerifier(b, issuers())
-	for _, s := range []sample{named("Google TDX"), named("Veraison")} {
-		token := s.token()
+	for _, s := range benchSamples {
+		ev := evidence(named(s.sample).token())
 		b.Run(s.name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := v.Verify(b.Context(), evidence(token), attest.BindTo(transcript), nil, now); err != nil {
-					b.Fatal(err)
-				}
-			}
+			benchtest.Loop(b, func() error {
+				_, err := v.Verify(b.Context(), ev, attest.BindTo(transcript), nil, now)
+				return err
+			})
 		})
 	}
-	sum := sha512.Sum512(digest64)
-	b.Run("floor RS256", func(b *testing.B) {
-		sig := must(rsa.SignPKCS1v15(rand.Reader, rsaKey, crypto.SHA512, sum[:]))
-		for b.Loop() {
-			if rsa.VerifyPKCS1v15(&rsaKey.PublicKey, crypto.SHA512, sum[:], sig) != nil {
-				b.Fatal("does not verify")
-			}
-		}
-	})
-	b.Run("floor ES256", func(b *testing.B) {
-		sig := must(ecdsa.SignASN1(rand.Reader, p256, sum[:32]))
-		for b.Loop() {
-			if !ecdsa.VerifyASN1(&p256.PublicKey, sum[:32], sig) {
-				b.Fatal("does not verify")
-			}
-		}
-	})
+}
+
+// BenchmarkFloor: the token's signature. The issuer's keys are configured, so cold is warm.
+func BenchmarkFloor(b *testing.B) {
+	for _, s := range benchSamples {
+		b.Run(s.name, func(b *testing.B) { benchtest.Floor(b, s.signature) })
+	}
 }
 
 func unb64(s string) []byte { return must(base64.RawURLEncoding.DecodeString(s)) }

@@ -18,6 +18,7 @@ import (
 	"github.com/claviger/claviger/broker/dcap/dcaptest"
 	"github.com/claviger/claviger/broker/tee/sgx"
 	"github.com/claviger/claviger/broker/tee/teetest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -261,29 +262,27 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// BenchmarkVerifyWarm: its floor is one P-256 verification (BenchmarkFloorP256 of package tdx).
-func BenchmarkVerifyWarm(b *testing.B) {
+func BenchmarkVerify(b *testing.B) {
 	s := newSim(b)
 	ev := s.evidence(b, 3, enclave())
-	if _, err := s.verify(b, ev); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := s.verify(b, ev); err != nil {
-			b.Fatal(err)
-		}
-	}
+	benchtest.Loop(b, func() error {
+		_, err := s.verify(b, ev)
+		return err
+	})
 }
 
+// BenchmarkVerifyCold has the signatures of the PCK chain, of all collateral and
+// of the quoting enclave's report beside the quote's.
 func BenchmarkVerifyCold(b *testing.B) {
 	s := newSim(b)
 	ev := s.evidence(b, 3, enclave())
-	b.ReportAllocs()
-	for b.Loop() {
+	benchtest.Loop(b, func() error {
 		s.verifier = sgx.New(sgx.Config{TestRoots: []*x509.Certificate{s.Root.Certificate}})
-		if _, err := s.verify(b, ev); err != nil {
-			b.Fatal(err)
-		}
-	}
+		_, err := s.verify(b, ev)
+		return err
+	})
 }
+
+// BenchmarkFloor: the quote's signature; the quoting enclave's report, the same
+// in all quotes of a platform, is remembered with chain and collateral.
+func BenchmarkFloor(b *testing.B) { benchtest.Floor(b, benchtest.P256) }

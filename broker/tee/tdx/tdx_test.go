@@ -2,10 +2,6 @@ package tdx_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
 	"encoding/binary"
@@ -28,6 +24,7 @@ import (
 	"github.com/claviger/claviger/broker/dcap/dcaptest"
 	"github.com/claviger/claviger/broker/tee/tdx"
 	"github.com/claviger/claviger/broker/tee/teetest"
+	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -388,19 +385,30 @@ func TestCOS(t *testing.T) {
 
 // ---- benchmarks
 
-func BenchmarkVerifyWarm(b *testing.B) {
+func BenchmarkVerify(b *testing.B) {
 	s := newSim(b)
 	ev := s.evidence(b, 5, s.td())
-	if _, err := s.verify(b, ev); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := s.verify(b, ev); err != nil {
-			b.Fatal(err)
-		}
-	}
+	benchtest.Loop(b, func() error {
+		_, err := s.verify(b, ev)
+		return err
+	})
 }
+
+// BenchmarkVerifyCold has the signatures of the PCK chain, of all collateral and
+// of the quoting enclave's report beside the quote's.
+func BenchmarkVerifyCold(b *testing.B) {
+	s := newSim(b)
+	ev := s.evidence(b, 5, s.td())
+	benchtest.Loop(b, func() error {
+		s.verifier = tdx.New(tdx.Config{TestRoots: []*x509.Certificate{s.Root.Certificate}})
+		_, err := s.verify(b, ev)
+		return err
+	})
+}
+
+// BenchmarkFloor: the quote's signature; the quoting enclave's report, the same
+// in all quotes of a platform, is remembered with chain and collateral.
+func BenchmarkFloor(b *testing.B) { benchtest.Floor(b, benchtest.P256) }
 
 // BenchmarkVerifyWarmParallel is throughput over all cores.
 func BenchmarkVerifyWarmParallel(b *testing.B) {
@@ -413,34 +421,4 @@ func BenchmarkVerifyWarmParallel(b *testing.B) {
 			}
 		}
 	})
-}
-
-func BenchmarkVerifyCold(b *testing.B) {
-	s := newSim(b)
-	ev := s.evidence(b, 5, s.td())
-	b.ReportAllocs()
-	for b.Loop() {
-		s.verifier = tdx.New(tdx.Config{TestRoots: []*x509.Certificate{s.Root.Certificate}})
-		if _, err := s.verify(b, ev); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-// BenchmarkFloorP256 is one P-256 verification: a warm appraisal cannot cost less.
-func BenchmarkFloorP256(b *testing.B) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	sum := sha256.Sum256([]byte("x"))
-	r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
-	if err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if !ecdsa.Verify(&key.PublicKey, sum[:], r, s) {
-			b.Fatal("does not verify")
-		}
-	}
 }
