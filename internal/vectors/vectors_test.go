@@ -262,6 +262,11 @@ func TestNamedTestsRead(t *testing.T) {
 					t.Errorf("%s is not opened", p)
 				}
 			}
+			for _, p := range slices.Sorted(maps.Keys(opened)) {
+				if l, ok := byFile[p]; ok && l.tests == nil {
+					t.Errorf("%s is opened, and coverage.txt:%d says why no test does", p, l.number)
+				}
+			}
 		})
 	}
 }
