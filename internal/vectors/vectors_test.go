@@ -21,7 +21,7 @@ import (
 	"testing"
 )
 
-var trace = flag.Bool("trace", false, "run every test that coverage.txt names under strace, and want each to open the files it is named for")
+var strace = flag.Bool("strace", false, "run every test that coverage.txt names under strace, and want each to open the files it is named for")
 
 const (
 	root   = "../.."
@@ -221,10 +221,10 @@ var openRE = regexp.MustCompile(`openat\([^"]*"([^"]*)", [^)]*\) = \d`)
 // TestNamedTestsRead is what makes the list more than a promise: it runs the
 // tests that coverage.txt names under strace, and wants each to open the files
 // that it is named for. It compiles and runs a dozen packages again, so it is
-// asked for: go test ./internal/vectors -trace.
+// asked for: go test ./internal/vectors -strace.
 func TestNamedTestsRead(t *testing.T) {
-	if !*trace {
-		t.Skip("asked for by -trace")
+	if !*strace {
+		t.Skip("asked for by -strace")
 	}
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Skip("no strace")
