@@ -2,10 +2,13 @@ package tpmquote
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"os"
 	"strings"
 	"testing"
@@ -114,5 +117,43 @@ func TestSharedKeylime(t *testing.T) {
 	}
 	if err := q.checkPCRs([]attest.PCR{{Index: 16, Digest: make([]byte, 20)}}, key.hash); err == nil || !strings.Contains(err.Error(), "SHA-256 bank") {
 		t.Errorf("PCRs of the SHA-1 bank: %v", err)
+	}
+}
+
+// TestSharedTPM2Tools: a quote that tpm2-tools wrote, with the key's name, the
+// nonce, and the PCRs as it dumps them: a TPML_PCR_SELECTION and a list of
+// TPML_DIGEST as they lie in memory.
+func TestSharedTPM2Tools(t *testing.T) {
+	public := shared(t, "keylime/ak.pub")
+	key, err := ParseKey(public[2:]) // a TPM2B_PUBLIC
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name := shared(t, "keylime/ak.name"); !bytes.Equal(key.Name, name) {
+		t.Errorf("name %x, want %x", key.Name, name)
+	}
+	block, _ := pem.Decode(shared(t, "keylime/akpub.pem"))
+	if k, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil || !key.Public.(*rsa.PublicKey).Equal(k) {
+		t.Errorf("akpub.pem is another key (%v)", err)
+	}
+	q, err := Parse(shared(t, "keylime/quote.out"), shared(t, "keylime/quotesig.out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(q.ExtraData(), shared(t, "keylime/rand.out")) {
+		t.Errorf("qualifying data %x", q.ExtraData())
+	}
+	dump := shared(t, "keylime/quotepcr.out")[4+16*8+4+4:]
+	var pcrs []attest.PCR
+	for i, index := range []int{15, 16, 22} {
+		d := dump[i*66:][:66]
+		pcrs = append(pcrs, attest.PCR{Index: index, Digest: d[2:][:binary.LittleEndian.Uint16(d)]})
+	}
+	if err := q.Verify(dcap.NewTrail("test"), key, pcrs); err != nil {
+		t.Error(err)
+	}
+	// An endorsement key decrypts, and signs no quotes.
+	if _, err := ParseKey(shared(t, "keylime/ek.pub")[2:]); err == nil {
+		t.Error("ek.pub is taken for an attestation key")
 	}
 }

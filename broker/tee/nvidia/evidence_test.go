@@ -139,8 +139,8 @@ func TestSharedEvidence(t *testing.T) {
 	}
 }
 
-// TestSharedClaims: measurements and configuration as other parsers print them,
-// of reports that TestSharedEvidence verifies.
+// TestSharedClaims: the root that others pin, and measurements and configuration
+// as they print them, of reports that TestSharedEvidence verifies.
 func TestSharedClaims(t *testing.T) {
 	verify := func(report, chain string) (attest.Claims, *nvidia.Claims) {
 		ev := attest.Evidence{Type: attest.TypeNVIDIA, Report: sharedReport(t, report), Endorsements: shared(t, chain)}
@@ -162,6 +162,15 @@ func TestSharedClaims(t *testing.T) {
 				t.Errorf("%s: measurement %s is %s, want %s", name, i, got, v)
 			}
 		}
+	}
+
+	peer, _ := pem.Decode(shared(t, "trustee/nvidia/nvidia_device_root.pem"))
+	ours, err := os.ReadFile("NVIDIA_Device_Identity_CA.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if block, _ := pem.Decode(ours); !bytes.Equal(block.Bytes, peer.Bytes) {
+		t.Error("trustee pins another device root")
 	}
 
 	var coco struct {
