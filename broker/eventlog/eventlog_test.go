@@ -154,6 +154,7 @@ func TestFieldLogs(t *testing.T) {
 	for file, want := range map[string][4]string{
 		"trustee/ccel/CCEL_data":              {"2dc712306a963eadb894ad47dbaa17df44814151555aee11cbb843becca88950ffd079664902e6f22c66f7c8213543f4", "0fa3be56af61208bbd179dc7b124988eb929319154663c539d6f46445ecac2fec287075047ff7bd1922829fec28cd3cf", zero, zero},
 		"trustee/ccel/CCEL_data_ovmf":         {"8566f998…e193", "775b9f6b…13c6", "94eaf7a7…f34a", zero},
+		"trustee/tdx/CCEL_data_ovmf":          {"8566f998…e193", "775b9f6b…13c6", "94eaf7a7…f34a", zero},
 		"trustee/ccel/CCEL_data_grub":         {"cec0a104…bd79", "6c289e0c…b670", "08919d01…d31e", zero},
 		"trustee/ccel/CCEL_data_grub_gke":     {"bc994513…544a", "c17cb288…8a7b", "334aeba2…eb6d", zero},
 		"trustee/ccel/CCEL_data_gcp":          {"33009807…304f", "204d49f7…1967", zero, zero},

@@ -564,4 +564,44 @@ func TestLooseQuotes(t *testing.T) {
 			t.Errorf("%s: qualifying data %q, %v", path, q.ExtraData(), err)
 		}
 	}
+	for path, hcl := range map[string]string{
+		"trustee/az-snp-vtpm/tpm-quote-v1.json": "trustee/az-snp-vtpm/hcl-report.bin",
+		"trustee/az-tdx-vtpm/tpm-quote-v1.json": "trustee/az-tdx-vtpm/hcl-report.bin",
+	} {
+		var doc struct {
+			Signature string
+			Message   string
+			PCRs      []string
+		}
+		if err := json.Unmarshal(shared(t, path), &doc); err != nil {
+			t.Fatal(err)
+		}
+		var pcrs []attest.PCR
+		for i, s := range doc.PCRs {
+			pcrs = append(pcrs, attest.PCR{Index: i, Digest: unhex(t, s)})
+		}
+		key, err := tpmquote.NewKey(hclKey(hcl))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := tpmquote.Parse(unhex(t, doc.Message), signature(unhex(t, doc.Signature)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := q.Verify(dcap.NewTrail("test"), key, pcrs); err != nil || string(q.ExtraData()) != "challenge" {
+			t.Errorf("%s: qualifying data %q, %v", path, q.ExtraData(), err)
+		}
+	}
+	// This one is by a key that is nowhere in the collection: of another machine.
+	key, err := tpmquote.NewKey(hclKey("trustee/az-snp-vtpm/hcl-report.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := tpmquote.Parse(shared(t, "trustee/az-snp-vtpm/tpm-quote.msg"), signature(shared(t, "trustee/az-snp-vtpm/tpm-quote.sig")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Verify(dcap.NewTrail("test"), key, nil); attest.ReasonOf(err) != attest.ReasonSignature || string(q.ExtraData()) == "" {
+		t.Errorf("tpm-quote.msg: qualifying data %q, %v", q.ExtraData(), err)
+	}
 }

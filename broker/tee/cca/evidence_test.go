@@ -53,18 +53,22 @@ type jwk struct {
 	Y     string `json:"y"`
 }
 
-func (k jwk) key(t testing.TB) *ecdsa.PublicKey {
-	t.Helper()
+func (k jwk) parse() (*ecdsa.PublicKey, error) {
 	x, err := base64.RawURLEncoding.DecodeString(k.X)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	y, err := base64.RawURLEncoding.DecodeString(k.Y)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	curve := map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384()}[k.Curve]
-	key, err := ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, x, y))
+	return ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, x, y))
+}
+
+func (k jwk) key(t testing.TB) *ecdsa.PublicKey {
+	t.Helper()
+	key, err := k.parse()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,6 +169,16 @@ func TestSharedTokens(t *testing.T) {
 				t.Errorf("as a collection: %v", err)
 			}
 		})
+	}
+	// The bad trust anchor of cca-token-02 is bad in that it is no point: no key comes of it.
+	var bad []struct {
+		Key jwk `json:"pkey"`
+	}
+	if err := json.Unmarshal(shared(t, "rust-ccatoken/ta-02-bad.json"), &bad); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bad[0].Key.parse(); err == nil {
+		t.Error("ta-02-bad.json: a key off the curve is taken")
 	}
 	// What Parsec's token holds.
 	parsec := shared(t, "services/parsec-cca/evidence.cbor")

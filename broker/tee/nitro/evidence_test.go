@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -121,6 +122,34 @@ func TestSharedEvidence(t *testing.T) {
 			_, err = v.Verify(t.Context(), attest.Evidence{Type: attest.TypeNitro, Report: raw}, attest.BindExact(data), nil, late)
 			wantError(t, err, "nitro.age", attest.ReasonValidity)
 		})
+	}
+}
+
+// TestSharedSnapshot: a document says what another verifier reads of it.
+func TestSharedSnapshot(t *testing.T) {
+	parts := strings.SplitN(string(shared(t, "dstack/dstack-attest/nitro_verify__nitro_report.snap")), "---\n", 3)
+	var want struct {
+		ModuleID  string            `json:"module_id"`
+		PCRs      map[string]string `json:"pcrs"`
+		UserData  string            `json:"user_data"`
+		Timestamp int64             `json:"timestamp"`
+	}
+	if err := json.Unmarshal([]byte(parts[len(parts)-1]), &want); err != nil {
+		t.Fatal(err)
+	}
+	raw := unframe(t, shared(t, "dstack/dstack-attest/nitro_attestation.bin"))
+	cl, err := newVerifier(t, nitro.Config{}).Verify(t.Context(), attest.Evidence{Type: attest.TypeNitro, Report: raw}, attest.Unbound(), nil, time.UnixMilli(want.Timestamp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := cl.Nitro.(*nitro.Claims)
+	if !strings.HasPrefix(want.ModuleID, c.InstanceID+"-enc") || c.UserData != want.UserData || c.Timestamp.UnixMilli() != want.Timestamp || len(want.PCRs) != 3 {
+		t.Errorf("claims %+v, want %+v", c, want)
+	}
+	for name, v := range want.PCRs {
+		if cl.Measurements[name] != v {
+			t.Errorf("%s is %s, want %s", name, cl.Measurements[name], v)
+		}
 	}
 }
 

@@ -139,6 +139,87 @@ func TestSharedEvidence(t *testing.T) {
 	}
 }
 
+// TestSharedClaims: the root that others pin, and measurements and configuration
+// as they print them, of reports that TestSharedEvidence verifies.
+func TestSharedClaims(t *testing.T) {
+	verify := func(report, chain string) (attest.Claims, *nvidia.Claims) {
+		ev := attest.Evidence{Type: attest.TypeNVIDIA, Report: sharedReport(t, report), Endorsements: shared(t, chain)}
+		cl, err := newVerifier(t, lenient).Verify(t.Context(), ev, attest.Unbound(), nil, at("2025-08-21T12:00:00Z"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cl, cl.NVIDIA.(*nvidia.Claims)
+	}
+	same := func(name string, cl attest.Claims, want map[string]string) {
+		if len(cl.Measurements) != len(want) {
+			t.Errorf("%s: %d measurements, want %d", name, len(cl.Measurements), len(want))
+		}
+		for i, v := range want {
+			if len(i) == 1 {
+				i = "0" + i
+			}
+			if got := cl.Measurements["measurement_"+i]; got != strings.TrimPrefix(v, "0x") {
+				t.Errorf("%s: measurement %s is %s, want %s", name, i, got, v)
+			}
+		}
+	}
+
+	peer, _ := pem.Decode(shared(t, "trustee/nvidia/nvidia_device_root.pem"))
+	ours, err := os.ReadFile("NVIDIA_Device_Identity_CA.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if block, _ := pem.Decode(ours); !bytes.Equal(block.Bytes, peer.Bytes) {
+		t.Error("trustee pins another device root")
+	}
+
+	var coco struct {
+		Arch         string
+		Config       map[string]any
+		Measurements map[string]string
+	}
+	if err := json.Unmarshal(shared(t, "trustee/nvidia/hopperAttestationReport-claims.txt"), &coco); err != nil {
+		t.Fatal(err)
+	}
+	cl, c := verify("trustee/nvidia/hopperAttestationReport.txt", "trustee/nvidia/hopper_cert_chain_case1.txt")
+	same("trustee", cl, coco.Measurements)
+	for name, got := range map[string]string{"board_id": c.BoardID, "chip_sku": c.ChipSKU, "driver_version": c.DriverVersion, "fwid": c.FWID, "project": c.Project, "project_sku": c.ProjectSKU, "vbios_version": strings.ToLower(c.VBIOSVersion)} {
+		if got != coco.Config[name] {
+			t.Errorf("trustee: %s is %q, want %q", name, got, coco.Config[name])
+		}
+	}
+	if cl.HardwareModel != coco.Arch {
+		t.Errorf("trustee: model %q, want %q", cl.HardwareModel, coco.Arch)
+	}
+
+	for _, prefix := range []string{"", "switch_"} {
+		var response struct {
+			Record struct {
+				Blocks map[string]struct {
+					Value string `json:"DMTFSpecMeasurementValue"`
+				} `json:"MeasurementBlocks"`
+			} `json:"MeasurementRecord"`
+		}
+		var request struct{ Nonce string }
+		if err := json.Unmarshal(shared(t, "attestation-sdk/base/"+prefix+"spdm_parsed_output.json"), &response); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(shared(t, "attestation-sdk/base/"+prefix+"spdm_req_parsed_output.json"), &request); err != nil {
+			t.Fatal(err)
+		}
+		device := map[string]string{"": "hopper", "switch_": "switch"}[prefix]
+		cl, _ := verify("attestation-sdk/base/"+device+"AttestationReport.txt", "attestation-sdk/base/"+device+"CertChain.txt")
+		want := map[string]string{}
+		for i, b := range response.Record.Blocks {
+			want[i] = b.Value
+		}
+		same(device, cl, want)
+		if "0x"+cl.ReportData != request.Nonce {
+			t.Errorf("%s: nonce %s, want %s", device, cl.ReportData, request.Nonce)
+		}
+	}
+}
+
 // pickled is how the Python of NVIDIA/nvtrust writes bytes.
 type pickled struct {
 	B64 []byte `json:"py/b64"`

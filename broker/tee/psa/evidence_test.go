@@ -8,11 +8,14 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/cose/cosetest"
 	"github.com/claviger/claviger/broker/tee/psa"
 )
 
@@ -122,6 +125,21 @@ func TestSharedClaims(t *testing.T) {
 	if err != nil || len(files) < 25 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
+	// Claim sets beside tokens and for a signing tool.
+	more := map[string]bool{
+		"services/psa-iot/psa.good.json":                             true,
+		"../cca/evcli/psa-claims-profile-1.json":                     true,
+		"../cca/evcli/psa-claims-profile-2.json":                     true,
+		"../cca/evcli/psa-claims-profile-2-integ.json":               true,
+		"../cca/evcli/psa-claims-profile-2-without-nonce.json":       false,
+		"../cca/evcli/psa-claims-profile-2-integ-without-nonce.json": false,
+		"../cca/evcli/psa-claims-bad-no-implid.json":                 false,
+	}
+	good := map[string]bool{}
+	for file, ok := range more {
+		file = filepath.Join(filepath.FromSlash(sharedDir), filepath.FromSlash(file))
+		files, good[file] = append(files, file), ok
+	}
 	decode := func(name string, v any) any {
 		switch v := v.(type) {
 		case float64:
@@ -200,9 +218,77 @@ func TestSharedClaims(t *testing.T) {
 					t.Logf("%s: %v", profile, err)
 				}
 			}
-			if want := strings.Contains(file, "-valid-"); accepted != want {
+			if want := good[file] || strings.Contains(file, "-valid-"); accepted != want {
 				t.Errorf("accepted %v, want %v", accepted, want)
 			}
 		})
 	}
+}
+
+// TestSharedDiagnostic: the same source's claims in CBOR's diagnostic notation,
+// which are whole tokens but for their signature.
+func TestSharedDiagnostic(t *testing.T) {
+	shared(t, "psatoken/claims/P1ClaimsAll.diag")
+	files, err := filepath.Glob(filepath.Join(filepath.FromSlash(sharedDir), "psatoken", "claims", "*.diag"))
+	if err != nil || len(files) < 10 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range append(files, filepath.Join(filepath.FromSlash(sharedDir), "psatoken", "tf-m", "psa-2_0_0_claims.diag")) {
+		name := filepath.Base(file)
+		t.Run(name, func(t *testing.T) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := newDevice(t, psa.Profile2)
+			token := cosetest.Sign(t, d.key, cosetest.Encode(t, fromDiagnostic(t, b)))
+			_, err = newVerifier(t, psa.Config{Unendorsed: true}).Verify(t.Context(), evidence(token), attest.Unbound(), nil, now)
+			want := !strings.Contains(name, "Missing") && !strings.Contains(name, "Invalid")
+			if (err == nil) != want || err != nil && !strings.HasPrefix(err.Error(), "psa.format") {
+				t.Errorf("%v, want it accepted: %v", err, want)
+			}
+		})
+	}
+}
+
+// fromDiagnostic reads as much of CBOR's diagnostic notation (RFC 8949 §8) as
+// these files use, by way of JSON: a map of numbers.
+func fromDiagnostic(t *testing.T, b []byte) any {
+	t.Helper()
+	s := regexp.MustCompile(`/ [^/\n]* /`).ReplaceAllString(string(b), "")
+	s = regexp.MustCompile(`h'([0-9A-Fa-f]*)'`).ReplaceAllString(s, `"hex:$1"`)
+	s = regexp.MustCompile(`([{,]\s*)(-?[0-9]+): `).ReplaceAllString(s, `$1"$2": `)
+	var doc any
+	if err := json.Unmarshal([]byte(s), &doc); err != nil {
+		t.Fatalf("%v in %s", err, s)
+	}
+	var convert func(v any) any
+	convert = func(v any) any {
+		switch v := v.(type) {
+		case map[string]any:
+			m := map[any]any{}
+			for k, x := range v {
+				n, err := strconv.Atoi(k)
+				if err != nil {
+					t.Fatal(err)
+				}
+				m[n] = convert(x)
+			}
+			return m
+		case []any:
+			out := []any{}
+			for _, x := range v {
+				out = append(out, convert(x))
+			}
+			return out
+		case float64:
+			return int64(v)
+		case string:
+			if h, ok := strings.CutPrefix(v, "hex:"); ok {
+				return unhex(t, h)
+			}
+		}
+		return v
+	}
+	return convert(doc)
 }

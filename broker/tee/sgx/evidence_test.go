@@ -194,6 +194,36 @@ func TestSharedQuotes(t *testing.T) {
 	}
 }
 
+// TestSharedBundle: a quote and its TCB info in Oasis's container. The time is
+// that of the documents, whose QE identity is read from beside it.
+func TestSharedBundle(t *testing.T) {
+	raw := shared(t, "oasis-core/pcs_quote_bundle.cbor")
+	_, quote, ok := bytes.Cut(raw, []byte("equoteY")) // text of 5 bytes, byte string with a length of 16 bits
+	if !ok {
+		t.Fatal("no quote")
+	}
+	quote = quote[2:][:binary.BigEndian.Uint16(quote)]
+	v := sgx.New(sgx.Config{CollateralOptional: true})
+	at := time.Date(2023, 1, 10, 0, 0, 0, 0, time.UTC)
+	cl, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeSGX, Report: quote}, attest.Unbound(), nil, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := cl.SGX.(*sgx.Claims); !c.ATTRIBUTES.Init || cl.Simulated || len(c.MRENCLAVE) != 64 {
+		t.Errorf("claims %+v", cl)
+	}
+	if _, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeSGX, Report: raw}, attest.Unbound(), nil, at); attest.ReasonOf(err) != attest.ReasonUnsupported {
+		t.Errorf("the container as a quote: %v", err)
+	}
+	// Certificates of RA-TLS, made to be refused, and collateral are no quotes.
+	for _, path := range []string{"openenclave/sgx_cert_ec_bad.der", "openenclave/sgx_cert_rsa_bad.der", "openenclave/endorsements", "rust-sgx/dcap-ql/encrypted_ppid.bin"} {
+		_, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeSGX, Report: shared(t, path)}, attest.Unbound(), nil, at)
+		if r := attest.ReasonOf(err); r != attest.ReasonUnsupported && r != attest.ReasonMalformed {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 // TestOldRoot: quotes whose root is Intel's certificate of before 2020, where
 // that is trusted. Two have their chain in another order than Intel's (leaf,
 // root, CA), which is put right here: no signature covers it.
@@ -288,6 +318,15 @@ func TestTrusteeClaims(t *testing.T) {
 	file := shared(t, "trustee/sgx/occlum_quote.dat")
 	if !bytes.Equal(inner.Quote, file) {
 		t.Errorf("the request has %d bytes of quote, the file %d", len(inner.Quote), len(file))
+	}
+	// The request in its later form.
+	var later struct {
+		Requests []struct {
+			Evidence string `json:"evidence"`
+		} `json:"verification_requests"`
+	}
+	if err := json.Unmarshal(shared(t, "trustee/sgx/as-request-sgx.json"), &later); err != nil || len(later.Requests) != 1 || strings.TrimRight(later.Requests[0].Evidence, "=") != strings.TrimRight(outer.Evidence, "=") {
+		t.Errorf("as-request-sgx.json has other evidence (%v)", err)
 	}
 	data := make([]byte, 64)
 	copy(data, "test")

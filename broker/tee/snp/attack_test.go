@@ -9,7 +9,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -297,6 +300,7 @@ func TestSharedCertificates(t *testing.T) {
 		"snp/trustee/snp/test-vcek-invalid-legacy.der": false,
 		"snp/trustee/snp/test-vcek-invalid-new.der":    false,
 		"snp/sev/vcek_turin.der":                       true,
+		"snp/trustee/snp/sev-crate/vcek_turin.der":     true,
 	} {
 		der, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {
@@ -324,6 +328,99 @@ func TestSharedCertificates(t *testing.T) {
 		}
 		if !certs[1].Equal(v.anchors[l][0].cert) {
 			t.Errorf("%s: the peer pins another root", l)
+		}
+	}
+}
+
+// TestSharedCopies: the same reports and certificates in other files, as their
+// sources wrap them. What is in realVectors has its outcome in TestReal.
+func TestSharedCopies(t *testing.T) {
+	dir := sharedDir()
+	if _, err := os.Stat(dir); err != nil {
+		t.Skipf("%s is absent", dir)
+	}
+	read := func(file string) []byte {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	real := map[string]attest.Evidence{}
+	for _, r := range realVectors(t) {
+		real[r.name] = r.ev
+	}
+	unhex := func(b []byte) []byte {
+		b, err := hex.DecodeString(strings.Join(strings.Fields(string(b)), ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	unjson := func(b []byte, dst any) {
+		if err := json.Unmarshal(b, dst); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var dstack struct{ Attestation string }
+	unjson(read("tdx/dstack/sev-snp-attestation.json"), &dstack)
+	// ratsd's token is unsigned: JSON, in base64, in JSON.
+	var token, cmw struct {
+		CMW    []byte   `json:"cmw"`
+		Report []string `json:"tsm-report"`
+		Out    string   `json:"outblob"`
+	}
+	unjson(read("snp/services/sevsnp-ratsd/sevsnp-ratsd-token"), &token)
+	unjson(token.CMW, &cmw)
+	inner, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(cmw.Report[1], "="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unjson(inner, &cmw)
+	ratsd, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(cmw.Out, "="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, tc := range map[string]struct {
+		b    []byte
+		name string
+	}{
+		"snp/go-sev-guest/attestation.bin":                 {read("snp/go-sev-guest/attestation.bin"), "go-sev-guest milan v2"},
+		"snp/trustee/snp/sev-crate/report_milan.hex":       {unhex(read("snp/trustee/snp/sev-crate/report_milan.hex")), "sev crate milan v2"},
+		"tdx/dstack/sev-snp-attestation.json":              {unhex([]byte(dstack.Attestation)), "dstack milan v3"},
+		"snp/services/sevsnp-ratsd/sevsnp-tsm-report.cbor": {read("snp/services/sevsnp-ratsd/sevsnp-tsm-report.cbor"), "ratsd genoa"},
+		"snp/services/sevsnp-ratsd/sevsnp-ratsd-token":     {ratsd, "ratsd genoa"},
+	} {
+		if !bytes.Contains(tc.b, real[tc.name].Report) {
+			t.Errorf("%s has not the report of %s", file, tc.name)
+		}
+	}
+	for file, name := range map[string]string{
+		"snp/go-sev-guest/vcek.testcer":            "go-sev-guest milan v2",
+		"snp/trustee/snp/sev-crate/vcek_milan.der": "sev crate milan v2",
+	} {
+		if !bytes.Contains(real[name].Endorsements, read(file)) {
+			t.Errorf("%s is not the certificate of %s", file, name)
+		}
+	}
+	// AMD's chains as others keep them: issuer, then root.
+	v := newVerifier(t, Config{})
+	for file, l := range map[string]line{
+		"snp/go-sev-guest/milan.testcer":             milan,
+		"snp/go-sev-guest/milanvlek.testcer":         milan,
+		"snp/sev/cert_chain_milan":                   milan,
+		"snp/sev/cert_chain_turin":                   turin,
+		"snp/trustee/snp/sev-crate/cert_chain_milan": milan,
+		"snp/trustee/snp/sev-crate/cert_chain_turin": turin,
+		"tdx/verifier/genoa_cert_chain.pem":          genoa,
+	} {
+		certs, err := parsePEM(read(file))
+		if err != nil || len(certs) != 2 {
+			t.Errorf("%s: %d certificates, %v", file, len(certs), err)
+			continue
+		}
+		if !certs[1].Equal(v.anchors[l][0].cert) || certs[0].CheckSignatureFrom(certs[1]) != nil {
+			t.Errorf("%s is not a chain under the root of %s", file, l)
 		}
 	}
 }

@@ -212,7 +212,7 @@ func realVectors(t testing.TB) []realVector {
 	}
 	out = append(out, realVector{name: "ratsd genoa", now: at(2025, 9), ev: attest.Evidence{Type: attest.TypeSNP, Report: report, Endorsements: table}})
 
-	for _, p := range []string{"milan_oc_release", "genoa_oc", "turin_oc"} {
+	for _, p := range []string{"milan_oc_release", "milan_oc_staging", "milan_rk_release", "milan_rk_staging", "genoa_oc", "turin_oc"} {
 		ev := read("snp/oak/oak/" + p + "_evidence.binarypb")
 		i := bytes.Index(ev, []byte{0xa0, 0x09}) // the protobuf length 1184
 		add("oak "+p, at(2026, 8), ev[i+2:][:reportSize], certs{guidVCEK: findLeaf(t, read("snp/oak/oak/"+p+"_endorsements.binarypb"))})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"net/url"
 	"os"
 	"os/exec"
@@ -269,6 +270,50 @@ func TestSharedQuotes(t *testing.T) {
 		}
 		if cl.Debuggable != debug {
 			t.Errorf("%s: debuggable %v, want %v", path, cl.Debuggable, debug)
+		}
+	}
+}
+
+// TestSharedWrapped: quotes in what their sources wrap them in; and reports of
+// the CPU (TDREPORT), which have a MAC of one machine and no signature.
+func TestSharedWrapped(t *testing.T) {
+	member := func(path, name string) []byte {
+		var doc map[string]string
+		if err := json.Unmarshal(shared(t, path), &doc); err != nil {
+			t.Fatal(err)
+		}
+		return unhex(t, doc[name])
+	}
+	v := tdx.New(tdx.Config{CollateralOptional: true})
+	at := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	lite := member("tdx/dstack/tdx-lite-getquote.json", "quote")
+	for name, tc := range map[string]struct {
+		report []byte
+		data   []byte // at the beginning of the report data, if stated
+	}{
+		"tdx/dstack/quote-report.json":         {member("tdx/dstack/quote-report.json", "quote"), member("tdx/dstack/quote-report.json", "report_data")},
+		"tdx/dstack/tdx-lite-getquote.json":    {lite, member("tdx/dstack/tdx-lite-getquote.json", "report_data")},
+		"tdx/dstack/tdx-lite-attestation.json": {member("tdx/dstack/tdx-lite-attestation.json", "attestation")[4:], nil},
+		"tdx/dstack/attestation.bin":           {shared(t, "tdx/dstack/attestation.bin")[4:], nil},
+		"snp/oak/oak/tdx_oc_evidence.binarypb": {shared(t, "snp/oak/oak/tdx_oc_evidence.binarypb")[8:], nil},
+	} {
+		cl, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeTDX, Report: tc.report}, attest.Unbound(), nil, at)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if cl.Debuggable || cl.Simulated || !strings.HasPrefix(cl.ReportData, hex.EncodeToString(tc.data)) {
+			t.Errorf("%s: debuggable %v, simulated %v, report data %s", name, cl.Debuggable, cl.Simulated, cl.ReportData)
+		}
+	}
+	for _, path := range []string{
+		"tdx/go-tdx-guest/report.dat",
+		"tdx/trustee/tdx/tdx_report_1.bin",
+		"tdx/SGXDataCenterAttestationPrimitives/appraisal/tdreport_for_test.dat",
+	} {
+		_, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeTDX, Report: shared(t, path)}, attest.Unbound(), nil, at)
+		if e, ok := errors.AsType[*attest.Error](err); !ok || e.Check != "tdx.format" {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }
