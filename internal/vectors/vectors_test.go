@@ -270,3 +270,25 @@ func TestNamedTestsRead(t *testing.T) {
 		})
 	}
 }
+
+// TestAssign: the list does not pass in silence what it is there to find.
+func TestAssign(t *testing.T) {
+	list := "# all of it\na/x -> broker TestX\na/* 2 | material\n"
+	for name, tc := range map[string]struct {
+		list string
+		ps   []string
+		want string
+	}{
+		"all":             {list, []string{"a/x", "a/y", "a/z"}, ""},
+		"a new file":      {list, []string{"a/x", "a/y", "a/z", "b/x"}, "b/x: no line"},
+		"one more":        {list, []string{"a/x", "a/y", "a/z", "a/new"}, "a/* stands for 2 files and there are 3"},
+		"one that went":   {list, []string{"a/y", "a/z"}, "a/x stands for 1 files and there are 0"},
+		"a deeper folder": {list, []string{"a/x", "a/y", "a/z", "a/b/c"}, "a/b/c: no line"},
+		"two lines":       {list + "?/y 1 | twice\n", []string{"a/x", "a/y", "a/z"}, "a/y: lines 3 and 4 both match"},
+	} {
+		_, errs := assign(parse(t, tc.list), tc.ps)
+		if got := fmt.Sprint(errs); (len(errs) == 0) != (tc.want == "") || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %s, want %q", name, got, tc.want)
+		}
+	}
+}
