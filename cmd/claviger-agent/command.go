@@ -48,7 +48,7 @@ type settings struct {
 	Measurement     string     `json:"-"`
 	HostData        string     `json:"-"`
 	Verbose         bool       `json:"-"`
-	// Evidence is "tsm", "nsm", "tpm", or empty for what the machine has.
+	// Evidence is "tsm", "nsm", "tpm", "azure", "gce", or empty for what the machine has.
 	Evidence string `json:"evidence"`
 	// Devices are further devices, from the file only.
 	Devices []deviceConfig `json:"devices"`
@@ -112,7 +112,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Identity, "identity", "", "the broker's pinned identity: a PEM file, or the public key in base64")
 	f.StringVar(&s.Suite, "suite", "", "key algorithm (default "+string(seal.Hybrid)+")")
 	f.StringVar(&s.Timeout, "timeout", "", "give up after this long (default 2m)")
-	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX), nsm (Nitro enclave) or tpm; default: the one that this machine has")
+	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX), nsm (Nitro enclave), tpm, azure or gce (confidential VMs with their vTPM); default: tsm, nsm or tpm, whichever this machine has")
 	f.StringVar(&s.TPM.Device, "tpm", "", "the TPM: a device, or an emulator's Unix socket (default "+tpmdev.DefaultPath+")")
 	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
 	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")

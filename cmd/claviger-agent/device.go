@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/azurevm"
+	"github.com/claviger/claviger/broker/agent/gcevm"
 	"github.com/claviger/claviger/broker/agent/nsm"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/attest"
@@ -23,6 +25,8 @@ type tpmConfig struct {
 	Device   string `json:"device"`    // default /dev/tpmrm0
 	EventLog string `json:"event_log"` // default the kernel's
 	PCRs     []int  `json:"pcrs"`      // quoted; default all but those that change all the time
+	// AKIssuers is a PEM file: the certificates above the key that Google certifies (evidence "gce").
+	AKIssuers string `json:"ak_issuers"`
 	// AKCertificate is a PEM file: a certificate of the TPM's attestation key, and its issuers.
 	AKCertificate string `json:"ak_certificate"`
 }
@@ -41,6 +45,25 @@ func (c tpmConfig) open() (*tpmdev.Device, error) {
 		cfg.AKCertificate = b
 	}
 	return tpmdev.Open(cfg)
+}
+
+// issuers reads ak_issuers.
+func (c tpmConfig) issuers() ([][]byte, error) {
+	if c.AKIssuers == "" {
+		return nil, fmt.Errorf("%w: tpm.ak_issuers: evidence of GCE wants the issuers of the attestation key's certificate", errUsage)
+	}
+	b, err := os.ReadFile(c.AKIssuers)
+	if err != nil {
+		return nil, fmt.Errorf("tpm.ak_issuers: %w", err)
+	}
+	var out [][]byte
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		out = append(out, block.Bytes)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("tpm.ak_issuers: %s holds no PEM certificate", c.AKIssuers)
+	}
+	return out, nil
 }
 
 // or is c with what flags say in its place.
@@ -77,8 +100,24 @@ func (s *settings) hardware() (agent.Device, error) {
 		return nsm.Open(nsm.DefaultPath), nil
 	case "tpm":
 		return s.TPM.open()
+	case "azure":
+		t, err := s.TPM.open()
+		if err != nil {
+			return nil, err
+		}
+		return azurevm.New(t, ""), nil
+	case "gce":
+		issuers, err := s.TPM.issuers()
+		if err != nil {
+			return nil, err
+		}
+		t, err := s.TPM.open()
+		if err != nil {
+			return nil, err
+		}
+		return gcevm.New(t, agent.TSM{}, issuers), nil
 	}
-	return nil, fmt.Errorf("%w: evidence: %q is none of tsm, nsm and tpm", errUsage, kind)
+	return nil, fmt.Errorf("%w: evidence: %q is none of tsm, nsm, tpm, azure and gce", errUsage, kind)
 }
 
 // deviceConfig is a further device, whose evidence goes with the machine's.

@@ -168,19 +168,39 @@ func (d *Device) evidence(digest [32]byte) (attest.Evidence, error) {
 	if err := d.loadAK(); err != nil {
 		return attest.Evidence{}, err
 	}
-	r := attest.TPMReport{AKPublic: d.ak.public, Ticket: d.ticket, Secret: d.secret}
-	var err error
+	q, err := d.quoted(*d.ak, digest[:])
+	if err != nil {
+		return attest.Evidence{}, err
+	}
+	r := attest.TPMReport{AKPublic: d.ak.public, Ticket: d.ticket, Secret: d.secret, PCRs: q.PCRs, Quote: q.Quote, Signature: q.Signature, Cmdline: q.Cmdline}
+	report, err := r.Encode()
+	if err != nil {
+		return attest.Evidence{}, fmt.Errorf("TPM: encode evidence: %w", err)
+	}
+	return attest.Evidence{Type: attest.TypeTPM, Report: report, Endorsements: d.cfg.AKCertificate, EventLog: q.EventLog}, nil
+}
+
+// Quoted is a quote, and what explains it.
+type Quoted struct {
+	PCRs             []attest.PCR
+	Quote, Signature []byte // TPMS_ATTEST, TPMT_SIGNATURE
+	Cmdline          string
+	EventLog         []byte // empty if the machine keeps none
+}
+
+// quoted quotes the PCRs by a key. d.mu is held.
+func (d *Device) quoted(key loaded, digest []byte) (q Quoted, err error) {
 	// What extends a PCR between reading and quoting makes the two differ.
 	for range 5 {
-		if r.PCRs, err = d.read(); err != nil {
-			return attest.Evidence{}, err
+		if q.PCRs, err = d.read(); err != nil {
+			return q, err
 		}
 		var quoted []byte
-		if r.Quote, r.Signature, quoted, err = d.quote(digest[:]); err != nil {
-			return attest.Evidence{}, err
+		if q.Quote, q.Signature, quoted, err = d.quote(key, digest); err != nil {
+			return q, err
 		}
 		h := sha256.New()
-		for _, p := range r.PCRs {
+		for _, p := range q.PCRs {
 			h.Write(p.Digest)
 		}
 		if bytes.Equal(h.Sum(nil), quoted) {
@@ -188,17 +208,53 @@ func (d *Device) evidence(digest [32]byte) (attest.Evidence, error) {
 		}
 	}
 	if b, err := os.ReadFile(cmdlinePath); err == nil {
-		r.Cmdline = strings.TrimSuffix(string(b), "\n")
+		q.Cmdline = strings.TrimSuffix(string(b), "\n")
 	}
-	report, err := r.Encode()
+	if q.EventLog, err = os.ReadFile(d.cfg.EventLog); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return q, fmt.Errorf("TPM event log: %w", err)
+	}
+	return q, nil
+}
+
+// QuoteBy quotes the PCRs by a key that the platform keeps in the TPM, under its persistent handle.
+func (d *Device) QuoteBy(handle uint32, digest [32]byte) (Quoted, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(handle)}.Execute(d.tpm)
 	if err != nil {
-		return attest.Evidence{}, fmt.Errorf("TPM: encode evidence: %w", err)
+		return Quoted{}, fmt.Errorf("TPM: no key %#x: %w", handle, err)
 	}
-	log, err := os.ReadFile(d.cfg.EventLog)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return attest.Evidence{}, fmt.Errorf("TPM event log: %w", err)
+	return d.quoted(loaded{handle: tpm2.TPMHandle(handle), name: r.Name}, digest[:])
+}
+
+// QuoteFrom quotes the PCRs by the endorsement hierarchy's key of a template (TPMT_PUBLIC).
+func (d *Device) QuoteFrom(template []byte, digest [32]byte) (Quoted, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t, err := tpm2.Unmarshal[tpm2.TPMTPublic](template)
+	if err != nil {
+		return Quoted{}, fmt.Errorf("TPM: template of a key: %w", err)
 	}
-	return attest.Evidence{Type: attest.TypeTPM, Report: report, Endorsements: d.cfg.AKCertificate, EventLog: log}, nil
+	k, err := d.createPrimary(*t)
+	if err != nil {
+		return Quoted{}, fmt.Errorf("TPM: make the platform's attestation key: %w", err)
+	}
+	defer d.flush(k.handle)
+	return d.quoted(k, digest[:])
+}
+
+// NV reads an index of the TPM's memory.
+func (d *Device) NV(index uint32) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b, err := d.nvRead(index)
+	if err != nil { // some platforms let the owner read, and not everybody
+		b, err = d.nvReadAs(index, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("TPM: read index %#x: %w", index, err)
+	}
+	return b, nil
 }
 
 // closed is what CloseDoor measures: SHA-256 of this text.
@@ -294,9 +350,9 @@ func (d *Device) read() ([]attest.PCR, error) {
 	return out, nil
 }
 
-func (d *Device) quote(data []byte) (quote, signature, pcrDigest []byte, err error) {
+func (d *Device) quote(key loaded, data []byte) (quote, signature, pcrDigest []byte, err error) {
 	r, err := tpm2.Quote{
-		SignHandle:     tpm2.AuthHandle{Handle: d.ak.handle, Name: d.ak.name, Auth: tpm2.PasswordAuth(nil)},
+		SignHandle:     tpm2.AuthHandle{Handle: key.handle, Name: key.name, Auth: tpm2.PasswordAuth(nil)},
 		QualifyingData: tpm2.TPM2BData{Buffer: data},
 		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
 		PCRSelect:      d.selection(d.cfg.PCRs),
@@ -353,7 +409,9 @@ func (d *Device) ekCertificates() ([][]byte, tpm2.TPMTPublic) {
 	return certs, template
 }
 
-func (d *Device) nvRead(index uint32) ([]byte, error) {
+func (d *Device) nvRead(index uint32) ([]byte, error) { return d.nvReadAs(index, false) }
+
+func (d *Device) nvReadAs(index uint32, owner bool) ([]byte, error) {
 	h := tpm2.TPMHandle(index)
 	p, err := tpm2.NVReadPublic{NVIndex: h}.Execute(d.tpm)
 	if err != nil {
@@ -363,10 +421,14 @@ func (d *Device) nvRead(index uint32) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	auth := tpm2.AuthHandle{Handle: h, Name: p.NVName, Auth: tpm2.PasswordAuth(nil)}
+	if owner {
+		auth = tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+	}
 	var out []byte
 	for len(out) < int(pub.DataSize) {
 		r, err := tpm2.NVRead{
-			AuthHandle: tpm2.AuthHandle{Handle: h, Name: p.NVName, Auth: tpm2.PasswordAuth(nil)},
+			AuthHandle: auth,
 			NVIndex:    tpm2.NamedHandle{Handle: h, Name: p.NVName},
 			Size:       min(512, pub.DataSize-uint16(len(out))), Offset: uint16(len(out)),
 		}.Execute(d.tpm)
