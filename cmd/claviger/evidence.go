@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -210,11 +211,7 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 	if err != nil {
 		return attest.Evidence{}, err
 	}
-	if text := bytes.TrimSpace(raw); len(text) > 0 && len(text)%2 == 0 {
-		if b, err := hex.DecodeString(string(text)); err == nil {
-			raw = b
-		}
-	}
+	raw = decoded(raw)
 	ev := attest.Evidence{Type: attest.Type(e.typ), Report: raw}
 	if bytes.HasPrefix(bytes.TrimSpace(raw), []byte("[")) && (ev.Type == "" || ev.Type == attest.TypeNVIDIA) {
 		if ev, err = fromSDK(raw, e.index); err != nil {
@@ -244,6 +241,21 @@ func (e *evidenceFlags) read(file string) (attest.Evidence, error) {
 		}
 	}
 	return ev, nil
+}
+
+// decoded is what a file holds in hex or base64, or the file as it is.
+func decoded(raw []byte) []byte {
+	text := string(bytes.TrimSpace(raw))
+	if text == "" {
+		return raw
+	}
+	if b, err := hex.DecodeString(text); err == nil {
+		return b
+	}
+	if b, err := base64.StdEncoding.DecodeString(text); err == nil { // passes over line ends
+		return b
+	}
+	return raw
 }
 
 // fromSDK takes one device out of a list as NVIDIA's attestation SDK writes it.

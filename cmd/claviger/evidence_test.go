@@ -108,3 +108,13 @@ func TestFromSDK(t *testing.T) {
 		}
 	}
 }
+
+func TestDecoded(t *testing.T) {
+	for in, want := range map[string]string{
+		"0a0b\n": "\n\v", "CgsM\nDQ==\n": "\n\v\f\r", "\x02\x00": "\x02\x00", "{}": "{}", "": "", "\n": "\n", "eyJh.e30.": "eyJh.e30.",
+	} {
+		if got := string(decoded([]byte(in))); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
