@@ -139,6 +139,7 @@ func runTests(ctx context.Context, cfg TestConfig, s *sources, lib map[string]*a
 		SetDefaultRegoVersion(ast.RegoV1).
 		SetStore(store).
 		SetModules(mods).
+		SetParallel(1). // OPA's json.patch sorts objects that parallel tests share: a data race
 		CapturePrintOutput(true).
 		RaiseBuiltinErrors(true).
 		SetTimeout(cfg.Timeout).
