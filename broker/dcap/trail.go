@@ -1,8 +1,10 @@
 package dcap
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/claviger/claviger/broker/attest"
 )
@@ -36,6 +38,49 @@ func (t *Trail) Fail(name string, r attest.Reason, format string, args ...any) e
 
 // Include records the checks of evidence inside this evidence, under their own names.
 func (t *Trail) Include(checks []attest.Check) { t.checks = append(t.checks, checks...) }
+
+// Bound compares a field of the evidence with the binding. It reports whether the
+// evidence is bound; name is the field's, for the record.
+func (t *Trail) Bound(b attest.Binding, field []byte, name string) (bool, error) {
+	bound, err := b.Check(field)
+	switch {
+	case err != nil:
+		return false, t.Fail("binding", attest.ReasonBinding, "%s: %w", name, err)
+	case bound:
+		t.Pass("binding", "%s is the digest of this request", name)
+	default:
+		t.Skip("binding", "no binding was asked for")
+	}
+	return bound, nil
+}
+
+// Clock refuses to appraise without one. Evidence without dates would pass: it is
+// a caller's mistake that elsewhere makes every certificate invalid.
+func (t *Trail) Clock(now time.Time) error {
+	if now.IsZero() {
+		return t.Fail("internal", attest.ReasonInternal, "no clock")
+	}
+	return nil
+}
+
+// Contain appraises with a new trail. A panic, of a parser or of a source of
+// collateral, refuses this one request; claims that come with an error hold only type and checks.
+func Contain(ctx context.Context, prefix string, typ attest.Type, appraise func(*Trail) (attest.Claims, error)) (claims attest.Claims, err error) {
+	t := NewTrail(prefix)
+	defer func() {
+		if r := recover(); r != nil {
+			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
+		}
+		if err != nil {
+			claims = attest.Claims{Type: typ}
+		}
+		claims.Checks = t.Checks()
+	}()
+	if err := ctx.Err(); err != nil {
+		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
+	}
+	return appraise(t)
+}
 
 // Checks returns what was recorded.
 func (t *Trail) Checks() []attest.Check { return slices.Clone(t.checks) }

@@ -53,21 +53,8 @@ func New(cfg Config) *Verifier { return &Verifier{cfg} }
 func (v *Verifier) Type() attest.Type { return attest.TypeAzure }
 
 // Verify implements attest.Verifier.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("azure")
-	defer func() {
-		if r := recover(); r != nil { // go-tpm decodes by reflection
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
-		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypeAzure}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	return v.verify(ctx, t, ev, b, c, now)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "azure", attest.TypeAzure, func(t *dcap.Trail) (attest.Claims, error) { return v.verify(ctx, t, ev, b, c, now) })
 }
 
 func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (attest.Claims, error) {
@@ -100,14 +87,9 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	t.Pass("format", "HCL report of %s, quote over %d PCRs", hcl.hardware, len(r.PCRs))
 
 	// A quote recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(q.ExtraData())
+	bound, err := t.Bound(b, q.ExtraData(), "the qualifying data")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "%w", err)
-	}
-	if bound {
-		t.Pass("binding", "the qualifying data is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 
 	data, err := parseRuntimeData(t, hcl.runtimeData)

@@ -65,21 +65,8 @@ func New(cfg Config) *Verifier {
 func (v *Verifier) Type() attest.Type { return attest.TypeGCE }
 
 // Verify implements attest.Verifier.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("gce")
-	defer func() {
-		if r := recover(); r != nil { // go-tpm decodes by reflection
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
-		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypeGCE}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	return v.verify(ctx, t, ev, b, c, now)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "gce", attest.TypeGCE, func(t *dcap.Trail) (attest.Claims, error) { return v.verify(ctx, t, ev, b, c, now) })
 }
 
 func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (attest.Claims, error) {
@@ -112,14 +99,9 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	t.Pass("format", "report of %s, quote over %d PCRs", r.Hardware, len(r.PCRs))
 
 	// A quote recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(q.ExtraData())
+	bound, err := t.Bound(b, q.ExtraData(), "the qualifying data")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "%w", err)
-	}
-	if bound {
-		t.Pass("binding", "the qualifying data is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 
 	// The same binding: the two parts are of one request, or none.

@@ -73,24 +73,13 @@ var _ attest.Verifier = (*Verifier)(nil)
 func (v *Verifier) Type() attest.Type { return attest.TypeKeystone }
 
 // Verify implements attest.Verifier. It needs no collateral, and nothing in a report has a date.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("keystone")
-	defer func() {
-		if r := recover(); r != nil {
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "keystone", attest.TypeKeystone, func(t *dcap.Trail) (attest.Claims, error) {
+		if err := t.Clock(now); err != nil {
+			return attest.Claims{}, err
 		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypeKeystone}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	if now.IsZero() { // a caller's mistake that elsewhere makes every certificate invalid
-		return claims, t.Fail("internal", attest.ReasonInternal, "no clock")
-	}
-	return v.verify(t, ev, b)
+		return v.verify(t, ev, b)
+	})
 }
 
 func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding) (attest.Claims, error) {
@@ -108,14 +97,9 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding) (
 	t.Pass("format", "report with %d bytes of data", len(r.data))
 
 	// A report recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(r.data)
+	bound, err := t.Bound(b, r.data, "enclave.data")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "enclave.data: %w", err)
-	}
-	if bound {
-		t.Pass("binding", "enclave.data is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 
 	// A device of the attacker's: everybody can make a key, and sign with it.

@@ -99,21 +99,8 @@ func (v *Verifier) Type() attest.Type { return attest.TypeNitro }
 
 // Verify implements attest.Verifier. It needs no collateral: AWS publishes no
 // revocation lists for this chain, whose leaves live for hours.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("nitro")
-	defer func() {
-		if r := recover(); r != nil { // cbor decodes by reflection
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
-		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypeNitro}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	return v.verify(t, ev, b, now)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "nitro", attest.TypeNitro, func(t *dcap.Trail) (attest.Claims, error) { return v.verify(t, ev, b, now) })
 }
 
 func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, now time.Time) (attest.Claims, error) {
@@ -136,14 +123,9 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	t.Pass("format", "document of %s (%s), %d PCRs", d.ModuleID, d.kind, len(d.registers))
 
 	// A document recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(d.UserData)
+	bound, err := t.Bound(b, d.UserData, "user_data")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "user_data: %w", err)
-	}
-	if bound {
-		t.Pass("binding", "user_data is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 
 	// A document made ahead, for a nonce that was known before.

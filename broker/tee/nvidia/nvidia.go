@@ -121,21 +121,8 @@ var _ attest.Verifier = (*Verifier)(nil)
 func (v *Verifier) Type() attest.Type { return attest.TypeNVIDIA }
 
 // Verify implements attest.Verifier. Its collateral is stapled to the evidence, or configured.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("nvidia")
-	defer func() {
-		if r := recover(); r != nil {
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
-		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypeNVIDIA}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	return v.verify(t, ev, b, now)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "nvidia", attest.TypeNVIDIA, func(t *dcap.Trail) (attest.Claims, error) { return v.verify(t, ev, b, now) })
 }
 
 func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, now time.Time) (attest.Claims, error) {
@@ -158,14 +145,9 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	t.Pass("format", "report with %d measurements, %d certificates, %d OCSP answers", len(r.blocks), len(certs), len(answers))
 
 	// A report recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(r.nonce)
+	bound, err := t.Bound(b, r.nonce, "the nonce")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "nonce: %w", err)
-	}
-	if bound {
-		t.Pass("binding", "the nonce is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 
 	// A report that anybody signed.

@@ -61,24 +61,13 @@ var _ attest.Verifier = (*Verifier)(nil)
 func (v *Verifier) Type() attest.Type { return attest.TypePSA }
 
 // Verify implements attest.Verifier. It needs no collateral, and nothing in a token has a date.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("psa")
-	defer func() {
-		if r := recover(); r != nil { // cbor decodes by reflection
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "psa", attest.TypePSA, func(t *dcap.Trail) (attest.Claims, error) {
+		if err := t.Clock(now); err != nil {
+			return attest.Claims{}, err
 		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypePSA}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	if now.IsZero() { // a caller's mistake that elsewhere makes every certificate invalid
-		return claims, t.Fail("internal", attest.ReasonInternal, "no clock")
-	}
-	return v.verify(t, ev, b)
+		return v.verify(t, ev, b)
+	})
 }
 
 func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding) (attest.Claims, error) {
@@ -107,14 +96,9 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding) (
 	t.Pass("format", "%s, %d software components", profile, len(c.SoftwareComponents))
 
 	// A token recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(tok.Nonce)
+	bound, err := t.Bound(b, tok.Nonce, "the nonce")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "nonce: %w", err)
-	}
-	if bound {
-		t.Pass("binding", "the nonce is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 	out := c.normalised(bound, tok.Nonce)
 

@@ -136,24 +136,13 @@ var _ attest.Verifier = (*Verifier)(nil)
 func (v *Verifier) Type() attest.Type { return attest.TypeResult }
 
 // Verify implements attest.Verifier. It needs no collateral.
-func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	t := dcap.NewTrail("result")
-	defer func() {
-		if r := recover(); r != nil {
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
+func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, _ attest.Collateral, now time.Time) (attest.Claims, error) {
+	return dcap.Contain(ctx, "result", attest.TypeResult, func(t *dcap.Trail) (attest.Claims, error) {
+		if err := t.Clock(now); err != nil {
+			return attest.Claims{}, err
 		}
-		if err != nil {
-			claims = attest.Claims{Type: attest.TypeResult}
-		}
-		claims.Checks = t.Checks()
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	if now.IsZero() { // a caller's mistake that elsewhere makes every certificate invalid
-		return claims, t.Fail("internal", attest.ReasonInternal, "no clock")
-	}
-	return v.verify(t, ev, b, now)
+		return v.verify(t, ev, b, now)
+	})
 }
 
 func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, now time.Time) (attest.Claims, error) {

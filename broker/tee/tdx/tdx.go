@@ -57,27 +57,7 @@ func (v *Verifier) Type() attest.Type { return attest.TypeTDX }
 
 // Verify implements attest.Verifier. Endorsements are not used: a quote carries its own.
 func (v *Verifier) Verify(ctx context.Context, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (attest.Claims, error) {
-	t := dcap.NewTrail("tdx")
-	claims, err := v.contain(ctx, t, ev, b, c, now)
-	if err != nil {
-		return attest.Claims{Type: attest.TypeTDX, Checks: t.Checks()}, err
-	}
-	claims.Checks = t.Checks()
-	return claims, nil
-}
-
-// contain turns a panic, of a parser in the standard library or of the source
-// of collateral, into a refusal of this one request.
-func (v *Verifier) contain(ctx context.Context, t *dcap.Trail, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (claims attest.Claims, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = t.Fail("internal", attest.ReasonInternal, "panic: %v", r)
-		}
-	}()
-	if err := ctx.Err(); err != nil {
-		return claims, t.Fail("internal", attest.ReasonInternal, "%w", err)
-	}
-	return v.verify(ctx, t, ev, b, c, now)
+	return dcap.Contain(ctx, "tdx", attest.TypeTDX, func(t *dcap.Trail) (attest.Claims, error) { return v.verify(ctx, t, ev, b, c, now) })
 }
 
 func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence, b attest.Binding, c attest.Collateral, now time.Time) (attest.Claims, error) {
@@ -93,14 +73,9 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	t.Pass("format", "quote v%d", q.Header.Version)
 
 	// Evidence recorded earlier, or made for somebody else's key.
-	bound, err := b.Check(q.TD.REPORTDATA[:])
+	bound, err := t.Bound(b, q.TD.REPORTDATA[:], "REPORTDATA")
 	if err != nil {
-		return attest.Claims{}, t.Fail("binding", attest.ReasonBinding, "%w", err)
-	}
-	if bound {
-		t.Pass("binding", "REPORTDATA is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return attest.Claims{}, err
 	}
 
 	res, err := v.dcap.Verify(ctx, t, q, c, now)

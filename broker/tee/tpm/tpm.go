@@ -101,14 +101,9 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	t.Pass("ak", "%s, restricted, made in the TPM and fixed to it", ak.Algorithm)
 
-	bound, err := b.Check(q.ExtraData())
+	bound, err := t.Bound(b, q.ExtraData(), "the qualifying data")
 	if err != nil {
-		return none, t.Fail("binding", attest.ReasonBinding, "%w", err)
-	}
-	if bound {
-		t.Pass("binding", "the qualifying data is the digest of this request")
-	} else {
-		t.Skip("binding", "no binding was asked for")
+		return none, err
 	}
 
 	// Who vouches for the AK, before what it says.
