@@ -2,15 +2,16 @@ package nitro
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/sha512"
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/big"
 	"strconv"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+
+	"github.com/claviger/claviger/broker/p384"
 )
 
 // Limits of AWS's specification, and ours where it has none.
@@ -65,8 +66,7 @@ var (
 )
 
 const (
-	tagSign1      = 0xd2 // CBOR tag 18 in one byte
-	signatureSize = 96
+	tagSign1 = 0xd2 // CBOR tag 18 in one byte
 )
 
 // decMode takes each name once and as it is written: with two members of one
@@ -107,15 +107,14 @@ func parseSign1(b []byte) (sign1, error) {
 	if !bytes.Equal(s.Unprotected, emptyMap) {
 		return s, errors.New("COSE_Sign1: the unprotected header is not an empty map")
 	}
-	if n := len(s.Signature); n != signatureSize {
-		return s, fmt.Errorf("COSE_Sign1: signature of %d bytes, want %d", n, signatureSize)
+	if n := len(s.Signature); n != p384.SignatureSize {
+		return s, fmt.Errorf("COSE_Sign1: signature of %d bytes, want %d", n, p384.SignatureSize)
 	}
 	return s, nil
 }
 
-// verify checks the signature over the Sig_structure (RFC 9052 §4.4). ECDSA
-// signatures can be changed into others that hold (s to n-s): they identify nothing.
-func (s sign1) verify(key *ecdsa.PublicKey) bool {
+// verify checks the signature over the Sig_structure (RFC 9052 §4.4).
+func (s sign1) verify(signer *x509.Certificate) bool {
 	h := sha512.New384()
 	h.Write([]byte("\x84\x6aSignature1\x44")) // array of 4: the context, the protected header,
 	h.Write(protectedES384)
@@ -124,8 +123,7 @@ func (s sign1) verify(key *ecdsa.PublicKey) bool {
 	n := len(s.Payload)
 	h.Write([]byte{0x59, byte(n >> 8), byte(n)})
 	h.Write(s.Payload)
-	r, t := new(big.Int).SetBytes(s.Signature[:48]), new(big.Int).SetBytes(s.Signature[48:])
-	return ecdsa.Verify(key, h.Sum(nil), r, t)
+	return p384.Verify(signer, h.Sum(nil), s.Signature)
 }
 
 // parseDocument reads the payload and holds it to the specification.

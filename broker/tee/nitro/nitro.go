@@ -9,8 +9,6 @@ package nitro
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
 	_ "embed" // the root
@@ -23,6 +21,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/memo"
+	"github.com/claviger/claviger/broker/p384"
 )
 
 //go:embed AWS_NitroEnclaves_Root-G1.pem
@@ -161,8 +160,8 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	t.Pass("validity", "now and when the document was made")
 
-	// A changed document. The chain's keys are P-384, see parseCertificate.
-	if !s.verify(chain[0].PublicKey.(*ecdsa.PublicKey)) {
+	// A changed document. The chain's keys are P-384, see package p384.
+	if !s.verify(chain[0]) {
 		return none, t.Fail("signature", attest.ReasonSignature, "the document's signature does not verify")
 	}
 	t.Pass("signature", "ES384 by %s", chain[0].Subject)
@@ -182,13 +181,13 @@ func formatReason(err error) attest.Reason {
 func (v *Verifier) chain(d *document) ([]*x509.Certificate, attest.Reason, error) {
 	reason := attest.ReasonMalformed
 	chain, err := v.chains.Get(memo.Key(append([][]byte{d.Certificate}, d.CABundle...)...), func() ([]*x509.Certificate, error) {
-		leaf, err := parseCertificate(d.Certificate)
+		leaf, err := p384.ParseCertificate(d.Certificate)
 		if err != nil {
 			return nil, fmt.Errorf("certificate: %w", err)
 		}
 		inters := x509.NewCertPool()
 		for i, der := range d.CABundle {
-			c, err := parseCertificate(der)
+			c, err := p384.ParseCertificate(der)
 			if err != nil {
 				return nil, fmt.Errorf("cabundle: certificate %d: %w", i, err)
 			}
@@ -210,20 +209,4 @@ func (v *Verifier) chain(d *document) ([]*x509.Certificate, attest.Reason, error
 		return chains[0], nil
 	})
 	return chain, reason, err
-}
-
-// parseCertificate takes P-384 keys and signatures by such only. A leaf on
-// another curve is what made other verifiers panic.
-func parseCertificate(der []byte) (*x509.Certificate, error) {
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	if key, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
-		return nil, errors.New("its key is not on P-384")
-	}
-	if c.SignatureAlgorithm != x509.ECDSAWithSHA384 {
-		return nil, fmt.Errorf("signed with %s, want ECDSA-SHA384", c.SignatureAlgorithm)
-	}
-	return c, nil
 }

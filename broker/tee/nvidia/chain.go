@@ -2,8 +2,6 @@ package nvidia
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/memo"
+	"github.com/claviger/claviger/broker/p384"
 )
 
 // Limits of Endorsements.
@@ -106,7 +105,7 @@ func (v *Verifier) device(ders [][]byte) (*device, attest.Reason, error) {
 		}
 		d := new(device)
 		for i, der := range ders {
-			c, err := parseCertificate(der)
+			c, err := p384.ParseCertificate(der)
 			if err != nil {
 				return nil, fmt.Errorf("certificate %d: %w", i, err)
 			}
@@ -233,19 +232,4 @@ func (d *device) readDICE() error {
 // debug (bits 1 to 3). notConfigured (bit 0) is set on devices in the field.
 func (d *device) unsafeFlags() bool {
 	return d.flags != nil && d.flags.At(1)|d.flags.At(2)|d.flags.At(3) != 0
-}
-
-// parseCertificate takes P-384 keys, and signatures by such, only.
-func parseCertificate(der []byte) (*x509.Certificate, error) {
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	if key, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
-		return nil, errors.New("its key is not on P-384")
-	}
-	if c.SignatureAlgorithm != x509.ECDSAWithSHA384 {
-		return nil, fmt.Errorf("signed with %s, want ECDSA-SHA384", c.SignatureAlgorithm)
-	}
-	return c, nil
 }

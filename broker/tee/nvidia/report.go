@@ -8,16 +8,17 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/claviger/claviger/broker/p384"
 )
 
 // Sizes in bytes, and codes, of SPDM 1.1 (DMTF DSP0274 §10.11).
 const (
-	requestSize   = 37 // header, nonce, slot
-	nonceOffset   = 4
-	nonceSize     = 32
-	headerSize    = 8 // of the response, before its measurement record
-	signatureSize = 96
-	digestSize    = 48 // SHA-384
+	requestSize = 37 // header, nonce, slot
+	nonceOffset = 4
+	nonceSize   = 32
+	headerSize  = 8  // of the response, before its measurement record
+	digestSize  = 48 // SHA-384
 
 	spdm11             = 0x11
 	codeGetMeasurement = 0xe0
@@ -102,12 +103,12 @@ func parse(b []byte) (*report, error) {
 		return nil, fmt.Errorf("opaque data: %w", err)
 	}
 	rest = rest[n:]
-	switch extra := len(rest) - signatureSize; {
-	case extra == 0, extra == 1 && rest[signatureSize] == 0:
+	switch extra := len(rest) - p384.SignatureSize; {
+	case extra == 0, extra == 1 && rest[p384.SignatureSize] == 0:
 	default:
-		return nil, fmt.Errorf("%d bytes behind the opaque data, want a signature of %d", len(rest), signatureSize)
+		return nil, fmt.Errorf("%d bytes behind the opaque data, want a signature of %d", len(rest), p384.SignatureSize)
 	}
-	r.signed, r.signature = b[:len(b)-len(rest)], rest[:signatureSize]
+	r.signed, r.signature = b[:len(b)-len(rest)], rest[:p384.SignatureSize]
 	return r, nil
 }
 

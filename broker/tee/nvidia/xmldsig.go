@@ -2,15 +2,15 @@ package nvidia
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 	"strings"
+
+	"github.com/claviger/claviger/broker/p384"
 )
 
 const nsXMLDSig = "http://www.w3.org/2000/09/xmldsig#"
@@ -58,7 +58,7 @@ func signedContent(doc []byte, roots []*x509.Certificate) (content []byte, certs
 	if certs, err = parts[2].signer(roots); err != nil {
 		return nil, nil, err
 	}
-	value, err := parts[1].base64(signatureSize)
+	value, err := parts[1].base64(p384.SignatureSize)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -174,7 +174,7 @@ func (e *element) signer(roots []*x509.Certificate) ([]*x509.Certificate, error)
 		if err != nil {
 			return nil, err
 		}
-		c, err := parseCertificate(der)
+		c, err := p384.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", i, err)
 		}
@@ -237,10 +237,8 @@ func (e *element) outline(lines []string, path string) []string {
 	return lines
 }
 
-// verifyP384 verifies the signature (r and s, 48 bytes each) by the P-384 key of a certificate, see parseCertificate.
+// verifyP384 verifies the signature of a message by a certificate that p384.ParseCertificate took.
 func verifyP384(signer *x509.Certificate, message, signature []byte) bool {
 	digest := sha512.Sum384(message)
-	half := signatureSize / 2
-	r, s := new(big.Int).SetBytes(signature[:half]), new(big.Int).SetBytes(signature[half:])
-	return ecdsa.Verify(signer.PublicKey.(*ecdsa.PublicKey), digest[:], r, s)
+	return p384.Verify(signer, digest[:], signature)
 }

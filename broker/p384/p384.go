@@ -1,0 +1,42 @@
+// Package p384 is for chains whose keys are on P-384 and nothing else, as those of AWS and NVIDIA.
+package p384
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+)
+
+// SignatureSize is that of r ‖ s, 48 bytes each, big endian.
+const SignatureSize = 96
+
+// ParseCertificate takes P-384 keys, and signatures by such, only. A leaf on
+// another curve is what made other verifiers panic.
+func ParseCertificate(der []byte) (*x509.Certificate, error) {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if key, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
+		return nil, errors.New("its key is not on P-384")
+	}
+	if c.SignatureAlgorithm != x509.ECDSAWithSHA384 {
+		return nil, fmt.Errorf("signed with %s, want ECDSA-SHA384", c.SignatureAlgorithm)
+	}
+	return c, nil
+}
+
+// Verify checks a signature of SignatureSize bytes over a digest of 48, by the
+// key of a certificate that ParseCertificate took. It can be changed into
+// another that holds (s to n-s): it identifies nothing.
+func Verify(signer *x509.Certificate, digest, signature []byte) bool {
+	key, ok := signer.PublicKey.(*ecdsa.PublicKey)
+	if !ok || len(signature) != SignatureSize {
+		return false
+	}
+	const half = SignatureSize / 2
+	return ecdsa.Verify(key, digest, new(big.Int).SetBytes(signature[:half]), new(big.Int).SetBytes(signature[half:]))
+}
