@@ -12,8 +12,8 @@ import (
 // function of bundle, reference values and input, and can be replayed by an auditor.
 //
 // time.now_ns is off as well: a policy reads input.time, which the broker sets
-// and records. Builtins that look at the clock on their own account (JWT and
-// X.509 validity) are given the same time by the evaluator.
+// and records. So are the verifications of certificates and tokens, which look
+// at the clock on their own account.
 func capabilities() *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
 	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool { return forbidden(b) })
@@ -24,7 +24,8 @@ func capabilities() *ast.Capabilities {
 func forbidden(b *ast.Builtin) bool {
 	switch b.Name {
 	case "http.send", "net.lookup_ip_addr", "opa.runtime", "rego.parse_module",
-		"trace", "rand.intn", "uuid.rfc4122", "time.now_ns":
+		"trace", "rand.intn", "uuid.rfc4122", "time.now_ns", "io.jwt.decode_verify",
+		"crypto.x509.parse_and_verify_certificates", "crypto.x509.parse_and_verify_certificates_with_options":
 		return true
 	}
 	// New OPA versions bring new builtins: the property is asked for, not only the name.

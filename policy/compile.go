@@ -38,6 +38,7 @@ type compiled struct {
 	compiler *ast.Compiler
 	data     map[string]any      // the bundles' own data
 	queries  map[string]ast.Body // by policy name
+	views    map[string]view     // by policy name
 	names    []string            // sorted
 	loadedAt time.Time
 }
@@ -164,7 +165,7 @@ func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capa
 			s.entries = append(s.entries, entry{"rego:" + strings.TrimPrefix(m.RelativePath, "/"), string(m.Raw)})
 		}
 		for k, v := range b.Data {
-			if k == "claviger" || k == "reference" || k == "fixtures" {
+			if k == "claviger" || k == "reference" || k == "reference_index" || k == "fixtures" {
 				return nil, fmt.Errorf("%s: data.%s does not belong to bundles", raw.name, k)
 			}
 			if _, ok := s.data[k]; ok {
@@ -181,16 +182,22 @@ func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capa
 func checkPackage(p ast.Ref) error {
 	name := p.String()
 	switch {
-	case name == "data.reference" || strings.HasPrefix(name, "data.reference.") || strings.HasPrefix(name, "data.reference["):
-		return errors.New("data.reference holds the reference values, no package can be named so")
-	case name == "data.fixtures" || strings.HasPrefix(name, "data.fixtures."):
+	case below(name, "data.reference") || below(name, "data.reference_index"):
+		return fmt.Errorf("%s holds the reference values, no package can be named so", name)
+	case below(name, "data.fixtures"):
 		return errors.New("data.fixtures holds test inputs, no package can be named so")
-	case name == "data.claviger" || strings.HasPrefix(name, "data.claviger.") || strings.HasPrefix(name, "data.claviger["):
+	case below(name, "data.claviger"):
 		if len(p) < 4 || !strings.HasPrefix(name, releasePackage+".") {
 			return fmt.Errorf("package %s: under claviger, a bundle defines claviger.release.<name> only", strings.TrimPrefix(name, "data."))
 		}
 	}
 	return nil
+}
+
+// below says that name is root, or a part of it.
+func below(name, root string) bool {
+	rest, ok := strings.CutPrefix(name, root)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
 // packageRoot is what one bundle owns: the policy, or the first element of any other package.
@@ -218,7 +225,7 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 	if c.Compile(mods); c.Failed() {
 		return nil, fmt.Errorf("compiling policies: %w", c.Errors)
 	}
-	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, loadedAt: now}
+	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, views: map[string]view{}, loadedAt: now}
 	for _, m := range s.modules {
 		name, ok := policyName(m.Package.Path)
 		if !ok || out.queries[name] != nil {
@@ -228,7 +235,7 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		if err != nil {
 			return nil, err
 		}
-		out.queries[name] = q
+		out.queries[name], out.views[name] = q, viewOf(c, m.Package.Path)
 		out.names = append(out.names, name)
 	}
 	if len(out.names) == 0 {

@@ -90,6 +90,7 @@ type Engine struct {
 	kept   []*compiled    // good bundles, newest last, at most keep
 	pinned bool           // Activate was called
 	refs   map[string]any // data.reference
+	change []time.Time    // when sets in it begin and cease to be valid
 	config map[string]any // data.claviger.config
 	err    error          // of the last load
 	errAt  time.Time
@@ -99,7 +100,9 @@ type Engine struct {
 // snapshot is a bundle and the reference values, together.
 type snapshot struct {
 	*compiled
-	store storage.Store
+	store   storage.Store
+	changes []time.Time // of the validity of reference sets
+	memory  memory
 }
 
 var _ broker.Policy = (*Engine)(nil)
@@ -145,14 +148,27 @@ func New(cfg Config) (*Engine, error) {
 // exactly true and deny is empty. With an error it denies, too, and the
 // decision then says so for the record.
 func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (broker.Decision, error) {
-	s := e.inForce.Load()
-	term, err := e.conv.convert(in, e.cfg.MaxInputBytes)
+	s, name := e.inForce.Load(), in.Resource.Policy
+	v := s.views[name]
+	if !v.clock {
+		in.Time = since(s.changes, in.Time)
+	}
+	shown, size, err := e.conv.convert(in, v.input, e.cfg.MaxInputBytes)
 	if err != nil {
-		return s.failed(in.Resource.Policy, fmt.Errorf("policy input: %w", err))
+		return s.failed(name, fmt.Errorf("policy input: %w", err))
+	}
+	if !v.clock {
+		if d, ok := s.memory.recall(name, shown); ok {
+			return d, nil
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.EvalTimeout)
 	defer cancel()
-	return s.decide(ctx, in.Resource.Policy, term, in.Time, nil)
+	d, err := s.decide(ctx, name, shown, in.Time, nil)
+	if err == nil && !v.clock && size <= maxRememberedBytes {
+		s.memory.keep(name, shown, d)
+	}
+	return d, err
 }
 
 func (s *snapshot) decide(ctx context.Context, name string, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (d broker.Decision, err error) {
@@ -374,7 +390,7 @@ func (e *Engine) enforce(c *compiled) error {
 	if err != nil {
 		return err
 	}
-	e.inForce.Store(&snapshot{compiled: c, store: store})
+	e.inForce.Store(&snapshot{compiled: c, store: store, changes: e.change})
 	return nil
 }
 
@@ -382,18 +398,20 @@ func (e *Engine) enforce(c *compiled) error {
 // way keeps what it started with. Values are kept in Rego's form: reading
 // them costs no conversion.
 func newStore(data, refs, config map[string]any) (storage.Store, error) {
-	ours := map[string]any{"config": config}
-	if len(refs) > 0 {
-		ours["index"] = index(refs)
+	root := maps.Clone(data)
+	if root == nil {
+		root = map[string]any{}
 	}
-	return storeOf(data, refs, ours)
+	root["claviger"] = map[string]any{"config": config}
+	root["reference"] = refs
+	// (Not under claviger, where the rules of the library are: OPA finds it sooner here.)
+	if len(refs) > 0 {
+		root["reference_index"] = index(refs)
+	}
+	return storeOf(root)
 }
 
-func storeOf(data, refs, ours map[string]any) (storage.Store, error) {
-	root := make(map[string]any, len(data)+2)
-	maps.Copy(root, data)
-	root["reference"] = refs
-	root["claviger"] = ours
+func storeOf(root map[string]any) (storage.Store, error) {
 	ctx := context.Background()
 	st := inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
 	txn, err := st.NewTransaction(ctx, storage.WriteParams)
@@ -410,7 +428,7 @@ func storeOf(data, refs, ours map[string]any) (storage.Store, error) {
 	return st, nil
 }
 
-// index is data.claviger.index: by type, claim and value, the names of the
+// index is data.reference_index: by type, claim and value, the names of the
 // reference sets that list it, so that a match among thousands of sets costs what
 // it costs among ten. It only proposes: reference.rego holds each candidate
 // against data.reference itself. Without an index (tests that put their own
@@ -452,10 +470,10 @@ func (e *Engine) SetReferences(sets []broker.ReferenceSet) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	old := e.refs
-	e.refs = refs
+	old, change := e.refs, e.change
+	e.refs, e.change = refs, changes(sets)
 	if err := e.enforce(e.inForce.Load().compiled); err != nil {
-		e.refs = old
+		e.refs, e.change = old, change
 		return err
 	}
 	return nil

@@ -277,9 +277,10 @@ func TestHostilePolicies(t *testing.T) {
 }
 
 func TestInputTooLarge(t *testing.T) {
-	e := newEngine(t, Config{Dir: one(t, allowAll), MaxInputBytes: 8 << 10})
+	e := newEngine(t, Config{Dir: one(t, "allow if input.resource.labels.x != \"y\""), MaxInputBytes: 8 << 10})
 	in := snpInput(t)
 	in.Resource.Policy = "p"
+	in.Resource.Labels["x"] = "x"
 	if d, err := e.Decide(t.Context(), in); err != nil || !d.Allow {
 		t.Fatalf("allow %t, error %v", d.Allow, err)
 	}
@@ -303,6 +304,7 @@ func TestRefusedBundles(t *testing.T) {
 		{"type error", map[string]string{"p.rego": "package claviger.release.p\nallow if 1 == \"a\""}, "rego_type_error"},
 		{"strict: unused variable", map[string]string{"p.rego": "package claviger.release.p\nallow if { x := 1; true }"}, "x unused"},
 		{"Rego v0", map[string]string{"p.rego": "package claviger.release.p\nallow { true }", ".manifest": `{"rego_version": 0, "roots": [""]}`}, "not Rego v1"},
+		{"certificate", map[string]string{"p.rego": ok + "deny contains 1 if crypto.x509.parse_and_verify_certificates(\"x\")[0]"}, "undefined function crypto.x509"},
 		{"http.send", map[string]string{"p.rego": ok + "deny contains r if r := http.send({\"method\": \"get\", \"url\": \"http://127.0.0.1/\"})"}, "undefined function http.send"},
 		{"lookup", map[string]string{"p.rego": ok + "deny contains r if r := net.lookup_ip_addr(\"x\")"}, "undefined function"},
 		{"runtime", map[string]string{"p.rego": ok + "deny contains r if r := opa.runtime()"}, "undefined function"},

@@ -49,10 +49,10 @@ func TestIndexOnlyProposes(t *testing.T) {
 			t.Fatal(err)
 		}
 		plain := *e.inForce.Load()
-		if plain.store, err = storeOf(plain.data, refs, map[string]any{}); err != nil {
+		if plain.store, err = storeOf(map[string]any{"reference": refs}); err != nil {
 			t.Fatal(err)
 		}
-		term, err := e.conv.convert(in, 1<<20)
+		term, _, err := e.conv.convert(in, nil, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}

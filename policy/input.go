@@ -34,8 +34,8 @@ type plan struct {
 
 type field struct {
 	index     int
+	name      string
 	key       *ast.Term
-	size      int
 	omitEmpty bool
 	omitZero  bool
 }
@@ -48,13 +48,16 @@ var (
 	timeType      = reflect.TypeFor[time.Time]()
 )
 
-// convert returns v as a term. limit bounds the bytes of all strings and keys.
-func (c *converter) convert(v any, limit int) (*ast.Term, error) {
+// convert returns what is selected of v as a term, and about how many bytes its
+// strings and keys have, at most limit. A selection within something that has no
+// named members selects it all.
+func (c *converter) convert(v any, s selection, limit int) (term *ast.Term, size int, err error) {
 	left := limit
-	return c.value(reflect.ValueOf(v), &left, 0)
+	term, err = c.value(reflect.ValueOf(v), s, &left, 0)
+	return term, limit - left, err
 }
 
-func (c *converter) value(v reflect.Value, left *int, depth int) (*ast.Term, error) {
+func (c *converter) value(v reflect.Value, s selection, left *int, depth int) (*ast.Term, error) {
 	if depth > maxInputDepth {
 		return nil, fmt.Errorf("nested deeper than %d", maxInputDepth)
 	}
@@ -76,7 +79,7 @@ func (c *converter) value(v reflect.Value, left *int, depth int) (*ast.Term, err
 		if v.IsNil() {
 			return ast.NullTerm(), nil
 		}
-		return c.value(v.Elem(), left, depth+1)
+		return c.value(v.Elem(), s, left, depth+1)
 	case reflect.Bool:
 		return ast.InternedTerm(v.Bool()), nil
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
@@ -100,18 +103,19 @@ func (c *converter) value(v reflect.Value, left *int, depth int) (*ast.Term, err
 	case reflect.Slice, reflect.Array:
 		return c.list(v, left, depth)
 	case reflect.Map:
-		return c.object(v, left, depth)
+		return c.object(v, s, left, depth)
 	case reflect.Struct:
 		pairs := make([][2]*ast.Term, 0, len(p.fields))
 		for _, f := range p.fields {
 			fv := v.Field(f.index)
-			if f.omitEmpty && empty(fv) || f.omitZero && fv.IsZero() {
+			within, ok := s.member(f.name)
+			if !ok || f.omitEmpty && empty(fv) || f.omitZero && fv.IsZero() {
 				continue
 			}
-			if *left -= f.size; *left < 0 {
+			if *left -= len(f.name); *left < 0 {
 				return nil, ErrTooLarge
 			}
-			t, err := c.value(fv, left, depth+1)
+			t, err := c.value(fv, within, left, depth+1)
 			if err != nil {
 				return nil, err
 			}
@@ -134,7 +138,7 @@ func (c *converter) list(v reflect.Value, left *int, depth int) (*ast.Term, erro
 	}
 	terms := make([]*ast.Term, v.Len())
 	for i := range terms {
-		t, err := c.value(v.Index(i), left, depth+1)
+		t, err := c.value(v.Index(i), nil, left, depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -143,7 +147,7 @@ func (c *converter) list(v reflect.Value, left *int, depth int) (*ast.Term, erro
 	return ast.ArrayTerm(terms...), nil
 }
 
-func (c *converter) object(v reflect.Value, left *int, depth int) (*ast.Term, error) {
+func (c *converter) object(v reflect.Value, s selection, left *int, depth int) (*ast.Term, error) {
 	if v.IsNil() {
 		return ast.NullTerm(), nil
 	}
@@ -156,11 +160,15 @@ func (c *converter) object(v reflect.Value, left *int, depth int) (*ast.Term, er
 		if !utf8.ValidString(k) {
 			return nil, fmt.Errorf("key %q is not UTF-8", k)
 		}
+		within, ok := s.member(k)
+		if !ok {
+			continue
+		}
 		kt, err := text(k, left)
 		if err != nil {
 			return nil, err
 		}
-		t, err := c.value(it.Value(), left, depth+1)
+		t, err := c.value(it.Value(), within, left, depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -253,7 +261,7 @@ func makePlan(t reflect.Type) *plan {
 		}
 		seen[name] = true
 		p.fields = append(p.fields, field{
-			index: i, key: ast.StringTerm(name), size: len(name),
+			index: i, name: name, key: ast.StringTerm(name),
 			omitEmpty: slices.Contains(options, "omitempty"),
 			omitZero:  slices.Contains(options, "omitzero"),
 		})

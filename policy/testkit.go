@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -523,9 +524,13 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	if err != nil {
 		return EvalResult{}, err
 	}
-	input, now, err := evalInput(cfg)
+	in, now, err := evalInput(cfg)
 	if err != nil {
 		return EvalResult{}, err
+	}
+	input, _, err := new(converter).convert(in, c.views[cfg.Policy].input, math.MaxInt)
+	if err != nil {
+		return EvalResult{}, fmt.Errorf("policy input: %w", err)
 	}
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 5 * time.Second
@@ -549,7 +554,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 }
 
 // evalInput fills in what a claims document lacks.
-func evalInput(cfg EvalConfig) (*ast.Term, time.Time, error) {
+func evalInput(cfg EvalConfig) (map[string]any, time.Time, error) {
 	if len(cfg.Input) > 1<<20 {
 		return nil, time.Time{}, fmt.Errorf("policy input: %w", ErrTooLarge)
 	}
@@ -570,11 +575,7 @@ func evalInput(cfg EvalConfig) (*ast.Term, time.Time, error) {
 	} else if in != nil {
 		in["time"] = now.UTC().Format(time.RFC3339Nano)
 	}
-	v, err := ast.InterfaceToValue(in)
-	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("policy input: %w", err)
-	}
-	return ast.NewTerm(v), now, nil
+	return in, now, nil
 }
 
 // SigningKey signs a bundle.

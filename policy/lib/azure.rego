@@ -28,13 +28,13 @@ default shown_launch := "missing"
 # what was booted is in the PCRs (tpm.secure_boot_denials, with a log).
 secure_boot_denials := set() if {
 	hcl.vm_configuration.secure_boot == true
-} else := {common.reason("secure_boot", "Secure Boot is not on", "attestation.azure_vtpm.vm_configuration.secure_boot", shown(["vm_configuration", "secure_boot"]))}
+} else := {common.reason("secure_boot", "Secure Boot is not on", "attestation.azure_vtpm.vm_configuration.secure_boot", common.shown([v | v := hcl.vm_configuration.secure_boot]))}
 
 # fresh_report_denials: the hardware report is of this very request (the guest wrote
 # the digest into the vTPM before it read the report), and not one of the boot.
 fresh_report_denials := set() if {
 	hcl.user_data_bound == true
-} else := {common.reason("user_data_not_bound", "the hardware report is not of this request", "attestation.azure_vtpm.user_data_bound", shown(["user_data_bound"]))}
+} else := {common.reason("user_data_not_bound", "the hardware report is not of this request", "attestation.azure_vtpm.user_data_bound", common.shown([v | v := hcl.user_data_bound]))}
 
 # own_denials(param): the resource's parameter is the VM's unique id (lower case).
 # The host gives that id, so that it keeps VMs apart, but binds nobody to a machine.
@@ -42,8 +42,6 @@ own_denials(param) := set() if {
 	hcl.vm_configuration.vm_unique_id != ""
 	input.resource.params[param] == hcl.vm_configuration.vm_unique_id
 } else := {object.union(
-	common.reason("not_own_resource", "the resource belongs to another VM", concat("", ["resource.params.", param]), object.get(input, ["resource", "params", param], "missing")),
-	{"nearest": shown(["vm_configuration", "vm_unique_id"])},
+	common.reason("not_own_resource", "the resource belongs to another VM", concat("", ["resource.params.", param]), common.shown([v | v := input.resource.params[param]])),
+	{"nearest": common.shown([v | v := hcl.vm_configuration.vm_unique_id])},
 )}
-
-shown(path) := common.got_in(array.concat(["azure_vtpm"], path))

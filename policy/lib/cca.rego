@@ -19,7 +19,7 @@ platform_signer_denials(signers) := set() if {
 	every c in token.platform.sw_components {
 		c.signer_id in signers
 	}
-} else := common.at_least_one(unknown_signers(signers), common.reason("components_missing", "the platform measured no software", "attestation.cca.platform.sw_components", common.got_in(["cca", "platform", "sw_components"])))
+} else := common.at_least_one(unknown_signers(signers), common.reason("components_missing", "the platform measured no software", "attestation.cca.platform.sw_components", common.shown([v | v := token.platform.sw_components])))
 
 unknown_signers(signers) := {r |
 	some i, c in token.platform.sw_components
@@ -32,21 +32,21 @@ unknown_signers(signers) := {r |
 # maker's encoding, is one of these. It says, for example, whether memory is encrypted.
 config_denials(allowed) := set() if {
 	token.platform.config in allowed
-} else := {common.reason("platform_config", "the platform's configuration is not an accepted one", "attestation.cca.platform.config", common.got_in(["cca", "platform", "config"]))}
+} else := {common.reason("platform_config", "the platform's configuration is not an accepted one", "attestation.cca.platform.config", common.shown([v | v := token.platform.config]))}
 
 # personalization_denials(allowed): the realm's personalization value, lower-case
 # hex (128 digits), is one of these. Who creates the realm chooses it; it is not
 # in the RIM.
 personalization_denials(allowed) := set() if {
 	token.realm.personalization_value in allowed
-} else := {common.reason("personalization_unknown", "the realm's personalization value is not an accepted one", "attestation.cca.realm.personalization_value", common.got_in(["cca", "realm", "personalization_value"]))}
+} else := {common.reason("personalization_unknown", "the realm's personalization value is not an accepted one", "attestation.cca.realm.personalization_value", common.shown([v | v := token.realm.personalization_value]))}
 
 # unextended_denials(numbers): these extensible measurements (0 to 3) are still
 # zero: nothing was measured into them since the realm was created.
 unextended_denials(numbers) := {r |
 	some n in numbers
 	not unextended(n)
-	r := common.reason("extended", "something was measured since the realm was created", sprintf("attestation.cca.realm.extensible_measurements[%d]", [n]), common.got_in(["cca", "realm", "extensible_measurements", n]))
+	r := common.reason("extended", "something was measured since the realm was created", sprintf("attestation.cca.realm.extensible_measurements[%d]", [n]), common.shown([v | v := token.realm.extensible_measurements[n]]))
 }
 
 unextended(n) if regex.match(`^0+$`, token.realm.extensible_measurements[n])

@@ -19,19 +19,19 @@ baseline_denials := set() if {
 	not input.attestation.devices
 } else := {r | some r in baseline_reasons}
 
-baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", got("bound")) if not bound
+baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", shown([v | v := input.attestation.bound])) if not bound
 
-baseline_reasons contains reason("debuggable", "the host can read or change a debuggable TEE", "attestation.debuggable", got("debuggable")) if debuggable
+baseline_reasons contains reason("debuggable", "the host can read or change a debuggable TEE", "attestation.debuggable", shown([v | v := input.attestation.debuggable])) if debuggable
 
-baseline_reasons contains reason("simulated", "the evidence ends at a test root, and this broker does not allow that", "attestation.simulated", got("simulated")) if simulated_refused
+baseline_reasons contains reason("simulated", "the evidence ends at a test root, and this broker does not allow that", "attestation.simulated", shown([v | v := input.attestation.simulated])) if simulated_refused
 
-baseline_reasons contains reason("collateral_expired", "the vendor's collateral is older than allowed", "attestation.collateral.state", got_in(["collateral", "state"])) if stale_refused
+baseline_reasons contains reason("collateral_expired", "the vendor's collateral is older than allowed", "attestation.collateral.state", shown([v | v := input.attestation.collateral.state])) if stale_refused
 
-baseline_reasons contains reason("not_bound_to_cpu_tee", "the evidence is not tied to a CPU TEE", "attestation.bound_to_cpu_tee", got("bound_to_cpu_tee")) if not cpu_bound
+baseline_reasons contains reason("not_bound_to_cpu_tee", "the evidence is not tied to a CPU TEE", "attestation.bound_to_cpu_tee", shown([v | v := input.attestation.bound_to_cpu_tee])) if not cpu_bound
 
-baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", got_in(["tcb", "status"])) if tcb_revoked
+baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", shown([v | v := input.attestation.tcb.status])) if tcb_revoked
 
-baseline_reasons contains reason("attestation_result", "another verifier's word is no evidence, unless a policy names whom it trusts", "attestation.type", got("type")) if input.attestation.type == "attestation-result"
+baseline_reasons contains reason("attestation_result", "another verifier's word is no evidence, unless a policy names whom it trusts", "attestation.type", shown([v | v := input.attestation.type])) if input.attestation.type == "attestation-result"
 
 # Further devices in the request meet the same, but for bound_to_cpu_tee: see docs/evidence/composite.md.
 baseline_reasons contains r if {
@@ -57,7 +57,7 @@ devices_of(type) := [device | some device in input.attestation.devices; device.t
 chip_networks_denials(most) := set() if {
 	is_number(most) # a number is less than any set or text
 	input.chip.networks <= most
-} else := {reason("chip_networks", "the chip was seen in several networks at once", "chip.networks", sprintf("%v", [object.get(input, ["chip", "networks"], "missing")]))}
+} else := {reason("chip_networks", "the chip was seen in several networks at once", "chip.networks", sprintf("%v", [shown([v | v := input.chip.networks])]))}
 
 # bound: report_data is the digest of this very request.
 bound if input.attestation.bound == true
@@ -97,7 +97,7 @@ known_statuses := {
 # type_denials(type): the evidence is of one type only.
 type_denials(type) := set() if {
 	input.attestation.type == type
-} else := {reason("evidence_type", sprintf("the policy is for %s evidence", [type]), "attestation.type", got("type"))}
+} else := {reason("evidence_type", sprintf("the policy is for %s evidence", [type]), "attestation.type", shown([v | v := input.attestation.type]))}
 
 # pq_denials: the guest must have offered the hybrid post-quantum wrap. The
 # obligation require_pq says the same; this one explains itself.
@@ -112,7 +112,15 @@ at_least_one(reasons, fallback) := reasons | {r | count(reasons) == 0; r := fall
 # reason builds one entry of deny.
 reason(rule, message, claim, value) := {"rule": rule, "message": message, "claim": claim, "got": value}
 
-# got(name) is a claim for display, or "missing".
+# shown([v | v := input.attestation.x]) is a claim for display, or "missing". (The
+# comprehension is there whether or not the claim is, and names it where
+# everybody can see what the policy reads.)
+shown(found) := found[0]
+
+shown([]) := "missing"
+
+# got(name) and got_in(path) are the same for names that are computed. A policy
+# that calls them reads the whole of its input: policy/README.md, "What a policy reads".
 got(name) := object.get(input, ["attestation", name], "missing")
 
 got_in(path) := object.get(input, array.concat(["attestation"], path), "missing")

@@ -12,7 +12,7 @@ import input.attestation.gce_vtpm as gce
 # project_denials(allowed): the vTPM is of an instance of one of these projects (ids).
 project_denials(allowed) := set() if {
 	gce.instance.project_id in allowed
-} else := {common.reason("project_unknown", "the instance is of another project", "attestation.gce_vtpm.instance.project_id", shown(["instance", "project_id"]))}
+} else := {common.reason("project_unknown", "the instance is of another project", "attestation.gce_vtpm.instance.project_id", common.shown([v | v := gce.instance.project_id]))}
 
 # own_denials(param): the resource's parameter is the instance's id. Names can be
 # given again, ids cannot.
@@ -20,8 +20,6 @@ own_denials(param) := set() if {
 	gce.instance.id != ""
 	input.resource.params[param] == gce.instance.id
 } else := {object.union(
-	common.reason("not_own_resource", "the resource belongs to another instance", concat("", ["resource.params.", param]), object.get(input, ["resource", "params", param], "missing")),
-	{"nearest": shown(["instance", "id"])},
+	common.reason("not_own_resource", "the resource belongs to another instance", concat("", ["resource.params.", param]), common.shown([v | v := input.resource.params[param]])),
+	{"nearest": common.shown([v | v := gce.instance.id])},
 )}
-
-shown(path) := common.got_in(array.concat(["gce_vtpm"], path))

@@ -35,4 +35,4 @@ excused(r) if {
 
 unknown(hashes) := set() if {
 	report.sm_hash in hashes
-} else := {common.reason("sm_unknown", "the security monitor is not an accepted one", "attestation.keystone.sm_hash", common.got_in(["keystone", "sm_hash"]))}
+} else := {common.reason("sm_unknown", "the security monitor is not an accepted one", "attestation.keystone.sm_hash", common.shown([v | v := report.sm_hash]))}

@@ -24,7 +24,7 @@ without_cpu := {r |
 kind_denials(kind) := set() if {
 	document.kind == kind
 } else := {object.union(
-	common.reason("nitro_kind", "the document is of another kind", "attestation.nitro.kind", shown(["kind"])),
+	common.reason("nitro_kind", "the document is of another kind", "attestation.nitro.kind", common.shown([v | v := document.kind])),
 	{"nearest": kind},
 )}
 
@@ -36,7 +36,7 @@ kind_denials(kind) := set() if {
 pcr_denials(expected) := {r |
 	some n, values in expected
 	not listed(n, values)
-	r := common.reason("pcr_unknown", "a PCR has none of the accepted values", sprintf("attestation.nitro.pcrs.%s", [n]), shown(["pcrs", n]))
+	r := common.reason("pcr_unknown", "a PCR has none of the accepted values", sprintf("attestation.nitro.pcrs.%s", [n]), common.shown([v | v := document.pcrs[n]]))
 }
 
 listed(n, values) if {
@@ -52,8 +52,6 @@ own_denials(param) := set() if {
 	document.instance_id != ""
 	input.resource.params[param] == document.instance_id
 } else := {object.union(
-	common.reason("not_own_resource", "the resource belongs to another instance", concat("", ["resource.params.", param]), object.get(input, ["resource", "params", param], "missing")),
-	{"nearest": shown(["instance_id"])},
+	common.reason("not_own_resource", "the resource belongs to another instance", concat("", ["resource.params.", param]), common.shown([v | v := input.resource.params[param]])),
+	{"nearest": common.shown([v | v := document.instance_id])},
 )}
-
-shown(path) := common.got_in(array.concat(["nitro"], path))

@@ -31,7 +31,7 @@ signer_denials(signers) := set() if {
 	every c in token.software_components {
 		c.signer_id in signers
 	}
-} else := common.at_least_one(unknown_signers(signers), common.reason("components_missing", "the device measured no software", "attestation.psa.software_components", common.got_in(["psa", "software_components"])))
+} else := common.at_least_one(unknown_signers(signers), common.reason("components_missing", "the device measured no software", "attestation.psa.software_components", common.shown([v | v := token.software_components])))
 
 unknown_signers(signers) := {r |
 	some i, c in token.software_components
@@ -46,6 +46,6 @@ own_denials(param) := set() if {
 	input.attestation.chip_id != ""
 	input.resource.params[param] == input.attestation.chip_id
 } else := {object.union(
-	common.reason("not_own_resource", "the resource belongs to another device", concat("", ["resource.params.", param]), object.get(input, ["resource", "params", param], "missing")),
-	{"nearest": common.got("chip_id")},
+	common.reason("not_own_resource", "the resource belongs to another device", concat("", ["resource.params.", param]), common.shown([v | v := input.resource.params[param]])),
+	{"nearest": common.shown([v | v := input.attestation.chip_id])},
 )}

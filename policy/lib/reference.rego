@@ -11,20 +11,18 @@ import data.claviger.lib.common
 # used, lists the present value of every claim named.
 match(type, claims) if {
 	input.attestation.type == type
+	got := present
 	first := claims[0]
-	v := present[first]
-	v != ""
-	some name in data.claviger.index[type][first][v]
+	some name in data.reference_index[type][first][got[first]]
 	set := data.reference[name]
 	set.type == type
 	every claim in claims {
-		got := present[claim]
-		got != ""
-		got in set.values[claim]
+		got[claim] != ""
+		got[claim] in set.values[claim]
 	}
 	usable(set)
 } else if {
-	not data.claviger.index # as in tests: look at all sets
+	not data.reference_index # as in tests: look at all sets
 	input.attestation.type == type
 	first := claims[0]
 	v := present[first] # cheap, and rules most sets out
@@ -40,15 +38,13 @@ match(type, claims) if {
 matching(type, claims) := {name |
 	input.attestation.type == type
 	first := claims[0]
-	v := present[first]
-	v != ""
-	some name in data.claviger.index[type][first][v]
+	some name in data.reference_index[type][first][present[first]]
 	set := data.reference[name]
 	set.type == type
 	agrees(set, claims)
 	usable(set)
 } if {
-	data.claviger.index
+	data.reference_index
 } else := {name |
 	input.attestation.type == type
 	first := claims[0]
@@ -77,10 +73,18 @@ listed(set, claim) if {
 }
 
 # present are the claims that can be compared: the measurements by name, and host_data.
-present := object.union(
-	object.get(input, ["attestation", "measurements"], {}),
-	{"host_data": object.get(input, ["attestation", "host_data"], "")},
-)
+# (The first body is the usual case, spelt out to be quick.)
+present := object.union(input.attestation.measurements, {"host_data": input.attestation.host_data}) if {
+	is_object(input.attestation.measurements)
+} else := object.union(measured, host)
+
+default measured := {}
+
+measured := input.attestation.measurements if is_object(input.attestation.measurements)
+
+default host := {}
+
+host := {"host_data": input.attestation.host_data}
 
 # value(claim) is a measurement by name, or host_data.
 value(claim) := object.get(present, claim, "")
@@ -114,18 +118,18 @@ now := time.parse_rfc3339_ns(input.time)
 chip_denials(type) := set() if {
 	chip := input.attestation.chip_id
 	chip != ""
-	some name in data.claviger.index[type].chip_id[chip]
+	some name in data.reference_index[type].chip_id[chip]
 	data.reference[name].type == type
 	usable(data.reference[name])
 } else := set() if {
-	not data.claviger.index # as in tests: look at all sets
+	not data.reference_index # as in tests: look at all sets
 	chip := input.attestation.chip_id
 	chip != ""
 	some set in data.reference
 	set.type == type
 	chip in set.values.chip_id
 	usable(set)
-} else := {common.reason("chip_not_enrolled", "no reference set in use lists this chip", "attestation.chip_id", common.got("chip_id"))}
+} else := {common.reason("chip_not_enrolled", "no reference set in use lists this chip", "attestation.chip_id", common.shown([v | v := input.attestation.chip_id]))}
 
 # denials(type, claims) explains why match does not hold, and is empty where it does.
 denials(type, claims) := set() if {

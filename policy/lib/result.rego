@@ -26,7 +26,7 @@ without_cpu_denials(issuers) := {r |
 issuer_denials(issuers) := set() if {
 	result.verified_by in issuers
 } else := {object.union(
-	common.reason("verifier_untrusted", "the policy does not trust the verifier", "attestation.attestation_result.verified_by", shown(["verified_by"])),
+	common.reason("verifier_untrusted", "the policy does not trust the verifier", "attestation.attestation_result.verified_by", common.shown([v | v := result.verified_by])),
 	{"nearest": concat(", ", sort(issuers))},
 )}
 
@@ -34,7 +34,7 @@ issuer_denials(issuers) := set() if {
 affirming_denials(submods) := {r |
 	some name in submods
 	not result.submods[name].status == "affirming"
-	r := common.reason("not_affirming", "the verifier does not affirm a part", sprintf("attestation.attestation_result.submods.%s.status", [name]), shown(["submods", name, "status"]))
+	r := common.reason("not_affirming", "the verifier does not affirm a part", sprintf("attestation.attestation_result.submods.%s.status", [name]), common.shown([v | v := result.submods[name].status]))
 }
 
 # claim_denials(expected): claims of the token have one of the values that the
@@ -44,7 +44,7 @@ affirming_denials(submods) := {r |
 claim_denials(expected) := {r |
 	some path, values in expected
 	not listed(split(path, "/"), values)
-	r := common.reason("claim_unknown", "a claim of the token has none of the accepted values", sprintf("attestation.attestation_result.token.%s", [replace(path, "/", ".")]), shown(array.concat(["token"], split(path, "/"))))
+	r := common.reason("claim_unknown", "a claim of the token has none of the accepted values", sprintf("attestation.attestation_result.token.%s", [replace(path, "/", ".")]), common.shown([v | v := object.get(result.token, split(path, "/"), "missing")]))
 }
 
 listed(path, values) if value(path) in values
@@ -56,5 +56,3 @@ listed(path, values) if {
 }
 
 value(path) := object.get(result.token, path, null)
-
-shown(path) := common.got_in(array.concat(["attestation_result"], path))

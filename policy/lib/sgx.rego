@@ -20,17 +20,17 @@ identity_denials(mrsigners, isvprodid, isvsvn) := set() if {
 
 identity_reasons(mrsigners, isvprodid, isvsvn) := ({r |
 	not quote.mrsigner in mrsigners
-	r := common.reason("mrsigner_unknown", "the enclave's signer is not an accepted one", "attestation.sgx.mrsigner", shown(["mrsigner"]))
+	r := common.reason("mrsigner_unknown", "the enclave's signer is not an accepted one", "attestation.sgx.mrsigner", common.shown([v | v := quote.mrsigner]))
 } | {r |
 	not quote.isvprodid == isvprodid
 	r := object.union(
-		common.reason("isvprodid", "the enclave is another product of its signer", "attestation.sgx.isvprodid", shown(["isvprodid"])),
+		common.reason("isvprodid", "the enclave is another product of its signer", "attestation.sgx.isvprodid", common.shown([v | v := quote.isvprodid])),
 		{"nearest": isvprodid},
 	)
 }) | {r |
 	not reached(isvsvn)
 	r := object.union(
-		common.reason("isvsvn", "the enclave's security version is below the policy's minimum", "attestation.sgx.isvsvn", shown(["isvsvn"])),
+		common.reason("isvsvn", "the enclave's security version is below the policy's minimum", "attestation.sgx.isvsvn", common.shown([v | v := quote.isvsvn])),
 		{"nearest": isvsvn},
 	)
 }
@@ -48,11 +48,11 @@ attribute_denials := set() if {
 	quote.attributes.provisionkey == false
 } else := attribute_reasons
 
-attribute_reasons contains common.reason("attributes_init", "ATTRIBUTES.INIT is not set", "attestation.sgx.attributes.init", shown(["attributes", "init"])) if not quote.attributes.init == true
+attribute_reasons contains common.reason("attributes_init", "ATTRIBUTES.INIT is not set", "attestation.sgx.attributes.init", common.shown([v | v := quote.attributes.init])) if not quote.attributes.init == true
 
-attribute_reasons contains common.reason("attributes_debug", "ATTRIBUTES.DEBUG is set", "attestation.sgx.attributes.debug", shown(["attributes", "debug"])) if not quote.attributes.debug == false
+attribute_reasons contains common.reason("attributes_debug", "ATTRIBUTES.DEBUG is set", "attestation.sgx.attributes.debug", common.shown([v | v := quote.attributes.debug])) if not quote.attributes.debug == false
 
-attribute_reasons contains common.reason("attributes_provisionkey", "ATTRIBUTES.PROVISIONKEY is set", "attestation.sgx.attributes.provisionkey", shown(["attributes", "provisionkey"])) if not quote.attributes.provisionkey == false
+attribute_reasons contains common.reason("attributes_provisionkey", "ATTRIBUTES.PROVISIONKEY is set", "attestation.sgx.attributes.provisionkey", common.shown([v | v := quote.attributes.provisionkey])) if not quote.attributes.provisionkey == false
 
 # config_denials(allowed): CONFIGID, lower-case hex (128 digits), is one of
 # these, and the enclave was built for key separation and sharing, without
@@ -60,7 +60,7 @@ attribute_reasons contains common.reason("attributes_provisionkey", "ATTRIBUTES.
 config_denials(allowed) := set() if {
 	quote.attributes.kss == true
 	quote.configid in allowed
-} else := {common.reason("configid_unknown", "CONFIGID is not an accepted value", "attestation.sgx.configid", shown(["configid"]))}
+} else := {common.reason("configid_unknown", "CONFIGID is not an accepted value", "attestation.sgx.configid", common.shown([v | v := quote.configid]))}
 
 # tcb_status_denials(allowed): the joint TCB status, and those of platform and
 # quoting enclave where they are told apart, are all allowed. Most SGX platforms
@@ -72,17 +72,21 @@ tcb_status_denials(allowed) := set() if {
 		part_in(name, allowed)
 	}
 } else := {object.union(
-	common.reason("tcb_status", "the TCB status is not accepted", "attestation.tcb.status", common.got_in(["tcb", "status"])),
+	common.reason("tcb_status", "the TCB status is not accepted", "attestation.tcb.status", common.shown([v | v := input.attestation.tcb.status])),
 	{"nearest": concat(", ", sort(allowed))},
 )}
 
 # A part is absent where there was no collateral; the joint status is then Unknown.
-part_in(name, allowed) if quote[name].tcb_status in allowed
+part_in(name, allowed) if part[name].tcb_status in allowed
 
 part_in(name, _) if {
-	quote
-	not quote[name]
+	quote.attributes
+	not part[name]
 }
+
+part["platform_tcb"] := quote.platform_tcb
+
+part["qe_tcb"] := quote.qe_tcb
 
 # advisory_denials(exceptions): every advisory that applies to this TCB level is
 # named here, which says that somebody looked at it.
@@ -93,5 +97,3 @@ advisory_denials(exceptions) := {r |
 } if {
 	is_array(input.attestation.tcb.advisories)
 } else := {common.reason("tcb_advisory", "the advisories are missing", "attestation.tcb.advisories", "missing")}
-
-shown(path) := common.got_in(array.concat(["sgx"], path))

@@ -20,19 +20,19 @@ tcb_denials(floors) := set() if {
 		is_number(tcb[component])
 		tcb[component] >= minimum
 	}
-} else := common.at_least_one(tcb_reasons(floors), common.reason("tcb_floor", "there is no reported TCB to compare", "attestation.sev_snp.reported_tcb", shown(["reported_tcb"])))
+} else := common.at_least_one(tcb_reasons(floors), common.reason("tcb_floor", "there is no reported TCB to compare", "attestation.sev_snp.reported_tcb", common.shown([v | v := report.reported_tcb])))
 
 tcb_reasons(floors) := {r |
 	some component, minimum in floors[input.attestation.hardware_model]
 	not at_least(component, minimum)
 	r := object.union(
-		common.reason("tcb_floor", sprintf("%s firmware is older than the policy's minimum", [component]), concat(".", ["attestation.sev_snp.reported_tcb", component]), shown(["reported_tcb", component])),
+		common.reason("tcb_floor", sprintf("%s firmware is older than the policy's minimum", [component]), concat(".", ["attestation.sev_snp.reported_tcb", component]), common.shown([v | v := report.reported_tcb[component]])),
 		{"nearest": sprintf("%v", [minimum])},
 	)
 } | {r |
 	not has_floor(floors)
 	r := object.union(
-		common.reason("tcb_no_floor", "the policy has no TCB minimum for this processor model", "attestation.hardware_model", common.got("hardware_model")),
+		common.reason("tcb_no_floor", "the policy has no TCB minimum for this processor model", "attestation.hardware_model", common.shown([v | v := input.attestation.hardware_model])),
 		{"nearest": concat(", ", sort(object.keys(floors)))},
 	)
 }
@@ -52,7 +52,7 @@ vmpl_denials(highest) := set() if {
 	is_number(report.vmpl)
 	is_number(highest) # a number is less than any set or text
 	report.vmpl <= highest
-} else := {common.reason("vmpl", sprintf("the report is from a VMPL above %v", [highest]), "attestation.sev_snp.vmpl", shown(["vmpl"]))}
+} else := {common.reason("vmpl", sprintf("the report is from a VMPL above %v", [highest]), "attestation.sev_snp.vmpl", common.shown([v | v := report.vmpl]))}
 
 # policy_denials: the guest policy that the chip enforces forbids debugging and
 # migration agents.
@@ -61,41 +61,39 @@ policy_denials := set() if {
 	report.policy.migrate_ma == false
 } else := policy_reasons
 
-policy_reasons contains common.reason("policy_debug", "the guest policy allows debugging", "attestation.sev_snp.policy.debug", shown(["policy", "debug"])) if not report.policy.debug == false
+policy_reasons contains common.reason("policy_debug", "the guest policy allows debugging", "attestation.sev_snp.policy.debug", common.shown([v | v := report.policy.debug])) if not report.policy.debug == false
 
-policy_reasons contains common.reason("policy_migrate_ma", "the guest policy allows a migration agent", "attestation.sev_snp.policy.migrate_ma", shown(["policy", "migrate_ma"])) if not report.policy.migrate_ma == false
+policy_reasons contains common.reason("policy_migrate_ma", "the guest policy allows a migration agent", "attestation.sev_snp.policy.migrate_ma", common.shown([v | v := report.policy.migrate_ma])) if not report.policy.migrate_ma == false
 
 # smt_denials: no sibling thread shares the core with the guest.
 smt_denials := set() if {
 	report.policy.smt == false
-} else := {common.reason("policy_smt", "the guest policy allows simultaneous multithreading", "attestation.sev_snp.policy.smt", shown(["policy", "smt"]))}
+} else := {common.reason("policy_smt", "the guest policy allows simultaneous multithreading", "attestation.sev_snp.policy.smt", common.shown([v | v := report.policy.smt]))}
 
 # single_socket_denials: the guest's memory does not cross a socket.
 single_socket_denials := set() if {
 	report.policy.single_socket == true
-} else := {common.reason("policy_single_socket", "the guest policy allows several sockets", "attestation.sev_snp.policy.single_socket", shown(["policy", "single_socket"]))}
+} else := {common.reason("policy_single_socket", "the guest policy allows several sockets", "attestation.sev_snp.policy.single_socket", common.shown([v | v := report.policy.single_socket]))}
 
 # id_key_denials(allowed): the launch was signed by one of these ID keys
 # (SHA-384 of the key as in the ID authentication block, lower-case hex).
 id_key_denials(allowed) := set() if {
 	report.id_key_digest in allowed
-} else := {common.reason("id_key_unknown", "the ID block is not signed by an accepted key", "attestation.sev_snp.id_key_digest", shown(["id_key_digest"]))}
+} else := {common.reason("id_key_unknown", "the ID block is not signed by an accepted key", "attestation.sev_snp.id_key_digest", common.shown([v | v := report.id_key_digest]))}
 
 # author_key_denials(allowed): the ID key was certified by one of these author keys.
 author_key_denials(allowed) := set() if {
 	report.author_key_en == true
 	report.author_key_digest in allowed
-} else := {common.reason("author_key_unknown", "the ID key is not certified by an accepted author key", "attestation.sev_snp.author_key_digest", shown(["author_key_digest"]))}
+} else := {common.reason("author_key_unknown", "the ID key is not certified by an accepted author key", "attestation.sev_snp.author_key_digest", common.shown([v | v := report.author_key_digest]))}
 
 # guest_svn_denials(minimum): the ID block's own version number.
 guest_svn_denials(minimum) := set() if {
 	is_number(report.guest_svn)
 	report.guest_svn >= minimum
-} else := {common.reason("guest_svn", sprintf("GUEST_SVN is below %v", [minimum]), "attestation.sev_snp.guest_svn", shown(["guest_svn"]))}
+} else := {common.reason("guest_svn", sprintf("GUEST_SVN is below %v", [minimum]), "attestation.sev_snp.guest_svn", common.shown([v | v := report.guest_svn]))}
 
 # signing_key_denials(kind): "VCEK" for keys of one chip, "VLEK" for a cloud provider's.
 signing_key_denials(kind) := set() if {
 	report.signing_key == kind
-} else := {common.reason("signing_key", sprintf("the report is not signed by a %s", [kind]), "attestation.sev_snp.signing_key", shown(["signing_key"]))}
-
-shown(path) := common.got_in(array.concat(["sev_snp"], path))
+} else := {common.reason("signing_key", sprintf("the report is not signed by a %s", [kind]), "attestation.sev_snp.signing_key", common.shown([v | v := report.signing_key]))}

@@ -46,7 +46,7 @@ deny contains r if some r in tdx.attribute_denials
 # Production also wants yesterday's collateral, not last month's.
 deny contains r if {
 	common.stale
-	r := common.reason("collateral_stale", "the collateral is past its refresh age", "attestation.collateral.state", common.got_in(["collateral", "state"]))
+	r := common.reason("collateral_stale", "the collateral is past its refresh age", "attestation.collateral.state", common.shown([v | v := input.attestation.collateral.state]))
 }
 
 # "Harvest now, decrypt later" is in scope: only the hybrid wrap.

@@ -30,7 +30,7 @@ allow if by_name
 # The set that matches must be the set of the workload that is asked for:
 # otherwise each known workload could ask for the secrets of every other.
 by_reference if {
-	some name in reference.matching("sev-snp", ["measurement", "host_data"])
+	some name in reference.matching("sev-snp", ["host_data", "measurement"])
 	input.resource.params.workload in data.reference[name].values.workload
 }
 
@@ -55,7 +55,7 @@ deny contains r if {
 	not by_reference
 	not by_name
 	r := object.union(
-		common.reason("host_data_not_this_workload", "HOST_DATA does not name the workload that the resource belongs to", "attestation.host_data", common.got("host_data")),
+		common.reason("host_data_not_this_workload", "HOST_DATA does not name the workload that the resource belongs to", "attestation.host_data", common.shown([v | v := input.attestation.host_data])),
 		{"nearest": nearest},
 	)
 }

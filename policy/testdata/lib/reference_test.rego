@@ -127,11 +127,11 @@ test_no_claims_named if only("aa", "h1", []).rule == "reference_unmatched"
 index := {"sev-snp": {"measurement": {"aa": ["one"], "bb": ["one", "gone"], "dd": ["old"], "ff": ["during"], "": ["blank"]}}}
 
 indexed(measurement, host_data, claims) if {
-	reference.match("sev-snp", claims) with input as of(measurement, host_data) with data.reference as sets with data.claviger.index as index
+	reference.match("sev-snp", claims) with input as of(measurement, host_data) with data.reference as sets with data.reference_index as index
 }
 
 names(measurement, host_data, claims) := found if {
-	found := reference.matching("sev-snp", claims) with input as of(measurement, host_data) with data.reference as sets with data.claviger.index as index
+	found := reference.matching("sev-snp", claims) with input as of(measurement, host_data) with data.reference as sets with data.reference_index as index
 }
 
 test_index if {
@@ -159,12 +159,12 @@ chip_index := {"sev-snp": {"chip_id": {"c1": ["rack"], "c2": ["gone"], "c3": ["o
 
 test_chip_enrolled if {
 	every index in [false, chip_index] {
-		reference.chip_denials("sev-snp") == set() with input as {"attestation": {"chip_id": "c1"}} with data.reference as chips with data.claviger.index as index
+		reference.chip_denials("sev-snp") == set() with input as {"attestation": {"chip_id": "c1"}} with data.reference as chips with data.reference_index as index
 	}
 	reference.chip_denials("sev-snp") == set() with input as {"attestation": {"chip_id": "c1"}} with data.reference as chips
 	every chip in ["c2", "c3", "c4", ""] {
 		every index in [false, chip_index] {
-			{r.rule | some r in reference.chip_denials("sev-snp")} == {"chip_not_enrolled"} with input as {"attestation": {"chip_id": chip}} with data.reference as chips with data.claviger.index as index
+			{r.rule | some r in reference.chip_denials("sev-snp")} == {"chip_not_enrolled"} with input as {"attestation": {"chip_id": chip}} with data.reference as chips with data.reference_index as index
 		}
 	}
 	{r.rule | some r in reference.chip_denials("sev-snp")} == {"chip_not_enrolled"} with input as {} with data.reference as chips
