@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha512"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"runtime/debug"
 	"testing"
@@ -25,8 +26,15 @@ import (
 // admission, verification, policy, wrap and receipt; the store, the source and
 // the log are in memory.
 func BenchmarkRelease(b *testing.B) {
-	b.Run("sev-snp", releaseSNP)
-	b.Run("tdx", releaseTDX)
+	b.Run("sev-snp", func(b *testing.B) { releaseSNP(b, false) })
+	b.Run("tdx", func(b *testing.B) { releaseTDX(b, false) })
+}
+
+// BenchmarkReleaseCold is the same for guests of which each has claims that the
+// policy has not seen before, so that it decides anew. Chain and collateral are warm.
+func BenchmarkReleaseCold(b *testing.B) {
+	b.Run("sev-snp", func(b *testing.B) { releaseSNP(b, true) })
+	b.Run("tdx", func(b *testing.B) { releaseTDX(b, true) })
 }
 
 // BenchmarkReleaseFloor is the unavoidable cryptography: the verification of the
@@ -42,7 +50,7 @@ func BenchmarkReleaseFloor(b *testing.B) {
 	})
 }
 
-func releaseSNP(b *testing.B) {
+func releaseSNP(b *testing.B, anew bool) {
 	w := newWorld(b)
 	w.cfg.Observe = nil
 	key, err := seal.GenerateKey(seal.Hybrid)
@@ -52,7 +60,11 @@ func releaseSNP(b *testing.B) {
 	requests := make([]broker.Request, b.N+1)
 	for i := range requests {
 		a := w.hybrid(b, key)
-		a.req.Evidence, err = w.device.Evidence(a.bind.Digest64(), teesim.ReportOptions{Measurement: teesim.Measurement("")})
+		o := teesim.ReportOptions{Measurement: teesim.Measurement("")}
+		if anew {
+			binary.BigEndian.PutUint64(o.HostData[:], uint64(i))
+		}
+		a.req.Evidence, err = w.device.Evidence(a.bind.Digest64(), o)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -124,7 +136,7 @@ func releaseFloor(b *testing.B, curve elliptic.Curve) {
 }
 
 // releaseTDX is on a simulated Intel platform, decided by the strict example policy.
-func releaseTDX(b *testing.B) {
+func releaseTDX(b *testing.B, anew bool) {
 	platform, err := dcaptest.New(time.Now().UTC())
 	if err != nil {
 		b.Fatal(err)
@@ -164,6 +176,9 @@ func releaseTDX(b *testing.B) {
 	for i := range requests {
 		a := w.hybrid(b, key)
 		td.REPORTDATA = a.bind.Digest64()
+		if anew {
+			binary.BigEndian.PutUint64(td.RTMR[3][:], uint64(i))
+		}
 		quote, err := platform.QuoteTD(4, td)
 		if err != nil {
 			b.Fatal(err)

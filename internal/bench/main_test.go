@@ -65,7 +65,7 @@ func TestAdd(t *testing.T) {
 func TestPrint(t *testing.T) {
 	full := func() results {
 		r := results{{releases, "Release", "tdx"}: {ns: 3e3}, {releases, "ReleaseFloor", "tdx"}: {2e3, "P-256 + MAC"},
-			{policies, "Evaluate", "disks"}: {ns: 90e3}, {policies, "Decide", "disks"}: {ns: 120e3}}
+			{policies, "Evaluate", "disks"}: {ns: 90e3}, {policies, "Decide", "disks"}: {ns: 120e3}, {policies, "Recall", "disks"}: {ns: 9e3}}
 		for _, s := range types {
 			r[key{s.dir, "Verify", ""}], r[key{s.dir, "Floor", ""}] = cost{ns: 6e6}, cost{4e6, "P-384"}
 		}
@@ -76,7 +76,7 @@ func TestPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	table := strings.Join(strings.Fields(b.String()), " ")
-	for _, want := range []string{"psa 6000 - 4000 1.50 P-384", "tdx 3 - 2 1.50 P-256 + MAC", "disks 90 - - - goal: under 100; 120 with"} {
+	for _, want := range []string{"psa 6000 - 4000 1.50 P-384", "tdx 3 - 2 1.50 P-256 + MAC", "disks 9 90 - - goal: under 100; 120 with"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("no %q in\n%s", want, &b)
 		}
