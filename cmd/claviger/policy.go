@@ -21,7 +21,7 @@ import (
 
 func policyCommand(a *adminFlags) *cobra.Command {
 	group := &cobra.Command{Use: "policy", Short: "Write, test, build and roll out release policies"}
-	group.AddCommand(policyInit(), policyTest(a), policyCheck(a), policyEval(a), policyBuild(), policyStatus(a), policyActivate(a))
+	group.AddCommand(policyInit(), policyTest(a), policyCheck(a), policyReads(a), policyEval(a), policyBuild(), policyStatus(a), policyActivate(a))
 	return group
 }
 
@@ -110,6 +110,40 @@ func policyCheck(a *adminFlags) *cobra.Command {
 			}
 			if a.output != "json" {
 				fmt.Fprintln(cmd.OutOrStdout(), "no problems")
+			}
+			return nil
+		},
+	}
+}
+
+func policyReads(a *adminFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "reads PATH…", Short: "List what policies read of the claims and of the request", Args: cobra.MinimumNArgs(1),
+		Long: `List what each policy reads of its input, itself or by the library: all that its
+decisions rest on, besides the bundle and the reference values. A policy is shown
+nothing else.`,
+		Example: "  claviger policy reads policies\n  claviger policy reads policies --output json",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			readings, err := policy.Reads(args)
+			if err != nil {
+				return err
+			}
+			w := cmd.OutOrStdout()
+			if a.output == "json" {
+				return writeJSON(w, readings)
+			}
+			for _, r := range readings {
+				note := ""
+				if !r.Remembered {
+					note = " (the time matters: asked anew for each request)"
+				}
+				fmt.Fprintf(w, "%s%s\n", r.Policy, note)
+				for _, path := range r.Input {
+					if path == "." {
+						path = "(all of the input)"
+					}
+					fmt.Fprintf(w, "  %s\n", path)
+				}
 			}
 			return nil
 		},
