@@ -165,8 +165,8 @@ func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (broker.Deci
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.EvalTimeout)
 	defer cancel()
 	d, err := s.decide(ctx, name, shown, in.Time, nil)
-	if err == nil && !v.clock && size <= maxRememberedBytes {
-		s.memory.keep(name, shown, d)
+	if err == nil && !v.clock {
+		s.memory.keep(name, shown, size, d)
 	}
 	return d, err
 }

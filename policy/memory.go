@@ -10,17 +10,19 @@ import (
 	"github.com/claviger/claviger/broker"
 )
 
+// Bounds on what is remembered, in all, by one snapshot.
 const (
 	maxRemembered      = 2048
-	maxRememberedBytes = 16 << 10 // strings and keys of one input
+	maxRememberedBytes = 4 << 20 // of strings and keys; in Rego's form they take some times that
 )
 
 // memory has the decisions of one snapshot by all that they are a function of:
 // the policy, and what of the input it can see. It is emptied by every change
 // of bundle or reference values, because those make another snapshot.
 type memory struct {
-	mu sync.RWMutex
-	m  map[question]remembered
+	mu   sync.RWMutex
+	m    map[question]remembered
+	size int // of all inputs, in bytes
 }
 
 // question finds what may be remembered; that it is the same input is compared.
@@ -31,6 +33,7 @@ type question struct {
 
 type remembered struct {
 	input    *ast.Term // what the policy was shown; never changed
+	size     int       // of its strings and keys, in bytes
 	decision broker.Decision
 }
 
@@ -46,21 +49,33 @@ func (m *memory) recall(policy string, input *ast.Term) (broker.Decision, bool) 
 	return d, true
 }
 
-// keep remembers a decision. Of several inputs with one hash, the last one is kept.
-func (m *memory) keep(policy string, input *ast.Term, d broker.Decision) {
+// keep remembers a decision, and forgets others if there are too many. size is
+// that of the input. Of several inputs with one hash, the last one is kept.
+func (m *memory) keep(policy string, input *ast.Term, size int, d broker.Decision) {
+	if size > maxRememberedBytes/16 {
+		return
+	}
 	d.Reasons = slices.Clone(d.Reasons)
+	q := question{policy, input.Value.Hash()}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.m == nil {
 		m.m = map[question]remembered{}
 	}
-	for q := range m.m { // any of them: Go's order is random
-		if len(m.m) < maxRemembered {
+	m.forget(q)
+	for other := range m.m { // in Go's order, which is none
+		if len(m.m) < maxRemembered && m.size+size <= maxRememberedBytes {
 			break
 		}
-		delete(m.m, q)
+		m.forget(other)
 	}
-	m.m[question{policy, input.Value.Hash()}] = remembered{input, d}
+	m.m[q] = remembered{input, size, d}
+	m.size += size
+}
+
+func (m *memory) forget(q question) {
+	m.size -= m.m[q].size
+	delete(m.m, q)
 }
 
 // changes are the moments at which a reference set becomes valid, or is no

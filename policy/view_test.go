@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -209,7 +210,7 @@ func TestViewIsEnough(t *testing.T) {
 
 		v := s.views[name]
 		doc["time"] = since(s.changes, now).UTC().Format(time.RFC3339Nano)
-		shown, _, err := e.conv.convert(doc, v.input, 1<<20)
+		shown, size, err := e.conv.convert(doc, v.input, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -218,7 +219,7 @@ func TestViewIsEnough(t *testing.T) {
 		if ok {
 			recalled++
 		} else if got, gotErr = s.decide(t.Context(), name, shown, since(s.changes, now), nil); gotErr == nil {
-			s.memory.keep(name, shown, got)
+			s.memory.keep(name, shown, size, got)
 		}
 		if !reflect.DeepEqual(got, want) || (gotErr == nil) != (wantErr == nil) {
 			t.Fatalf("%s at %s, recalled %t:\nwith its view %+v, %v\nwith everything %+v, %v\n%s", name, now, ok, got, gotErr, want, wantErr, whole)
@@ -342,22 +343,34 @@ func TestRemembered(t *testing.T) {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	e := newEngine(t, Config{Dir: one(t, "allow if input.attestation.chip_id\nallow if input.resource.labels.x")})
-	in := snpInput(t)
-	in.Resource.Policy = "p"
-	in.Resource.Labels = map[string]string{"x": strings.Repeat("x", maxRememberedBytes)}
-	if d, err := e.Decide(t.Context(), in); err != nil || !d.Allow || len(e.inForce.Load().memory.m) != 0 {
-		t.Fatalf("allow %t, error %v, %d remembered", d.Allow, err, len(e.inForce.Load().memory.m))
-	}
-	in.Resource.Labels = nil
-	for i := range maxRemembered + 10 {
-		in.Attestation.ChipID = fmt.Sprint(i)
-		if d, err := e.Decide(t.Context(), in); err != nil || !d.Allow {
-			t.Fatal(d, err)
+	var m memory
+	keep := func(i, size int) {
+		m.keep("p", ast.IntNumberTerm(i), size, broker.Decision{})
+		sum := 0
+		for _, r := range m.m {
+			sum += r.size
+		}
+		if sum != m.size || sum > maxRememberedBytes || len(m.m) > maxRemembered {
+			t.Fatalf("%d decisions are remembered, of %d bytes, counted as %d", len(m.m), sum, m.size)
 		}
 	}
-	if n := len(e.inForce.Load().memory.m); n != maxRemembered {
-		t.Errorf("%d decisions are remembered, want %d", n, maxRemembered)
+	for i := range 2 * maxRemembered {
+		keep(i/2, 100) // each twice
+	}
+	if len(m.m) != maxRemembered {
+		t.Errorf("%d decisions are remembered, want %d", len(m.m), maxRemembered)
+	}
+	for i := range 1000 {
+		keep(-i, maxRememberedBytes/16+1) // too large
+	}
+	if len(m.m) != maxRemembered {
+		t.Errorf("%d decisions are remembered, want %d", len(m.m), maxRemembered)
+	}
+	for i := range 1000 {
+		keep(maxRemembered+i, maxRememberedBytes/16)
+		if _, ok := m.recall("p", ast.IntNumberTerm(maxRemembered+i)); !ok {
+			t.Fatal("the last decision is forgotten")
+		}
 	}
 }
 
@@ -365,7 +378,7 @@ func TestMemoryIsBounded(t *testing.T) {
 func TestOneHash(t *testing.T) {
 	var m memory
 	a, b := ast.MustParseTerm(`{"a": 1}`), ast.MustParseTerm(`{"a": 2}`)
-	m.keep("p", a, broker.Decision{Allow: true})
+	m.keep("p", a, 1, broker.Decision{Allow: true})
 	m.m[question{"p", b.Value.Hash()}] = m.m[question{"p", a.Value.Hash()}]
 	if _, ok := m.recall("p", b); ok {
 		t.Error("another input's decision was recalled")
@@ -376,4 +389,26 @@ func TestOneHash(t *testing.T) {
 	if d, ok := m.recall("p", ast.MustParseTerm(`{"a": 1}`)); !ok || !d.Allow {
 		t.Error("forgotten")
 	}
+}
+
+// TestConcurrentRecall is for the race detector: OPA sorts an object's keys when it first compares it.
+func TestConcurrentRecall(t *testing.T) {
+	e := newEngine(t, Config{Dir: "../examples/policies/disks"})
+	in := snpInput(t)
+	if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 50 {
+				in := in
+				in.Attestation.TCB.Status = []string{"UpToDate", "Revoked"}[i%2]
+				if d, err := e.Decide(t.Context(), in); err != nil || d.Allow == (i%2 == 1) {
+					t.Errorf("allow %t, error %v", d.Allow, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
