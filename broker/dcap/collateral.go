@@ -78,7 +78,7 @@ type qeIdentity struct {
 	Attributes              hexBytes   `json:"attributes"`
 	AttributesMask          hexBytes   `json:"attributesMask"`
 	MRSIGNER                hexBytes   `json:"mrsigner"`
-	ISVPRODID               uint16     `json:"isvprodid"`
+	ISVPRODID               *uint16    `json:"isvprodid"`
 	TCBLevels               []tcbLevel `json:"tcbLevels"`
 
 	signer *x509.Certificate
@@ -148,7 +148,7 @@ func parseQEIdentity(raw []byte, signer *x509.Certificate) (*qeIdentity, error) 
 	if id.Version != 2 {
 		return nil, unsupported("QE identity version %d", id.Version)
 	}
-	if len(id.MISCSELECT) != 4 || len(id.MISCSELECTMask) != 4 || len(id.Attributes) != 16 || len(id.AttributesMask) != 16 ||
+	if id.ID == "" || id.ISVPRODID == nil || len(id.MISCSELECT) != 4 || len(id.MISCSELECTMask) != 4 || len(id.Attributes) != 16 || len(id.AttributesMask) != 16 ||
 		len(id.MRSIGNER) != 32 || id.IssueDate.IsZero() || id.NextUpdate.IsZero() || len(id.TCBLevels) == 0 {
 		return nil, invalid("QE identity lacks a field")
 	}

@@ -298,9 +298,8 @@ func TestSharedPCKChains(t *testing.T) {
 
 // TestSharedMalformedDocuments: Open Enclave's documents were never signed by
 // Intel, so that every one of them is refused. The second column is what is
-// found if the signature is not looked at. Three lack a field and are read:
-// the appraisal compares id, a number that is missing counts as the lowest, and
-// isvprodid as 0 (only Intel's signature stands before that).
+// found if the signature is not looked at. One lacks a field and is read: a
+// tcbEvaluationDataNumber that is missing counts as the lowest.
 func TestSharedMalformedDocuments(t *testing.T) {
 	const (
 		version = "TCB info version 2" // of before TDX
@@ -314,9 +313,9 @@ func TestSharedMalformedDocuments(t *testing.T) {
 	for name, want := range map[string]string{
 		"qe_identity_missing_attributes":         field,
 		"qe_identity_missing_attributesmask":     field,
-		"qe_identity_missing_id":                 read,
+		"qe_identity_missing_id":                 field,
 		"qe_identity_missing_issuedate":          field,
-		"qe_identity_missing_isvprodid":          read,
+		"qe_identity_missing_isvprodid":          field,
 		"qe_identity_missing_isvsvn":             split,
 		"qe_identity_missing_miscselect":         field,
 		"qe_identity_missing_miscselectmask":     field,

@@ -94,8 +94,8 @@ func qeLevel(id *qeIdentity, qe *EnclaveReport) (*Level, error) {
 		return nil, faultf(attest.ReasonMismatch, "QE ATTRIBUTES %x, want %x", qe.ATTRIBUTES, []byte(id.Attributes))
 	case !bytes.Equal(qe.MRSIGNER[:], id.MRSIGNER):
 		return nil, faultf(attest.ReasonMismatch, "QE MRSIGNER %x, want %x", qe.MRSIGNER, []byte(id.MRSIGNER))
-	case qe.ISVPRODID != id.ISVPRODID:
-		return nil, faultf(attest.ReasonMismatch, "QE ISVPRODID %d, want %d", qe.ISVPRODID, id.ISVPRODID)
+	case qe.ISVPRODID != *id.ISVPRODID:
+		return nil, faultf(attest.ReasonMismatch, "QE ISVPRODID %d, want %d", qe.ISVPRODID, *id.ISVPRODID)
 	}
 	for i := range id.TCBLevels {
 		if l := &id.TCBLevels[i]; qe.ISVSVN >= *l.TCB.ISVSVN {
