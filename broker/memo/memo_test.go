@@ -6,35 +6,30 @@ import (
 	"testing"
 )
 
-func TestMemo(t *testing.T) {
+func key(i int) [32]byte {
+	var k [32]byte
+	binary.LittleEndian.PutUint64(k[:], uint64(i))
+	return k
+}
+
+func TestGet(t *testing.T) {
 	var m Memo[int]
-	key := func(i int) [32]byte {
-		var k [32]byte
-		binary.LittleEndian.PutUint64(k[:], uint64(i))
-		return k
-	}
 	made := 0
-	get := func(i int) int {
-		v, err := m.Get(key(i), func() (int, error) { made++; return i, nil })
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	for i := range 3 * size {
+	for i := range 3 * defaultSize {
 		for range 2 { // the second time from the memo
-			if v := get(i); v != i {
-				t.Fatalf("got %d for %d", v, i)
+			v, err := m.Get(key(i), func() (int, error) { made++; return i, nil })
+			if err != nil || v != i {
+				t.Fatalf("got %d, %v for %d", v, err, i)
 			}
 		}
+		if m.Len() > defaultSize {
+			t.Fatalf("%d entries", m.Len())
+		}
 	}
-	if made != 3*size {
-		t.Errorf("made %d values, want %d", made, 3*size)
+	if made != 3*defaultSize {
+		t.Errorf("made %d values, want %d", made, 3*defaultSize)
 	}
-	if len(m.m) != size || len(m.order) != size {
-		t.Errorf("%d entries, want %d", len(m.m), size)
-	}
-	if get(0); made != 3*size+1 {
+	if _, ok := m.Find(key(0)); ok {
 		t.Error("the oldest entry was not dropped")
 	}
 	// Failures are not remembered.
@@ -43,6 +38,21 @@ func TestMemo(t *testing.T) {
 	}
 	if v, err := m.Get(key(-1), func() (int, error) { return 7, nil }); v != 7 || err != nil {
 		t.Errorf("after a failure: %d, %v", v, err)
+	}
+}
+
+// TestInUse: bounded, and what is in use stays.
+func TestInUse(t *testing.T) {
+	m := Memo[int]{Size: 8}
+	m.Keep(key(-1), 7)
+	for i := range 1000 {
+		m.Keep(key(i), i)
+		if m.Len() > m.Size {
+			t.Fatalf("%d entries", m.Len())
+		}
+		if v, ok := m.Find(key(-1)); !ok || v != 7 {
+			t.Fatal("an entry in use was dropped")
+		}
 	}
 }
 

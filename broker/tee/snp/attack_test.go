@@ -873,24 +873,6 @@ func TestCertTable(t *testing.T) {
 	}
 }
 
-// TestMemo: bounded, and what is in use stays.
-func TestMemo(t *testing.T) {
-	m := memo[int]{size: 8}
-	for i := range 1000 {
-		m.put(digestOf([]byte{byte(i), byte(i >> 8)}), i)
-		if n := len(m.young) + len(m.old); n > m.size {
-			t.Fatalf("%d entries", n)
-		}
-		m.put(digestOf([]byte("used")), -1)
-		if _, ok := m.get(digestOf([]byte("used"))); !ok {
-			t.Fatal("an entry in use was dropped")
-		}
-	}
-	if digestOf([]byte("ab"), []byte("c")) == digestOf([]byte("a"), []byte("bc")) {
-		t.Error("two divisions of the same bytes have one digest")
-	}
-}
-
 // TestJunkDoesNotFlush: unverified certificates take no room in the memo.
 func TestJunkDoesNotFlush(t *testing.T) {
 	l, other := newLab(t), newLab(t)
@@ -899,7 +881,7 @@ func TestJunkDoesNotFlush(t *testing.T) {
 			t.Fatal("accepted")
 		}
 	}
-	if n := len(l.verifier.chains.young); n != 0 {
+	if n := l.verifier.chains.Len(); n != 0 {
 		t.Errorf("%d chains memoised", n)
 	}
 }
@@ -912,7 +894,7 @@ func TestLink(t *testing.T) {
 		issuer, key := ca(t, name(issuerCN), ark, arkKey)
 		cert, _ := ca(t, name("SEV-VCEK"), issuer, key)
 		change(issuer)
-		v := &Verifier{anchors: map[line][]anchor{milan: {{cert: ark, simulated: simulated}}}, chains: memo[*chain]{size: 4}}
+		v := &Verifier{anchors: map[line][]anchor{milan: {{cert: ark, simulated: simulated}}}}
 		_, err := v.link(&leaf{cert: cert, kind: keyVCEK, kds: kdsExtensions{line: milan}}, source{issuer: issuer, der: issuer.Raw})
 		return err
 	}

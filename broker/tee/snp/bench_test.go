@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/tee/teesim"
 	"github.com/claviger/claviger/broker/tee/teetest"
 	"github.com/claviger/claviger/internal/bench/benchtest"
@@ -25,7 +26,7 @@ func BenchmarkVerifyCold(b *testing.B) {
 	r := realVectors(b)[0]
 	v := newVerifier(b, Config{CRLOptional: true})
 	benchtest.Loop(b, func() error {
-		v.chains = memo[*chain]{size: 4096}
+		v.chains = memo.Memo[*chain]{}
 		_, err := v.Verify(b.Context(), r.ev, attest.Unbound(), teetest.MapCollateral{}, r.now)
 		return err
 	})

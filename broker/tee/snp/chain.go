@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 )
 
 // leaf is a VCEK or VLEK certificate. Its form has been checked, its signature not.
@@ -76,7 +77,7 @@ func (v *Verifier) known(der []byte, kind signingKey, t certTable, lines []line)
 	for _, l := range lines {
 		for _, s := range v.sources(l, kind, t) {
 			for _, r := range v.anchors[l] {
-				if ch, ok := v.chains.get(digestOf(der, s.der, r.cert.Raw)); ok && ch.leaf.kind == kind && ch.line == l {
+				if ch, ok := v.chains.Find(memo.Key(der, s.der, r.cert.Raw)); ok && ch.leaf.kind == kind && ch.line == l {
 					return ch
 				}
 			}
@@ -167,8 +168,8 @@ func (v *Verifier) link(lf *leaf, s source) (*chain, error) {
 		if string(issuer.RawIssuer) != string(r.cert.RawSubject) {
 			continue
 		}
-		key := digestOf(lf.cert.Raw, issuer.Raw, r.cert.Raw)
-		if ch, ok := v.chains.get(key); ok && ch.leaf.kind == lf.kind {
+		key := memo.Key(lf.cert.Raw, issuer.Raw, r.cert.Raw)
+		if ch, ok := v.chains.Find(key); ok && ch.leaf.kind == lf.kind {
 			return ch, nil
 		}
 		if !r.allows(issuer.SignatureAlgorithm) || !r.allows(lf.cert.SignatureAlgorithm) {
@@ -184,7 +185,7 @@ func (v *Verifier) link(lf *leaf, s source) (*chain, error) {
 			return nil, fmt.Errorf("%s under %q: %w", lf.kind, issuer.Subject.CommonName, err)
 		}
 		ch := &chain{leaf: lf, issuer: issuer, root: r, line: lf.kds.line}
-		v.chains.put(key, ch)
+		v.chains.Keep(key, ch)
 		return ch, nil
 	}
 	return nil, err

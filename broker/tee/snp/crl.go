@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 )
 
 const maxCRLSize = 4 << 20
@@ -58,13 +59,13 @@ func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now 
 	if len(it.Data) > maxCRLSize {
 		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "%d bytes, more than %d", len(it.Data), maxCRLSize)
 	}
-	key := digestOf(it.Data, ch.root.cert.Raw)
-	rl, ok := v.crls.get(key)
+	key := memo.Key(it.Data, ch.root.cert.Raw)
+	rl, ok := v.crls.Find(key)
 	if !ok {
 		if rl, err = parseCRL(it.Data, ch.root); err != nil {
 			return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "CRL of %s: %w", ch.line, err)
 		}
-		v.crls.put(key, rl)
+		v.crls.Keep(key, rl)
 	}
 	// The dates are looked at on each call: a replayed old list hides later revocations.
 	if now.Before(rl.thisUpdate) {

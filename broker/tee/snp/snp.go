@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 )
 
 // Config of a Verifier. The zero value trusts AMD's roots alone and requires a
@@ -87,8 +88,8 @@ type Verifier struct {
 	anchors     map[line][]anchor
 	issuers     map[issuerKey]*x509.Certificate // AMD's
 	crlOptional bool
-	chains      memo[*chain]
-	crls        memo[*revocations]
+	chains      memo.Memo[*chain]
+	crls        memo.Memo[*revocations]
 }
 
 // New makes a verifier. It fails if AMD's certificates are not the pinned ones.
@@ -97,8 +98,7 @@ func New(cfg Config) (*Verifier, error) {
 		anchors:     map[line][]anchor{},
 		issuers:     map[issuerKey]*x509.Certificate{},
 		crlOptional: cfg.CRLOptional,
-		chains:      memo[*chain]{size: 4096},
-		crls:        memo[*revocations]{size: 32},
+		crls:        memo.Memo[*revocations]{Size: 32},
 	}
 	for _, r := range amdRoots() {
 		if err := v.addAMD(r); err != nil {

@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,13 +10,17 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/tpmquote"
 	"github.com/claviger/claviger/broker/tpmquote/tpmquotetest"
 	"github.com/claviger/claviger/internal/bench/benchtest"
 )
 
-// BenchmarkVerify is a quote by an activated key in software, with a short event log.
-func BenchmarkVerify(b *testing.B) {
+var request = attest.Transcript{Nonce: []byte("nonce"), KeyAlgorithm: "test", PublicKey: []byte("key"), Resources: []string{"disks/a"}}
+
+// believed is the evidence of a key that was activated, and a verifier that believes it.
+func believed(b testing.TB) (*Verifier, attest.Evidence) {
+	b.Helper()
 	key, err := tpmquotetest.NewKey()
 	if err != nil {
 		b.Fatal(err)
@@ -33,8 +38,7 @@ func BenchmarkVerify(b *testing.B) {
 		}),
 		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()}),
 	})}
-	transcript := attest.Transcript{Nonce: []byte("nonce"), KeyAlgorithm: "test", PublicKey: []byte("key"), Resources: []string{"disks/a"}}
-	extra := transcript.Digest32()
+	extra := request.Digest32()
 	if r.Quote, r.Signature, err = key.Quote(extra[:], pcrs); err != nil {
 		b.Fatal(err)
 	}
@@ -55,12 +59,45 @@ func BenchmarkVerify(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	ev := attest.Evidence{Type: attest.TypeTPM, Report: report, EventLog: log}
+	return v, attest.Evidence{Type: attest.TypeTPM, Report: report, EventLog: log}
+}
+
+// BenchmarkVerify has the key parsed.
+func BenchmarkVerify(b *testing.B) {
+	v, ev := believed(b)
 	benchtest.Loop(b, func() error {
-		_, err := v.Verify(b.Context(), ev, attest.BindTo(transcript), nil, now)
+		_, err := v.Verify(b.Context(), ev, attest.BindTo(request), nil, now)
 		return err
 	})
 }
 
-// BenchmarkFloor: the quote's signature. Nothing is remembered, so cold is warm.
+// BenchmarkVerifyCold is the first evidence of a key.
+func BenchmarkVerifyCold(b *testing.B) {
+	v, ev := believed(b)
+	benchtest.Loop(b, func() error {
+		v.keys = memo.Memo[tpmquote.Key]{}
+		_, err := v.Verify(b.Context(), ev, attest.BindTo(request), nil, now)
+		return err
+	})
+}
+
+// TestKeysKept: the key of believed evidence is kept, and no other.
+func TestKeysKept(t *testing.T) {
+	v, ev := believed(t)
+	for _, bad := range []attest.Evidence{
+		{Type: ev.Type, Report: bytes.Replace(ev.Report, []byte(`"secret":"`), []byte(`"secret":"AAAA`), 1), EventLog: ev.EventLog},
+		{Type: ev.Type, Report: ev.Report, EventLog: append([]byte{1}, ev.EventLog...)},
+	} {
+		if _, err := v.Verify(t.Context(), bad, attest.BindTo(request), nil, now); err == nil || v.keys.Len() != 0 {
+			t.Errorf("error %v, %d keys kept", err, v.keys.Len())
+		}
+	}
+	for range 2 {
+		if _, err := v.Verify(t.Context(), ev, attest.BindTo(request), nil, now); err != nil || v.keys.Len() != 1 {
+			t.Errorf("error %v, %d keys kept", err, v.keys.Len())
+		}
+	}
+}
+
+// BenchmarkFloor: the quote's signature.
 func BenchmarkFloor(b *testing.B) { benchtest.Floor(b, benchtest.RSA2048) }

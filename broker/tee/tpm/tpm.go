@@ -17,6 +17,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/tpmquote"
 )
 
@@ -39,6 +40,7 @@ type Verifier struct {
 	ekRoots  *x509.CertPool
 	ekInters *x509.CertPool
 	akRoots  *x509.CertPool
+	keys     memo.Memo[tpmquote.Key] // parsed AKs of guests whose evidence was believed
 }
 
 // New makes a Verifier. Without CAs it refuses all evidence, saying so.
@@ -95,9 +97,12 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	t.Pass("format", "quote over %d PCRs", len(r.PCRs))
 
-	ak, err := tpmquote.ParseKey(r.AKPublic)
-	if err != nil {
-		return none, t.Fail("ak", attest.ReasonUnsupported, "%w", err)
+	digest := memo.Key(r.AKPublic)
+	ak, known := v.keys.Find(digest)
+	if !known {
+		if ak, err = tpmquote.ParseKey(r.AKPublic); err != nil {
+			return none, t.Fail("ak", attest.ReasonUnsupported, "%w", err)
+		}
 	}
 	t.Pass("ak", "%s, restricted, made in the TPM and fixed to it", ak.Algorithm)
 
@@ -118,6 +123,9 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	c := tpmquote.NewClaims(q, r.PCRs, tpmquote.AK{Name: hex.EncodeToString(ak.Name), Algorithm: ak.Algorithm, Trust: trust.how, Issuer: trust.issuer}, trust.ek)
 	if err := c.Explain(t, ev.EventLog, r.PCRs, r.Cmdline); err != nil {
 		return none, err
+	}
+	if !known {
+		v.keys.Keep(digest, ak)
 	}
 	claims := attest.Claims{
 		Type: attest.TypeTPM, HardwareModel: trust.model(), Bound: bound, ChipID: trust.chipID,
