@@ -42,6 +42,28 @@ func denied(t *testing.T, c *agent.Client, resources ...string) {
 	}
 }
 
+// newest is the newest decision, as operators are told.
+func (b *Broker) newest(t *testing.T) string {
+	t.Helper()
+	ds, err := b.Admin.ListDecisions(t.Context(), &pb.ListDecisionsRequest{Limit: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ds.GetDecisions()) == 0 {
+		return ""
+	}
+	return ds.GetDecisions()[0].GetEntry()
+}
+
+// told wants the newest decision to say something: a guest that has its answer
+// finds the operators knowing of it.
+func (b *Broker) told(t *testing.T, want string) {
+	t.Helper()
+	if entry := b.newest(t); !strings.Contains(entry, want) {
+		t.Errorf("the operator is told %s, want %q", entry, want)
+	}
+}
+
 // TestWholeJob is the job of issue 2, over real gRPC and TLS.
 func TestWholeJob(t *testing.T) {
 	b := Start(t, nil)

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/attest"
@@ -129,7 +128,7 @@ func TestComposite(t *testing.T) {
 		t.Helper()
 		denied(t, c, "both/vm-1")
 		for _, w := range want {
-			b.awaitDecision(t, w)
+			b.told(t, w)
 		}
 	}
 
@@ -140,7 +139,7 @@ func TestComposite(t *testing.T) {
 		if len(secrets[0].Value) != 32 {
 			t.Errorf("a key of %d bytes", len(secrets[0].Value))
 		}
-		b.awaitDecision(t, `"devices":["tpm=`+chip+`"]`)
+		b.told(t, `"devices":["tpm=`+chip+`"]`)
 	})
 	t.Run("left out", func(t *testing.T) { refused(client(nil), "tpm_missing") })
 	t.Run("one TPM is not two", func(t *testing.T) { refused(client(nil, tpm, tpm), "a device comes twice") })
@@ -176,17 +175,4 @@ func TestComposite(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-}
-
-// awaitDecision waits until the last decision's entry has the text.
-func (b *Broker) awaitDecision(t *testing.T, want string) {
-	t.Helper()
-	var entry string
-	for range 20 {
-		if entry = b.lastDecision(t); strings.Contains(entry, want) {
-			return
-		}
-		time.Sleep(200 * time.Millisecond) // a checkpoint
-	}
-	t.Errorf("the operator is told %s, want %q", entry, want)
 }

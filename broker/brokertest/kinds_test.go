@@ -121,7 +121,7 @@ func TestKinds(t *testing.T) {
 		if _, _, err := c.GetWith(t.Context(), map[string][]byte{"certs/vm-7": der}, "certs/vm-7"); !errors.Is(err, agent.ErrDenied) {
 			t.Errorf("got %v", err)
 		}
-		b.lastReason(t, "common name")
+		b.told(t, "common name")
 	})
 	t.Run("a CSR swapped on the way", func(t *testing.T) {
 		mine, _ := csr(t, "vm-7.claviger.internal")
@@ -236,24 +236,4 @@ func TestKinds(t *testing.T) {
 			t.Errorf("Attest gave a secret: %v", err)
 		}
 	})
-}
-
-// lastReason wants the newest record to say why, to operators.
-func (b *Broker) lastReason(t *testing.T, want string) {
-	t.Helper()
-	var last string
-	for range 40 {
-		r, err := b.Admin.ListDecisions(t.Context(), &pb.ListDecisionsRequest{Limit: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := r.GetDecisions(); len(d) > 0 {
-			last = d[0].GetEntry()
-		}
-		if strings.Contains(last, want) {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Errorf("the record does not say %q: %s", want, last)
 }

@@ -125,7 +125,7 @@ deny contains r if some r in reference.denials("attestation-result", ["image_dig
 	if len(secrets[0].Value) != 32 {
 		t.Errorf("a key of %d bytes", len(secrets[0].Value))
 	}
-	b.awaitDecision(t, `"evidence_type":"attestation-result"`)
+	b.told(t, `"evidence_type":"attestation-result"`)
 
 	with := func(name string, v any) verifierDevice {
 		return verifierDevice{key: key, claims: map[string]any{name: v}}
@@ -150,7 +150,7 @@ deny contains r if some r in reference.denials("attestation-result", ["image_dig
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			denied(t, client(tc.device), tc.resource)
-			b.awaitDecision(t, tc.want)
+			b.told(t, tc.want)
 		})
 	}
 }

@@ -56,26 +56,6 @@ func openTPM(t *testing.T, socket, log string) *tpmdev.Device {
 	return d
 }
 
-// lastReasons is what the operator sees of the last decision.
-func (b *Broker) lastDecision(t *testing.T) string {
-	t.Helper()
-	var entry string
-	for range 50 {
-		ds, err := b.Admin.ListDecisions(t.Context(), &pb.ListDecisionsRequest{Limit: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(ds.GetDecisions()) > 0 {
-			entry = ds.GetDecisions()[0].GetEntry()
-		}
-		if entry != "" {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return entry
-}
-
 // TestTPM is the job with a real (software) TPM: its attestation key is
 // activated by its certified endorsement key, quotes a boot, and gets the key of
 // its own disk, once per boot.
@@ -115,7 +95,7 @@ func TestTPM(t *testing.T) {
 		t.Helper()
 		denied(t, c, resource)
 		time.Sleep(600 * time.Millisecond) // a checkpoint
-		got := b.lastDecision(t)
+		got := b.newest(t)
 		for _, w := range want {
 			if !strings.Contains(got, w) {
 				t.Errorf("%s: the operator is told %s, want %q", name, got, w)
@@ -157,7 +137,7 @@ func TestTPM(t *testing.T) {
 			t.Errorf("the quote under a fresh nonce: %v", err)
 		}
 		time.Sleep(600 * time.Millisecond) // a checkpoint
-		if got := b.lastDecision(t); !strings.Contains(got, "tpm.binding") {
+		if got := b.newest(t); !strings.Contains(got, "tpm.binding") {
 			t.Errorf("the operator is told %s", got)
 		}
 	})
@@ -256,7 +236,7 @@ func TestTPMCertified(t *testing.T) {
 	boot.Extend(t, other)
 	denied(t, b.tpmClient(t, certified(other)), "boot/"+chip)
 	time.Sleep(600 * time.Millisecond) // a checkpoint
-	if got := b.lastDecision(t); !strings.Contains(got, "another key than the one that signed") {
+	if got := b.newest(t); !strings.Contains(got, "another key than the one that signed") {
 		t.Errorf("the operator is told %s", got)
 	}
 }

@@ -789,7 +789,17 @@ func (s *Server) status(ctx context.Context) (*pb.GetStatusResponse, error) {
 	}, nil
 }
 
+// decisions reads the log, newest first. Of the newest, it waits a moment for
+// those that are not in a checkpoint yet: who was just denied asks why.
 func (s *Server) decisions(ctx context.Context, before uint64, limit int) ([]*pb.Decision, error) {
+	if before == 0 {
+		moment, cancel := context.WithTimeout(ctx, 2*time.Second)
+		err := s.audit.Settle(moment)
+		cancel()
+		if err != nil { // what is there is better than nothing
+			s.log.WarnContext(ctx, "the newest decisions are not listed", "error", err)
+		}
+	}
 	size, err := s.audit.Size(ctx)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
