@@ -27,11 +27,12 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/tee/teesim"
+	"github.com/claviger/claviger/internal/cli"
 )
 
 var version = "dev" // set by the linker
 
-var errUsage = errors.New("usage")
+var errUsage = cli.ErrUsage
 
 const defaultConfig = "/etc/claviger/agent.json"
 
@@ -118,39 +119,10 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
 	f.StringVar(&s.Measurement, "simulated-measurement", "", "launch measurement of the simulated device: 96 hex digits, or the name of a made-up image")
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s),
 		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand(), tpmCommand(&s), keysCommand(&s), clevisCommand(&s))
-	strict(root)
+	cli.Strict(root)
 	return root
-}
-
-// strict makes an unknown subcommand a usage error, where cobra prints help and says that all is well.
-func strict(c *cobra.Command) {
-	for _, sub := range c.Commands() {
-		strict(sub)
-	}
-	if c.Runnable() {
-		args := c.Args
-		c.Args = func(cmd *cobra.Command, a []string) error {
-			if args == nil {
-				return nil
-			}
-			err := args(cmd, a)
-			if err != nil && !errors.Is(err, errUsage) {
-				return fmt.Errorf("%w: %w", errUsage, err)
-			}
-			return err
-		}
-		return
-	}
-	c.Args = func(cmd *cobra.Command, a []string) error {
-		if len(a) > 0 {
-			return fmt.Errorf("%w: %s has no command %q", errUsage, cmd.CommandPath(), a[0])
-		}
-		return nil
-	}
-	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
 
 func getCommand(s *settings) *cobra.Command {

@@ -11,12 +11,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
+
+	"github.com/claviger/claviger/internal/cli"
 )
 
 var version = "dev" // set by the linker
 
 var (
-	errUsage  = errors.New("usage")
+	errUsage  = cli.ErrUsage
 	errFailed = errors.New("") // what failed has been printed
 )
 
@@ -59,7 +61,6 @@ Commands that talk to a running broker use its operators' listener:
 Exit codes: 0 done, 1 failed or "no", 2 usage.`,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	var a adminFlags
 	a.register(root)
 	root.AddCommand(serveCommand(), devCommand(), statusCommand(&a), policyCommand(&a), referenceCommand(&a), catalogCommand(&a),
@@ -71,34 +72,6 @@ Exit codes: 0 done, 1 failed or "no", 2 usage.`,
 		}
 		return nil
 	}
-	strict(root)
+	cli.Strict(root)
 	return root
-}
-
-// strict makes an unknown subcommand a usage error, where cobra prints help and says that all is well.
-func strict(c *cobra.Command) {
-	for _, sub := range c.Commands() {
-		strict(sub)
-	}
-	if c.Runnable() {
-		args := c.Args
-		c.Args = func(cmd *cobra.Command, a []string) error {
-			if args == nil {
-				return nil
-			}
-			err := args(cmd, a)
-			if err != nil && !errors.Is(err, errUsage) {
-				return fmt.Errorf("%w: %w", errUsage, err)
-			}
-			return err
-		}
-		return
-	}
-	c.Args = func(cmd *cobra.Command, a []string) error {
-		if len(a) > 0 {
-			return fmt.Errorf("%w: %s has no command %q", errUsage, cmd.CommandPath(), a[0])
-		}
-		return nil
-	}
-	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
