@@ -86,6 +86,8 @@ type Engine struct {
 
 	inForce atomic.Pointer[snapshot]
 
+	anew, recalled atomic.Uint64 // decisions
+
 	mu     sync.Mutex     // guards all below, and every change of inForce
 	kept   []*compiled    // good bundles, newest last, at most keep
 	pinned bool           // Activate was called
@@ -159,11 +161,13 @@ func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (broker.Deci
 	}
 	if !v.clock {
 		if d, ok := s.memory.recall(name, shown); ok {
+			e.recalled.Add(1)
 			return d, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.EvalTimeout)
 	defer cancel()
+	e.anew.Add(1)
 	d, err := s.decide(ctx, name, shown, in.Time, nil)
 	if err == nil && !v.clock {
 		s.memory.keep(name, shown, size, d)
@@ -558,6 +562,9 @@ func (e *Engine) Unpin() error {
 	e.changed(before, after)
 	return err
 }
+
+// Decisions counts those that a policy was asked for, errors included, and those that were remembered.
+func (e *Engine) Decisions() (anew, remembered uint64) { return e.anew.Load(), e.recalled.Load() }
 
 // Status reports what is in force.
 func (e *Engine) Status() Status {

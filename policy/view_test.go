@@ -324,6 +324,10 @@ func TestRemembered(t *testing.T) {
 		t.Errorf("allow %t, error %v, %d remembered", d.Allow, err, len(e.inForce.Load().memory.m))
 	}
 
+	if anew, remembered := e.Decisions(); anew != 6 || remembered != 11 {
+		t.Errorf("%d decisions anew, %d remembered", anew, remembered)
+	}
+
 	if err := e.SetReferences(nil); err != nil {
 		t.Fatal(err)
 	}

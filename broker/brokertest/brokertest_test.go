@@ -76,6 +76,10 @@ func TestWholeJob(t *testing.T) {
 	if string(again[0].Value) != string(secrets[0].Value) {
 		t.Error("the disk key changed between boots")
 	}
+	anew, before := b.metric(t, `claviger_policy_decisions_total{decided="anew"}`), b.metric(t, `claviger_policy_decisions_total{decided="before"}`)
+	if anew != 1 || before != 2 { // of three for one guest, by one policy
+		t.Errorf("%d decisions made anew, %d before", anew, before)
+	}
 	if err := c.Prove(t.Context(), &receipt); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +90,6 @@ func TestWholeJob(t *testing.T) {
 	denied(t, b.Client(t, teesim.ReportOptions{Measurement: teesim.Measurement("evil")}), "disks/vm-1")
 	denied(t, c, "no/such")
 
-	time.Sleep(500 * time.Millisecond) // a checkpoint
 	ds, err := b.Admin.ListDecisions(t.Context(), &pb.ListDecisionsRequest{Limit: 10})
 	if err != nil {
 		t.Fatal(err)

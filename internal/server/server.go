@@ -661,6 +661,9 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 			return 0
 		})
 	}
+	const decisions, decisionsHelp = "claviger_policy_decisions_total", "Decisions made anew by a policy, or remembered from a request that looked alike to it."
+	s.metrics.Counter(decisions, decisionsHelp, map[string]string{"decided": "anew"}, func() float64 { n, _ := s.engine.Decisions(); return float64(n) })
+	s.metrics.Counter(decisions, decisionsHelp, map[string]string{"decided": "before"}, func() float64 { _, n := s.engine.Decisions(); return float64(n) })
 	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", nil, func() float64 {
 		if s.engine.Status().Error != "" {
 			return 1
