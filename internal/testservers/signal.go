@@ -1,10 +1,13 @@
 package testservers
 
 import (
+	"errors"
 	"os/exec"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -16,6 +19,21 @@ func signal(t testing.TB, cmd *exec.Cmd, s syscall.Signal) {
 	t.Helper()
 	if err := cmd.Process.Signal(s); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// stopped waits until all threads of cmd have stopped: the signal alone lets them
+// run on for a moment, and answer.
+func stopped(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	for {
+		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WSTOPPED, nil)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, unix.EINTR) {
+			t.Fatal(err)
+		}
 	}
 }
 

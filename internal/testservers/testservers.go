@@ -125,8 +125,12 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// Pause and Resume stop the process as a stalled server would.
-func (v *Vault) Pause(t testing.TB) { signal(t, v.cmd, stopSignal) }
+// Pause stops the process, as a stalled server would, and returns when it stands still.
+func (v *Vault) Pause(t testing.TB) {
+	t.Helper()
+	signal(t, v.cmd, stopSignal)
+	stopped(t, v.cmd)
+}
 
 // Resume lets it go on.
 func (v *Vault) Resume(t testing.TB) { signal(t, v.cmd, contSignal) }
