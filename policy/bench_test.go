@@ -113,7 +113,7 @@ func BenchmarkEvaluate(b *testing.B) {
 	for name, c := range benchCases(b) {
 		b.Run(name, func(b *testing.B) {
 			e := c.engine(b)
-			input, _, err := e.conv.convert(c.in, e.inForce.Load().views[c.policy].input, e.cfg.MaxInputBytes)
+			input, err := e.conv.convert(c.in, e.inForce.Load().views[c.policy].input, e.cfg.MaxInputBytes)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -149,7 +149,7 @@ func BenchmarkConvert(b *testing.B) {
 	var c converter
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := c.convert(in, nil, 1<<20); err != nil {
+		if _, err := c.convert(in, nil, 1<<20); err != nil {
 			b.Fatal(err)
 		}
 	}

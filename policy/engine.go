@@ -149,13 +149,14 @@ func New(cfg Config) (*Engine, error) {
 // Decide evaluates the policy that in.Resource names. It denies unless allow is
 // exactly true and deny is empty. With an error it denies, too, and the
 // decision then says so for the record.
-func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (broker.Decision, error) {
+func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (d broker.Decision, err error) {
 	s, name := e.inForce.Load(), in.Resource.Policy
+	defer s.contain(name, &d, &err)
 	v := s.views[name]
 	if !v.clock {
 		in.Time = since(s.changes, in.Time)
 	}
-	shown, size, err := e.conv.convert(in, v.input, e.cfg.MaxInputBytes)
+	shown, err := e.conv.convert(in, v.input, e.cfg.MaxInputBytes)
 	if err != nil {
 		return s.failed(name, fmt.Errorf("policy input: %w", err))
 	}
@@ -168,20 +169,15 @@ func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (broker.Deci
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.EvalTimeout)
 	defer cancel()
 	e.anew.Add(1)
-	d, err := s.decide(ctx, name, shown, in.Time, nil)
+	d, err = s.decide(ctx, name, shown, in.Time, nil)
 	if err == nil && !v.clock {
-		s.memory.keep(name, shown, size, d)
+		s.memory.keep(name, shown, d)
 	}
 	return d, err
 }
 
 func (s *snapshot) decide(ctx context.Context, name string, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (d broker.Decision, err error) {
-	// OPA runs on what strangers wrote: its panic denies one request and no more.
-	defer func() {
-		if p := recover(); p != nil {
-			d, err = s.failed(name, fmt.Errorf("evaluating policy: panic: %v", p))
-		}
-	}()
+	defer s.contain(name, &d, &err)
 	d = broker.Decision{Package: pkgName(name), PolicyDigest: s.digest}
 	query, ok := s.queries[name]
 	if !ok {
@@ -195,6 +191,13 @@ func (s *snapshot) decide(ctx context.Context, name string, input *ast.Term, now
 		return s.failed(name, fmt.Errorf("policy %s: %w", name, err))
 	}
 	return d, nil
+}
+
+// contain is deferred: OPA runs on what strangers wrote, and its panic denies one request and no more.
+func (s *snapshot) contain(name string, d *broker.Decision, err *error) {
+	if p := recover(); p != nil {
+		*d, *err = s.failed(name, fmt.Errorf("evaluating policy: panic: %v", p))
+	}
 }
 
 // failed is the denial that goes with an error.

@@ -52,7 +52,7 @@ func TestIndexOnlyProposes(t *testing.T) {
 		if plain.store, err = storeOf(map[string]any{"reference": refs}); err != nil {
 			t.Fatal(err)
 		}
-		term, _, err := e.conv.convert(in, nil, 1<<20)
+		term, err := e.conv.convert(in, nil, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,13 +48,12 @@ var (
 	timeType      = reflect.TypeFor[time.Time]()
 )
 
-// convert returns what is selected of v as a term, and about how many bytes its
-// strings and keys have, at most limit. A selection within something that has no
-// named members selects it all.
-func (c *converter) convert(v any, s selection, limit int) (term *ast.Term, size int, err error) {
+// convert returns what is selected of v as a term. limit bounds the bytes of all
+// strings and keys. A selection within something that has no named members
+// selects it all.
+func (c *converter) convert(v any, s selection, limit int) (*ast.Term, error) {
 	left := limit
-	term, err = c.value(reflect.ValueOf(v), s, &left, 0)
-	return term, limit - left, err
+	return c.value(reflect.ValueOf(v), s, &left, 0)
 }
 
 func (c *converter) value(v reflect.Value, s selection, left *int, depth int) (*ast.Term, error) {

@@ -528,7 +528,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	if err != nil {
 		return EvalResult{}, err
 	}
-	input, _, err := new(converter).convert(in, c.views[cfg.Policy].input, math.MaxInt)
+	input, err := new(converter).convert(in, c.views[cfg.Policy].input, math.MaxInt)
 	if err != nil {
 		return EvalResult{}, fmt.Errorf("policy input: %w", err)
 	}

@@ -83,7 +83,7 @@ var (
 func viewOf(c *ast.Compiler, pkg ast.Ref) view {
 	r := viewer{compiler: c, seen: map[*ast.Rule]bool{}, view: view{input: selection{}}}
 	for _, answer := range []string{"allow", "deny", "obligations"} {
-		for _, rule := range c.GetRulesDynamicWithOpts(pkg.Append(ast.StringTerm(answer)), ast.RulesOptions{IncludeHiddenModules: true}) {
+		for _, rule := range r.rules(pkg.Append(ast.StringTerm(answer))) {
 			r.rule(rule)
 		}
 	}
@@ -115,17 +115,36 @@ func (r *viewer) rule(rule *ast.Rule) {
 		return false
 	})
 	r.rule(rule.Else)
-	for dep := range r.compiler.Graph.Dependencies(rule) {
-		d, ok := dep.(*ast.Rule)
-		if !ok {
-			r.everything()
-			continue
-		}
+	for d := range r.dependencies(rule) {
 		if in != referencePackage && d.Module.Package.Path.String() == referencePackage && slices.Contains(validityRules, string(d.Head.Name)) {
 			r.view.clock = true // of a set that the policy made itself, or for itself
 		}
 		r.rule(d)
 	}
+}
+
+// dependencies are all rules that a rule can come to. OPA's graph alone leaves
+// some out: a variable that is unified with 1.0 counts as that there, and a rule
+// for 1 as another one, though the two are equal when it comes to it. So the
+// references are looked up as well as they stand, with variables for anything.
+func (r *viewer) dependencies(rule *ast.Rule) map[*ast.Rule]bool {
+	out := map[*ast.Rule]bool{}
+	for dep := range r.compiler.Graph.Dependencies(rule) {
+		if d, ok := dep.(*ast.Rule); ok {
+			out[d] = true
+		}
+	}
+	ast.WalkRefs(rule, func(ref ast.Ref) bool {
+		for _, d := range r.rules(ref) {
+			out[d] = true
+		}
+		return false
+	})
+	return out
+}
+
+func (r *viewer) rules(ref ast.Ref) []*ast.Rule {
+	return r.compiler.GetRulesDynamicWithOpts(ref, ast.RulesOptions{IncludeHiddenModules: true})
 }
 
 func (r *viewer) everything() { r.view = view{input: nil, clock: true} }

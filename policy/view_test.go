@@ -202,7 +202,7 @@ func TestViewIsEnough(t *testing.T) {
 		if rng.IntN(3) > 0 {
 			change(rng, doc["attestation"])
 		}
-		whole, _, err := e.conv.convert(doc, nil, 1<<20)
+		whole, err := e.conv.convert(doc, nil, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -210,7 +210,7 @@ func TestViewIsEnough(t *testing.T) {
 
 		v := s.views[name]
 		doc["time"] = since(s.changes, now).UTC().Format(time.RFC3339Nano)
-		shown, size, err := e.conv.convert(doc, v.input, 1<<20)
+		shown, err := e.conv.convert(doc, v.input, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +219,7 @@ func TestViewIsEnough(t *testing.T) {
 		if ok {
 			recalled++
 		} else if got, gotErr = s.decide(t.Context(), name, shown, since(s.changes, now), nil); gotErr == nil {
-			s.memory.keep(name, shown, size, got)
+			s.memory.keep(name, shown, got)
 		}
 		if !reflect.DeepEqual(got, want) || (gotErr == nil) != (wantErr == nil) {
 			t.Fatalf("%s at %s, recalled %t:\nwith its view %+v, %v\nwith everything %+v, %v\n%s", name, now, ok, got, gotErr, want, wantErr, whole)
@@ -348,32 +348,85 @@ func TestRemembered(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	var m memory
-	keep := func(i, size int) {
-		m.keep("p", ast.IntNumberTerm(i), size, broker.Decision{})
+	keep := func(input *ast.Term, d broker.Decision) {
+		m.keep("p", input, d)
 		sum := 0
 		for _, r := range m.m {
-			sum += r.size
+			sum += r.weight
 		}
-		if sum != m.size || sum > maxRememberedBytes || len(m.m) > maxRemembered {
-			t.Fatalf("%d decisions are remembered, of %d bytes, counted as %d", len(m.m), sum, m.size)
+		if sum != m.sum || sum > maxRememberedWeight || len(m.m) > maxRemembered {
+			t.Fatalf("%d decisions are remembered, of %d bytes, counted as %d", len(m.m), sum, m.sum)
 		}
 	}
 	for i := range 2 * maxRemembered {
-		keep(i/2, 100) // each twice
+		keep(ast.IntNumberTerm(i/2), broker.Decision{}) // each twice
 	}
+	long := strings.Repeat("x", maxRememberedWeight/16)
+	many := make([]*ast.Term, maxRememberedWeight/16/50)
+	for i := range many {
+		many[i] = ast.ArrayTerm()
+	}
+	for _, large := range []*ast.Term{ast.StringTerm(long), ast.NewTerm(ast.Number(long)), ast.ArrayTerm(many...), ast.ObjectTerm([2]*ast.Term{ast.StringTerm(long), ast.NullTerm()})} {
+		keep(large, broker.Decision{})
+		if _, ok := m.recall("p", large); ok {
+			t.Error("something too large is remembered")
+		}
+	}
+	keep(ast.IntNumberTerm(0), broker.Decision{Reasons: []broker.DecisionReason{{Got: long}}})
 	if len(m.m) != maxRemembered {
 		t.Errorf("%d decisions are remembered, want %d", len(m.m), maxRemembered)
 	}
 	for i := range 1000 {
-		keep(-i, maxRememberedBytes/16+1) // too large
-	}
-	if len(m.m) != maxRemembered {
-		t.Errorf("%d decisions are remembered, want %d", len(m.m), maxRemembered)
-	}
-	for i := range 1000 {
-		keep(maxRemembered+i, maxRememberedBytes/16)
-		if _, ok := m.recall("p", ast.IntNumberTerm(maxRemembered+i)); !ok {
+		in := ast.ArrayTerm(ast.IntNumberTerm(i), ast.StringTerm(long[:len(long)/2]))
+		keep(in, broker.Decision{})
+		if _, ok := m.recall("p", in); !ok {
 			t.Fatal("the last decision is forgotten")
+		}
+	}
+}
+
+// TestSame: to the letter, where Rego sees no difference.
+func TestSame(t *testing.T) {
+	values := []string{`1`, `1.0`, `1e0`, `0`, `-0`, `"1"`, `true`, `null`, `[]`, `[1]`, `[1.0]`, `[1, 2]`, `{}`, `{"a": 1}`, `{"a": 1.0}`, `{"b": 1}`, `{"a": 1, "b": 2}`, `{"a": [{"b": 1}]}`, `{"a": [{"b": 1.0}]}`}
+	for i, a := range values {
+		for j, b := range values {
+			x, err := ast.ValueFromReader(strings.NewReader(a))
+			if err != nil {
+				t.Fatal(err)
+			}
+			y, err := ast.ValueFromReader(strings.NewReader(b))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if same(x, y) != (i == j) {
+				t.Errorf("same(%s, %s) is %t", a, b, same(x, y))
+			}
+		}
+	}
+	if same(ast.NewSet(), ast.NewSet()) {
+		t.Error("sets are not of JSON")
+	}
+}
+
+// TestSince: to the nanosecond, and never later than now.
+func TestSince(t *testing.T) {
+	at := testTime
+	sets := []broker.ReferenceSet{{NotBefore: at, NotAfter: at.Add(time.Hour)}, {NotAfter: at.Add(-time.Hour)}, {}}
+	c := changes(sets)
+	epoch := time.Unix(0, 0)
+	for now, want := range map[time.Time]time.Time{
+		epoch.Add(-1):            epoch.Add(-1),
+		epoch:                    epoch,
+		at.Add(-time.Hour):       epoch,
+		at.Add(-time.Hour + 1):   at.Add(-time.Hour + 1),
+		at.Add(-1):               at.Add(-time.Hour + 1),
+		at:                       at,
+		at.Add(time.Hour):        at,
+		at.Add(time.Hour + 1):    at.Add(time.Hour + 1),
+		at.Add(1000 * time.Hour): at.Add(time.Hour + 1),
+	} {
+		if got := since(c, now); !got.Equal(want) {
+			t.Errorf("since %s: %s, want %s", now, got, want)
 		}
 	}
 }
@@ -382,7 +435,7 @@ func TestMemoryIsBounded(t *testing.T) {
 func TestOneHash(t *testing.T) {
 	var m memory
 	a, b := ast.MustParseTerm(`{"a": 1}`), ast.MustParseTerm(`{"a": 2}`)
-	m.keep("p", a, 1, broker.Decision{Allow: true})
+	m.keep("p", a, broker.Decision{Allow: true})
 	m.m[question{"p", b.Value.Hash()}] = m.m[question{"p", a.Value.Hash()}]
 	if _, ok := m.recall("p", b); ok {
 		t.Error("another input's decision was recalled")

@@ -82,7 +82,7 @@ default measured := {}
 
 measured := input.attestation.measurements if is_object(input.attestation.measurements)
 
-default host := {}
+default host := {"host_data": ""}
 
 host := {"host_data": input.attestation.host_data}
 

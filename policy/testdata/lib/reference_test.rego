@@ -120,6 +120,11 @@ test_host_data_unknown if {
 	r.nearest == "h2 (set one, active)"
 }
 
+# A measurement that is called host_data is not HOST_DATA.
+test_host_data_is_no_measurement if {
+	not reference.match("sev-snp", ["host_data"]) with input as {"attestation": {"type": "sev-snp", "measurements": {"host_data": "h1"}}} with data.reference as sets
+}
+
 test_no_claims_named if only("aa", "h1", []).rule == "reference_unmatched"
 
 # The broker's index proposes candidates, and decides nothing: names that do not
