@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -101,11 +102,9 @@ func roots(file string) (*x509.CertPool, error) {
 
 func (f *fleet) close() { f.conn.Close() }
 
-func (f *fleet) resourceOf(i int) string {
-	if strings.Contains(f.resource, "%d") {
-		return fmt.Sprintf(f.resource, i)
-	}
-	return f.resource
+// numbered puts a guest's number into the name of a resource.
+func numbered(resource string, i int) string {
+	return strings.ReplaceAll(resource, "%d", strconv.Itoa(i))
 }
 
 // spread waits until it is guest i's turn.
@@ -145,7 +144,7 @@ func (f *fleet) watch(ctx context.Context) error {
 	for i := range f.guests {
 		wg.Go(func() {
 			f.spread(ctx, i)
-			err := clients[i%len(clients)].Watch(ctx, []string{f.resourceOf(i)}, func(_ context.Context, s agent.Secret) error {
+			err := clients[i%len(clients)].Watch(ctx, []string{numbered(f.resource, i)}, func(_ context.Context, s agent.Secret) error {
 				arrivals <- arrival{string(s.Value), time.Now()}
 				return nil
 			})

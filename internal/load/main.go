@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	f.IntVar(&o.connections, "connections", 0, "watch: TCP connections to share; 0: one each")
 	f.IntVar(&o.rotations, "rotations", 5, "watch: how often to rotate")
 	f.StringVar(&o.resource, "resource", "", "what to ask for; %d becomes the guest's number (default db/orders, storm: disks/vm-%d)")
-	f.StringVar(&o.also, "also", "db/orders", "storm: what every tenth guest asks for in place of --resource")
+	f.StringVar(&o.also, "also", "db/orders", "storm: what every tenth guest asks for in place of --resource; %d as there")
 	f.StringVar(&o.vault, "vault", "", "watch: rotate by writing to this KV v2 URL (…/v1/secret/data/PATH) in place of the embedded store; proxy: the Vault's address")
 	f.StringVar(&o.token, "vault-token", "", "watch: for --vault")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8201", "proxy: address to listen on")

@@ -37,9 +37,9 @@ func (f *fleet) storm(ctx context.Context) error {
 	for i := range f.guests {
 		wg.Go(func() {
 			f.spread(ctx, i)
-			c, resource := disks, f.resourceOf(i)
+			c, resource := disks, numbered(f.resource, i)
 			if f.also != "" && i%10 == 0 {
-				c, resource = apps, f.also
+				c, resource = apps, numbered(f.also, i)
 			}
 			at := time.Now()
 			digest, attempts, err := f.boot(ctx, resource, c == disks)
@@ -104,7 +104,7 @@ func (f *fleet) boot(ctx context.Context, resource string, disk bool) (digest [3
 func (f *fleet) bootAgain(ctx context.Context, keys map[[32]byte]int) error {
 	n := 0
 	for before, i := range keys {
-		after, _, err := f.boot(ctx, f.resourceOf(i), true)
+		after, _, err := f.boot(ctx, numbered(f.resource, i), true)
 		if err != nil {
 			return fmt.Errorf("guest %d boots again: %w", i, err)
 		}
