@@ -15,6 +15,9 @@ import (
 // denies a guest that can be debugged, with its view as with everything, and
 // leaves what it was shown as it was: decisions are remembered by it.
 func TestViewAttacks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("each policy is a bundle of its own: that is not short, and nothing of it runs at once")
+	}
 	const (
 		bad   = "\nbad if input.attestation.debuggable"
 		team  = "package team" + bad
