@@ -103,6 +103,19 @@ func TestViewAttacks(t *testing.T) {
 		{"number as index", "allow if { input.arr[i] == \"x\"; i = 1.0; not bad[i].b }\nbad[1].b if input.attestation.debuggable", ""},
 		{"number, complete rule", "allow if { x = input.n; x = 1.0; not bad[x] }\nbad[1] := true if input.attestation.debuggable", ""},
 
+		// Below a rule whose head has a variable, evaluation looks at the rules for all keys by value, and their errors count.
+		{"number below general rule", "allow if not m[1.0].b\nm[x].foo := 1 if x := \"a\"\nm[1].b if input.attestation.debuggable", ""},
+		{"number deeper", "allow if not m.q[1.0].b\nm[x].foo := 1 if x := \"a\"\nm.q[1].b if input.attestation.debuggable", ""},
+		{"number with exponent in rule", "allow if not m[100]\nm[x] := false if x := 7\nm[1e2] := true if input.attestation.debuggable", ""},
+		{"number of partial object", "allow if not m[1.0]\nm[x] := false if x := 7\nm[1] := true if input.attestation.debuggable", ""},
+		{"number of package", "allow if not data.team.m[1.0].b", "package team\nm[x].foo := 1 if x := \"a\"\nm[1].b if input.attestation.debuggable"},
+		{"conflict beside", "allow if m[_].bar\nm[x].bar := true if x := \"a\"\nm[x].baz := 1 if x := \"a\"\nm[x].baz := 2 if { x := \"a\"; input.attestation.debuggable }", ""},
+		{"conflict behind", "allow if m[_].bar\nm[x].bar := true if x := \"a\"\nm[x].baz := c if x := \"a\"\nc := 1\nc := 2 if input.attestation.debuggable", ""},
+		{"collision beside", "allow if m[_].bar\nm[x].bar := true if x := \"a\"\nm[x].baz := {} if x := \"a\"\nm[x].baz.z := 2 if { x := \"a\"; input.attestation.debuggable }", ""},
+		{"conflict of package", "allow if data.team.m[_].bar", "package team\nm[x].bar := true if x := \"a\"\nm.b.z := c\nc := 1\nc := 2 if input.attestation.debuggable"},
+		{"else of a head with a key", "m.a := v if { v := false; input.zz } else := input.attestation.debuggable\nallow if not m.a", ""},
+		{"template of two", "allow if { w := \"ad\"; not data.team[$\"b{w}\"] }", team},
+
 		{"array.concat", "allow if not array.concat(a, a)[3]\na := array.concat([input.attestation.debuggable], input.arr)", ""},
 		{"sort", "allow if { sort(input.arr) == [\"bad\", \"x\"]; not sort([input.attestation.debuggable])[0] }", ""},
 		{"object.union", "allow if not object.union({\"x\": {}}, object.union(input.attestation, {\"bound\": {\"y\": 1}})).debuggable", ""},

@@ -226,6 +226,7 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		return nil, fmt.Errorf("compiling policies: %w", c.Errors)
 	}
 	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, views: map[string]view{}, loadedAt: now}
+	rules := newRuleIndex(c)
 	for _, m := range s.modules {
 		name, ok := policyName(m.Package.Path)
 		if !ok || out.queries[name] != nil {
@@ -235,7 +236,7 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		if err != nil {
 			return nil, err
 		}
-		out.queries[name], out.views[name] = q, viewOf(c, m.Package.Path)
+		out.queries[name], out.views[name] = q, viewOf(rules, m.Package.Path)
 		out.names = append(out.names, name)
 	}
 	if len(out.names) == 0 {

@@ -80,20 +80,72 @@ var (
 // viewOf finds out what the rules of a policy, and all rules that these can
 // come to, name of the input. It may find too much and never too little: what is
 // named by a variable counts as all that the variable can stand for.
-func viewOf(c *ast.Compiler, pkg ast.Ref) view {
-	r := viewer{compiler: c, seen: map[*ast.Rule]bool{}, view: view{input: selection{}}}
+func viewOf(rules *ruleIndex, pkg ast.Ref) view {
+	r := viewer{rules: rules, seen: map[*ast.Rule]bool{}, view: view{input: selection{}}}
 	for _, answer := range []string{"allow", "deny", "obligations"} {
-		for _, rule := range r.rules(pkg.Append(ast.StringTerm(answer))) {
+		for _, rule := range rules.of(pkg.Append(ast.StringTerm(answer))) {
 			r.rule(rule)
 		}
 	}
 	return r.view
 }
 
-type viewer struct {
+// ruleIndex finds all rules that a reference can come to: those of its package and
+// name, whatever is below. OPA's graph of dependencies, and its lookup of rules,
+// go further and leave out m[1] where m[1.0] or a variable of that value is
+// meant, and rules beside the one asked for whose errors count; evaluation does not.
+type ruleIndex struct {
 	compiler *ast.Compiler
-	seen     map[*ast.Rule]bool
-	view     view
+	names    []rulesOfName
+	found    map[string][]*ast.Rule // by the constant part of a reference
+}
+
+// rulesOfName are the rules of one name: data, the package's path, and the name.
+type rulesOfName struct {
+	path  ast.Ref
+	rules []*ast.Rule
+}
+
+func newRuleIndex(c *ast.Compiler) *ruleIndex {
+	x := &ruleIndex{compiler: c, found: map[string][]*ast.Rule{}}
+	at := map[string]int{}
+	for _, m := range c.Modules {
+		for _, rule := range m.Rules {
+			path := rule.Ref()[:len(m.Package.Path)+1]
+			i, ok := at[path.String()]
+			if !ok {
+				i = len(x.names)
+				at[path.String()] = i
+				x.names = append(x.names, rulesOfName{path: path})
+			}
+			x.names[i].rules = append(x.names[i].rules, rule)
+		}
+	}
+	return x
+}
+
+func (x *ruleIndex) of(ref ast.Ref) []*ast.Rule {
+	if !ref[0].Equal(ast.DefaultRootDocument) {
+		return nil
+	}
+	prefix := ref.StringPrefix()
+	key := prefix.String()
+	out, ok := x.found[key]
+	if !ok {
+		for _, n := range x.names {
+			if l := min(len(prefix), len(n.path)); prefix[:l].Equal(n.path[:l]) {
+				out = append(out, n.rules...)
+			}
+		}
+		x.found[key] = out
+	}
+	return out
+}
+
+type viewer struct {
+	rules *ruleIndex
+	seen  map[*ast.Rule]bool
+	view  view
 }
 
 func (r *viewer) rule(rule *ast.Rule) {
@@ -102,8 +154,8 @@ func (r *viewer) rule(rule *ast.Rule) {
 	}
 	r.seen[rule] = true
 	in, before := rule.Module.Package.Path.String(), r.view.clock
-	r.terms(rule.Head)
-	r.terms(rule.Body)
+	reached := r.terms(rule.Head)
+	reached = append(reached, r.terms(rule.Body)...)
 	if in == referencePackage && rule.Head.Name == "now" { // := time.parse_rfc3339_ns(input.time)
 		r.view.clock = before
 	}
@@ -114,48 +166,30 @@ func (r *viewer) rule(rule *ast.Rule) {
 		}
 		return false
 	})
-	r.rule(rule.Else)
-	for d := range r.dependencies(rule) {
+	for dep := range r.rules.compiler.Graph.Dependencies(rule) { // OPA's own opinion, which is not enough: see ruleIndex
+		if d, ok := dep.(*ast.Rule); ok {
+			reached = append(reached, d)
+		}
+	}
+	for _, d := range reached {
 		if in != referencePackage && d.Module.Package.Path.String() == referencePackage && slices.Contains(validityRules, string(d.Head.Name)) {
 			r.view.clock = true // of a set that the policy made itself, or for itself
 		}
 		r.rule(d)
 	}
-}
-
-// dependencies are all rules that a rule can come to. OPA's graph alone leaves
-// some out: a variable that is unified with 1.0 counts as that there, and a rule
-// for 1 as another one, though the two are equal when it comes to it. So the
-// references are looked up as well as they stand, with variables for anything.
-func (r *viewer) dependencies(rule *ast.Rule) map[*ast.Rule]bool {
-	out := map[*ast.Rule]bool{}
-	for dep := range r.compiler.Graph.Dependencies(rule) {
-		if d, ok := dep.(*ast.Rule); ok {
-			out[d] = true
-		}
-	}
-	ast.WalkRefs(rule, func(ref ast.Ref) bool {
-		for _, d := range r.rules(ref) {
-			out[d] = true
-		}
-		return false
-	})
-	return out
-}
-
-func (r *viewer) rules(ref ast.Ref) []*ast.Rule {
-	return r.compiler.GetRulesDynamicWithOpts(ref, ast.RulesOptions{IncludeHiddenModules: true})
+	r.rule(rule.Else)
 }
 
 func (r *viewer) everything() { r.view = view{input: nil, clock: true} }
 
-// terms looks at every reference and variable in x, a node of Rego's syntax.
-func (r *viewer) terms(x any) {
+// terms looks at every reference and variable in x, a node of Rego's syntax. It
+// returns the rules that the references can come to.
+func (r *viewer) terms(x any) (reached []*ast.Rule) {
 	ast.NewGenericVisitor(func(x any) bool {
 		switch v := x.(type) {
 		case *ast.Head:
 			for _, e := range v.Reference { // the visitor leaves these out
-				r.terms(e)
+				reached = append(reached, r.terms(e)...)
 			}
 		case ast.Var:
 			if v.Equal(inputVar) {
@@ -163,20 +197,23 @@ func (r *viewer) terms(x any) {
 			}
 		case ast.Ref:
 			r.ref(v)
+			reached = append(reached, r.rules.of(v)...)
+			if _, ok := v[0].Value.(ast.Var); !ok { // a call or a collection whose member is asked for
+				reached = append(reached, r.terms(v[0])...)
+			}
 			for _, e := range v[1:] {
-				r.terms(e)
+				reached = append(reached, r.terms(e)...)
 			}
 			return true
 		}
 		return false
 	}).Walk(x)
+	return reached
 }
 
+// ref selects what a reference names of the input.
 func (r *viewer) ref(ref ast.Ref) {
 	if !ref[0].Equal(ast.InputRootDocument) {
-		if _, ok := ref[0].Value.(ast.Var); !ok {
-			r.terms(ref[0]) // a call or a collection whose member is asked for
-		}
 		return
 	}
 	var path []string
