@@ -45,6 +45,9 @@ type Config struct {
 	EvalTimeout   time.Duration // for one decision; default 200 ms
 	MaxInputBytes int           // strings and keys of one input; default 1 MiB
 
+	// AskAlways shows a policy the whole input, and remembers no decision.
+	AskAlways bool
+
 	// VerificationKeys by key id. If there are any, only bundles signed by one of them load.
 	VerificationKeys map[string]VerificationKey
 
@@ -153,6 +156,9 @@ func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (d broker.De
 	s, name := e.inForce.Load(), in.Resource.Policy
 	defer s.contain(name, &d, &err)
 	v := s.views[name]
+	if e.cfg.AskAlways {
+		v = view{clock: true}
+	}
 	if !v.clock {
 		in.Time = since(s.changes, in.Time)
 	}

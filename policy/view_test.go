@@ -346,6 +346,22 @@ func TestRemembered(t *testing.T) {
 	}
 }
 
+func TestAskAlways(t *testing.T) {
+	e := newEngine(t, Config{Dir: "../examples/policies/disks", AskAlways: true})
+	in := snpInput(t)
+	if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if d, err := e.Decide(t.Context(), in); err != nil || !d.Allow {
+			t.Fatal(d, err)
+		}
+	}
+	if anew, remembered := e.Decisions(); anew != 3 || remembered != 0 {
+		t.Errorf("%d decisions anew, %d remembered", anew, remembered)
+	}
+}
+
 func TestMemoryIsBounded(t *testing.T) {
 	var m memory
 	keep := func(input *ast.Term, d broker.Decision) {

@@ -78,6 +78,7 @@ type Etcd struct {
 type Policy struct {
 	Dir              string            `json:"dir"`
 	EvalTimeout      Duration          `json:"eval_timeout"`
+	AskAlways        bool              `json:"ask_always"`        // remember no decision
 	VerificationKeys map[string]string `json:"verification_keys"` // key id: PEM file; if any, only signed bundles load
 	Config           map[string]any    `json:"config"`            // data.claviger.config
 }

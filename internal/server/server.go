@@ -263,7 +263,7 @@ func (s *Server) openPolicy(context.Context, context.Context) error {
 	}
 	var err error
 	s.engine, err = policy.New(policy.Config{
-		Dir: s.cfg.Policy.Dir, Logger: s.log, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), VerificationKeys: keys, ExtraData: extra,
+		Dir: s.cfg.Policy.Dir, Logger: s.log, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), AskAlways: s.cfg.Policy.AskAlways, VerificationKeys: keys, ExtraData: extra,
 		OnChange: func(st policy.Status) {
 			s.log.Info("policy in force", "digest", st.Digest, "packages", st.Packages, "error", st.Error)
 			s.broker.Changed()
