@@ -222,8 +222,8 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		mods[k] = m
 	}
 	c := newCompiler(caps)
-	if c.Compile(mods); c.Failed() {
-		return nil, fmt.Errorf("compiling policies: %w", c.Errors)
+	if err := compile(c, mods); err != nil {
+		return nil, fmt.Errorf("compiling policies: %w", err)
 	}
 	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, views: map[string]view{}, loadedAt: now}
 	rules := newRuleIndex(c)
@@ -249,6 +249,19 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 	}
 	out.digest = d
 	return out, nil
+}
+
+// compile contains OPA's panics: for a rule m[1] beside a package m, for one.
+func compile(c *ast.Compiler, mods map[string]*ast.Module) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	if c.Compile(mods); c.Failed() {
+		return c.Errors
+	}
+	return nil
 }
 
 func newCompiler(caps *ast.Capabilities) *ast.Compiler {

@@ -385,8 +385,10 @@ func Check(paths []string) ([]Problem, error) {
 	}
 	var out []Problem
 	c := newCompiler(caps).WithEnablePrintStatements(true)
-	if c.Compile(mods); c.Failed() {
-		out = problems(c.Errors)
+	if err := compile(c, mods); err != nil {
+		if out = problems(err); len(out) == 0 {
+			return nil, fmt.Errorf("compiling policies: %w", err)
+		}
 	}
 	out = append(out, lint(s.modules)...)
 	slices.SortFunc(out, func(a, b Problem) int { return strings.Compare(a.String(), b.String()) })

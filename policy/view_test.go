@@ -424,6 +424,25 @@ func TestSame(t *testing.T) {
 	}
 }
 
+// TestCompilerPanics: OPA's compiler panics for these modules, and nothing of ours does.
+func TestCompilerPanics(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"p.rego": "package claviger.release.p\nallow := true\nm[1].a := 1", "q.rego": "package claviger.release.p.m\nx := 1"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Reads([]string{dir}); err == nil || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("Reads: %v", err)
+	}
+	if _, err := Check([]string{dir}); err == nil || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("Check: %v", err)
+	}
+	if _, err := New(Config{Dir: dir}); err == nil {
+		t.Error("New: no error")
+	}
+}
+
 // TestSince: to the nanosecond, and never later than now.
 func TestSince(t *testing.T) {
 	at := testTime
