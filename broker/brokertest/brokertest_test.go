@@ -42,6 +42,16 @@ func denied(t *testing.T, c *agent.Client, resources ...string) {
 	}
 }
 
+// putReferences puts a set in force. A broker watches its store: what was put is
+// used a moment later, and who asks before is denied.
+func (b *Broker) putReferences(t *testing.T, set *pb.ReferenceSet) {
+	t.Helper()
+	if _, err := b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: set}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+}
+
 // newest is the newest decision, as operators are told.
 func (b *Broker) newest(t *testing.T) string {
 	t.Helper()

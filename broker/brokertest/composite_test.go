@@ -104,9 +104,7 @@ func TestComposite(t *testing.T) {
 		for claim, v := range values {
 			set.Values[claim] = &pb.ReferenceValues{Values: []string{v}}
 		}
-		if _, err := b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: set}); err != nil {
-			t.Fatal(err)
-		}
+		b.putReferences(t, set)
 	}
 	put("tpm-boot", boot.Values())
 	client := func(first agent.Device, devices ...agent.Device) *agent.Client {

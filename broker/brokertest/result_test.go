@@ -102,12 +102,9 @@ deny contains r if some r in reference.denials("attestation-result", ["image_dig
 			c.Catalog = append(c.Catalog, server.Entry{Pattern: name + "/{vm}", Source: "local", Key: name + "/{vm}", Policy: name, CreateBytes: 32})
 		}
 	})
-	_, err = b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{
+	b.putReferences(t, &pb.ReferenceSet{
 		Name: "image", Type: "attestation-result", State: "active", Values: map[string]*pb.ReferenceValues{"image_digest": {Values: []string{strings.Repeat("1d", 32)}}},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	})
 	client := func(d agent.Device) *agent.Client {
 		t.Helper()
 		addr, _, _ := b.Server.Addresses()

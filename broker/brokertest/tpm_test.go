@@ -73,9 +73,7 @@ func TestTPM(t *testing.T) {
 	for name, v := range boot.Values() {
 		values[name] = &pb.ReferenceValues{Values: []string{v}}
 	}
-	if _, err := b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values}}); err != nil {
-		t.Fatal(err)
-	}
+	b.putReferences(t, &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values})
 	d := openTPM(t, socket, boot.Log(t))
 	chip, err := d.ChipID()
 	if err != nil {
@@ -94,7 +92,6 @@ func TestTPM(t *testing.T) {
 	refused := func(name string, c *agent.Client, resource string, want ...string) {
 		t.Helper()
 		denied(t, c, resource)
-		time.Sleep(600 * time.Millisecond) // a checkpoint
 		got := b.newest(t)
 		for _, w := range want {
 			if !strings.Contains(got, w) {
@@ -136,7 +133,6 @@ func TestTPM(t *testing.T) {
 		if _, err := b.Workload.Release(t.Context(), req); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("the quote under a fresh nonce: %v", err)
 		}
-		time.Sleep(600 * time.Millisecond) // a checkpoint
 		if got := b.newest(t); !strings.Contains(got, "tpm.binding") {
 			t.Errorf("the operator is told %s", got)
 		}
@@ -213,9 +209,7 @@ func TestTPMCertified(t *testing.T) {
 	for name, v := range boot.Values() {
 		values[name] = &pb.ReferenceValues{Values: []string{v}}
 	}
-	if _, err := b.Admin.PutReferenceSet(t.Context(), &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values}}); err != nil {
-		t.Fatal(err)
-	}
+	b.putReferences(t, &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values})
 	certified := func(socket string) *tpmdev.Device {
 		d, err := tpmdev.Open(tpmdev.Config{Path: socket, EventLog: log, AKCertificate: leaf})
 		if err != nil {
@@ -235,7 +229,6 @@ func TestTPMCertified(t *testing.T) {
 	other := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm2"), "guest2")
 	boot.Extend(t, other)
 	denied(t, b.tpmClient(t, certified(other)), "boot/"+chip)
-	time.Sleep(600 * time.Millisecond) // a checkpoint
 	if got := b.newest(t); !strings.Contains(got, "another key than the one that signed") {
 		t.Errorf("the operator is told %s", got)
 	}
