@@ -2,8 +2,6 @@ package policy
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -125,17 +123,11 @@ func TestViewAttacks(t *testing.T) {
 		{"with below", "allow if not bad with input.attestation.bound as false with input.attestation.devices as {}\nbad if { not input.attestation.bound; input.attestation.debuggable }", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			dir := t.TempDir()
 			files := map[string]string{"p.rego": "package claviger.release.p\n" + tc.policy, "u.rego": "package tean.sub\nbad if input.attestation.bound"}
 			if tc.other != "" {
 				files["other.rego"] = tc.other
 			}
-			for name, text := range files {
-				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			e := newEngine(t, Config{Dir: dir})
+			e := newEngine(t, Config{Dir: write(t, files)})
 			s := e.inForce.Load()
 			decide := func(doc string, v selection) (broker.Decision, error) {
 				var in map[string]any

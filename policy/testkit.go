@@ -499,22 +499,27 @@ type EvalResult struct {
 	Explanation string          `json:"explanation,omitempty"`
 }
 
-// Eval decides once, as the engine would.
-func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
+// compilePaths compiles folders, bundles or .rego files, as the engine would.
+func compilePaths(paths []string, config map[string]any, now time.Time) (*compiled, error) {
 	caps := capabilities()
 	lib, err := loadLib(caps)
 	if err != nil {
-		return EvalResult{}, err
+		return nil, err
 	}
-	src, err := loadSources([]string{cfg.Dir}, caps, Limits{})
+	src, err := loadSources(paths, caps, Limits{})
 	if err != nil {
-		return EvalResult{}, err
+		return nil, err
 	}
+	return compileSources(src, lib, caps, config, now)
+}
+
+// Eval decides once, as the engine would.
+func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	config, err := document(cfg.ExtraData)
 	if err != nil {
 		return EvalResult{}, fmt.Errorf("policy configuration: %w", err)
 	}
-	c, err := compileSources(src, lib, caps, config, cfg.Now)
+	c, err := compilePaths([]string{cfg.Dir}, config, cfg.Now)
 	if err != nil {
 		return EvalResult{}, err
 	}

@@ -242,32 +242,22 @@ type Reading struct {
 	// Input are paths below input, sorted, each with all that is below it. "." is all
 	// of the input, which a policy reads that names a part of it by a variable.
 	Input []string `json:"input"`
-	// Clock: the decision depends on the time, and not only by the validity of reference sets.
-	Clock bool `json:"clock"`
 	// Remembered: a decision is given again, without asking the policy, to all
-	// requests that are alike in Input.
+	// requests that are alike in Input. It is not where it depends on the time in
+	// another way than by the validity of reference sets.
 	Remembered bool `json:"remembered"`
 }
 
 // Reads finds out what the policies in a folder, a bundle or .rego files read.
 func Reads(paths []string) ([]Reading, error) {
-	caps := capabilities()
-	lib, err := loadLib(caps)
-	if err != nil {
-		return nil, err
-	}
-	src, err := loadSources(paths, caps, Limits{})
-	if err != nil {
-		return nil, err
-	}
-	c, err := compileSources(src, lib, caps, nil, time.Time{})
+	c, err := compilePaths(paths, nil, time.Time{})
 	if err != nil {
 		return nil, err
 	}
 	out := make([]Reading, 0, len(c.names))
 	for _, name := range c.names {
 		v := c.views[name]
-		out = append(out, Reading{Policy: name, Input: v.input.paths(), Clock: v.clock, Remembered: !v.clock})
+		out = append(out, Reading{Policy: name, Input: v.input.paths(), Remembered: !v.clock})
 	}
 	return out, nil
 }

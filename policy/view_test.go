@@ -75,15 +75,10 @@ func TestViews(t *testing.T) {
 					used += line
 				}
 			}
-			dir := t.TempDir()
-			for name, text := range map[string]string{
+			dir := write(t, map[string]string{
 				"p.rego": "package claviger.release.p\n" + used + tc.module,
 				"q.rego": "package claviger.release.q\nx if input.chip.q",
-			} {
-				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			})
 			v := newEngine(t, Config{Dir: dir}).inForce.Load().views["p"]
 			if v.String() != tc.want || v.clock != tc.clock {
 				t.Errorf("sees %q, clock %t; want %q, clock %t", v, v.clock, tc.want, tc.clock)
@@ -426,12 +421,7 @@ func TestSame(t *testing.T) {
 
 // TestCompilerPanics: OPA's compiler panics for these modules, and nothing of ours does.
 func TestCompilerPanics(t *testing.T) {
-	dir := t.TempDir()
-	for name, text := range map[string]string{"p.rego": "package claviger.release.p\nallow := true\nm[1].a := 1", "q.rego": "package claviger.release.p.m\nx := 1"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir := write(t, map[string]string{"p.rego": "package claviger.release.p\nallow := true\nm[1].a := 1", "q.rego": "package claviger.release.p.m\nx := 1"})
 	if _, err := Reads([]string{dir}); err == nil || !strings.Contains(err.Error(), "panic") {
 		t.Errorf("Reads: %v", err)
 	}

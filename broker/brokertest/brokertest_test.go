@@ -42,6 +42,35 @@ func denied(t *testing.T, c *agent.Client, resources ...string) {
 	}
 }
 
+// clientOf is a guest with these devices, the first of which is b's own if nil.
+func (b *Broker) clientOf(t *testing.T, first agent.Device, devices ...agent.Device) *agent.Client {
+	t.Helper()
+	addr, _, _ := b.Server.Addresses()
+	cfg := b.clientConfig(t, teesim.ReportOptions{}, addr)
+	if first != nil {
+		cfg.Device = first
+	}
+	cfg.Devices = devices
+	c, err := agent.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// addPolicy writes the package claviger.release.<name> into c's folder of policies.
+func addPolicy(t *testing.T, c *server.Config, name, text string) {
+	t.Helper()
+	dir := filepath.Join(c.Policy.Dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name+".rego"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // putReferences puts a set in force. A broker watches its store: what was put is
 // used a moment later, and who asks before is denied.
 func (b *Broker) putReferences(t *testing.T, set *pb.ReferenceSet) {

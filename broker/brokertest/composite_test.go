@@ -2,7 +2,6 @@ package brokertest
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -83,13 +82,7 @@ func TestComposite(t *testing.T) {
 	boot := testservers.NewBoot()
 	boot.Extend(t, socket)
 	b := Start(t, func(c *server.Config) {
-		dir := filepath.Join(c.Policy.Dir, "composite")
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "composite.rego"), []byte(compositePolicy), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		addPolicy(t, c, "composite", compositePolicy)
 		c.Evidence.TPM = server.TPM{EKRoots: maker.Root, EKIntermediates: maker.Intermediate}
 		c.Catalog = append(c.Catalog, server.Entry{Pattern: "both/{vm}", Source: "local", Key: "both/{vm}", Policy: "composite", CreateBytes: 32})
 	})
@@ -109,18 +102,7 @@ func TestComposite(t *testing.T) {
 	put("tpm-boot", boot.Values())
 	client := func(first agent.Device, devices ...agent.Device) *agent.Client {
 		t.Helper()
-		addr, _, _ := b.Server.Addresses()
-		cfg := b.clientConfig(t, teesim.ReportOptions{}, addr)
-		if first != nil {
-			cfg.Device = first
-		}
-		cfg.Devices = devices
-		c, err := agent.New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		return c
+		return b.clientOf(t, first, devices...)
 	}
 	refused := func(c *agent.Client, want ...string) {
 		t.Helper()

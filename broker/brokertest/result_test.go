@@ -18,7 +18,6 @@ import (
 
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/attest"
-	"github.com/claviger/claviger/broker/tee/teesim"
 	"github.com/claviger/claviger/internal/server"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
@@ -79,11 +78,7 @@ func TestResult(t *testing.T) {
 		}
 		c.Evidence.Results = []server.Result{{Name: "theirs", Dialect: "google", Issuer: "https://verifier.example", Audience: "claviger", JWKS: file}}
 		for name, issuers := range map[string]string{"trusts": `{"theirs"}`, "trusts_others": `{"google"}`} {
-			dir := filepath.Join(c.Policy.Dir, name)
-			if err := os.MkdirAll(dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			text := "package claviger.release." + name + `
+			addPolicy(t, c, name, "package claviger.release."+name+`
 
 import data.claviger.lib.reference
 import data.claviger.lib.result
@@ -92,33 +87,18 @@ default allow := false
 
 allow if reference.match("attestation-result", ["image_digest"])
 
-deny contains r if some r in result.denials(` + issuers + `)
+deny contains r if some r in result.denials(`+issuers+`)
 
 deny contains r if some r in reference.denials("attestation-result", ["image_digest"])
-`
-			if err := os.WriteFile(filepath.Join(dir, "p.rego"), []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
+`)
 			c.Catalog = append(c.Catalog, server.Entry{Pattern: name + "/{vm}", Source: "local", Key: name + "/{vm}", Policy: name, CreateBytes: 32})
 		}
 	})
 	b.putReferences(t, &pb.ReferenceSet{
 		Name: "image", Type: "attestation-result", State: "active", Values: map[string]*pb.ReferenceValues{"image_digest": {Values: []string{strings.Repeat("1d", 32)}}},
 	})
-	client := func(d agent.Device) *agent.Client {
-		t.Helper()
-		addr, _, _ := b.Server.Addresses()
-		cfg := b.clientConfig(t, teesim.ReportOptions{}, addr)
-		cfg.Device = d
-		c, err := agent.New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		return c
-	}
 	good := verifierDevice{key: key}
-	secrets, _ := get(t, client(good), "trusts/vm-1")
+	secrets, _ := get(t, b.clientOf(t, good), "trusts/vm-1")
 	if len(secrets[0].Value) != 32 {
 		t.Errorf("a key of %d bytes", len(secrets[0].Value))
 	}
@@ -146,7 +126,7 @@ deny contains r if some r in reference.denials("attestation-result", ["image_dig
 		}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			denied(t, client(tc.device), tc.resource)
+			denied(t, b.clientOf(t, tc.device), tc.resource)
 			b.told(t, tc.want)
 		})
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -29,22 +28,6 @@ import (
 	"github.com/claviger/claviger/internal/testservers"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
-
-// tpmClient asks b with a TPM.
-func (b *Broker) tpmClient(t *testing.T, d *tpmdev.Device) *agent.Client {
-	t.Helper()
-	roots, err := b.Env.Roots()
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, _, _ := b.Server.Addresses()
-	c, err := agent.New(agent.Config{Address: addr, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, Identity: b.Server.Identity(), Device: d})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
 
 func openTPM(t *testing.T, socket, log string) *tpmdev.Device {
 	t.Helper()
@@ -79,7 +62,7 @@ func TestTPM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := b.tpmClient(t, d)
+	c := b.clientOf(t, d)
 	first, _ := get(t, c, "boot/"+chip)
 	if len(first[0].Value) != 32 {
 		t.Fatalf("key of %d bytes", len(first[0].Value))
@@ -154,7 +137,7 @@ func TestTPM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refused("another initrd", b.tpmClient(t, d), "boot/"+chip, "initrd_unknown")
+		refused("another initrd", b.clientOf(t, d), "boot/"+chip, "initrd_unknown")
 	})
 	t.Run("a log that lies", func(t *testing.T) {
 		socket := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm3"), "guest3")
@@ -166,7 +149,7 @@ func TestTPM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refused("a log that lies", b.tpmClient(t, d), "boot/"+chip, "tpm.event_log", "PCR 9")
+		refused("a log that lies", b.clientOf(t, d), "boot/"+chip, "tpm.event_log", "PCR 9")
 	})
 	t.Run("another manufacturer", func(t *testing.T) {
 		socket := other.StartTPM(t, filepath.Join(t.TempDir(), "tpm4"), "guest4")
@@ -176,7 +159,7 @@ func TestTPM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refused("another manufacturer", b.tpmClient(t, d), "boot/"+chip, "tpm.ek_certificate", "unproven")
+		refused("another manufacturer", b.clientOf(t, d), "boot/"+chip, "tpm.ek_certificate", "unproven")
 	})
 }
 
@@ -223,12 +206,12 @@ func TestTPMCertified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, _ := get(t, b.tpmClient(t, d), "boot/"+chip); len(s[0].Value) != 32 {
+	if s, _ := get(t, b.clientOf(t, d), "boot/"+chip); len(s[0].Value) != 32 {
 		t.Errorf("key of %d bytes", len(s[0].Value))
 	}
 	other := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm2"), "guest2")
 	boot.Extend(t, other)
-	denied(t, b.tpmClient(t, certified(other)), "boot/"+chip)
+	denied(t, b.clientOf(t, certified(other)), "boot/"+chip)
 	if got := b.newest(t); !strings.Contains(got, "another key than the one that signed") {
 		t.Errorf("the operator is told %s", got)
 	}
