@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TOOL := go tool -modfile=deploy/tools.mod
 export CGO_ENABLED := 0
 
-.PHONY: help build demo test test-short race check lint proto vault deb kernel e2e-boot e2e-boot-full bench fuzz clean
+.PHONY: help build demo test test-short race check lint proto vault deb kernel e2e-boot e2e-boot-full e2e-packages bench fuzz mutate clean
 
 help: ## show this
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,10 @@ e2e-boot-full: deb vault kernel ## the same with unified kernel images, Secure B
 	@deploy/e2e/debian.sh $(CURDIR)/$(CACHE)/debian/rootfs
 	CLAVIGER_E2E=full go test -count 1 -timeout 60m -v ./internal/e2e
 
+e2e-packages: deb ## install, upgrade and purge the packages in a Debian, and build both kinds of initial RAM disk there (3 minutes; needs root and mmdebstrap)
+	@deploy/e2e/debian.sh $(CURDIR)/$(CACHE)/debian/rootfs
+	@deploy/e2e/packages.sh $(CURDIR)/$(CACHE)/debian/rootfs
+
 bench: ## benchmarks beside the cryptographic floor measured in the same run
 	go test -run '^$$' -bench . -benchmem -benchtime 0.5s ./broker/brokertest ./broker/etcd ./broker/seal ./broker/token
 	@go run ./internal/bench
@@ -85,6 +89,12 @@ bench: ## benchmarks beside the cryptographic floor measured in the same run
 FUZZTIME ?= 10s
 fuzz: ## run each fuzz target briefly
 	@deploy/fuzz.sh $(FUZZTIME)
+
+# MUTATE names packages of internal/mutate/path.txt, or is empty for all; MUTATEFLAGS=-sample=100 tries a part.
+MUTATE ?=
+MUTATEFLAGS ?=
+mutate: ## change the release path in one place at a time, and print what no test noticed and the score (an hour; MUTATE=./broker/seal: seconds)
+	nice go run ./internal/mutate -path internal/mutate/path.txt -list internal/mutate/equivalent.txt -procs 2 $(MUTATEFLAGS) $(MUTATE)
 
 clean: ## remove what was built
 	rm -rf $(BIN) $(CACHE)

@@ -155,7 +155,7 @@ func releaseTDX(b *testing.B, anew bool) {
 		Name: "td", Type: attest.TypeTDX, State: broker.ReferenceActive, Values: map[string][]string{
 			"mrtd": hexes(td.MRTD[:]), "rtmr0": hexes(td.RTMR[0][:]), "rtmr1": hexes(td.RTMR[1][:]), "rtmr2": hexes(td.RTMR[2][:]),
 		},
-	}})
+	}}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -39,7 +39,10 @@ type shared struct {
 	reads map[sharedKey]*sharedRead // guarded by mu
 }
 
-type sharedKey struct{ source, kind, mount, key, field, version string }
+type sharedKey struct {
+	source, kind, mount, key, field, version string
+	base64                                   bool
+}
 
 type sharedRead struct {
 	done   chan struct{}

@@ -5,6 +5,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -84,11 +85,11 @@ type Config struct {
 // Broker releases secrets. It is safe for concurrent use.
 type Broker struct {
 	cfg       Config
-	verifiers map[attest.Type]attest.Verifier
+	verifiers atomic.Pointer[verifiers]
 	sightings *sightings
 	catalog   atomic.Pointer[Catalog]
 	seen      *seen
-	unproven  *rate.Limiter // records of requests whose evidence did not verify
+	unproven  *rate.Limiter // bytes in records of requests whose evidence did not verify
 
 	sessions atomic.Int64 // watching now
 	changed  broadcast    // policy, references, catalog or revocations changed
@@ -148,11 +149,30 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	b := &Broker{cfg: cfg, verifiers: map[attest.Type]attest.Verifier{}, seen: newSeen(cfg.Nonces.life), sightings: newSightings(), unproven: rate.NewLimiter(1, 20)}
-	for _, v := range cfg.Verifiers {
-		b.verifiers[v.Type()] = v
-	}
+	b := &Broker{cfg: cfg, seen: newSeen(cfg.Nonces.life), sightings: newSightings(), unproven: rate.NewLimiter(unprovenRate, unprovenBurst)}
+	b.verifiers.Store(newVerifiers(cfg.Verifiers, cfg.Activator))
 	return b, nil
+}
+
+// verifiers are those that are in force together.
+type verifiers struct {
+	byType    map[attest.Type]attest.Verifier
+	activator Activator // or nil
+}
+
+func newVerifiers(all []attest.Verifier, a Activator) *verifiers {
+	vs := &verifiers{byType: map[attest.Type]attest.Verifier{}, activator: a}
+	for _, v := range all {
+		vs.byType[v.Type()] = v
+	}
+	return vs
+}
+
+// SetVerifiers puts others in force, as after a file of roots changed. What
+// every session has shown is held against them.
+func (b *Broker) SetVerifiers(all []attest.Verifier, a Activator) {
+	b.verifiers.Store(newVerifiers(all, a))
+	b.Changed()
 }
 
 // SetCatalog puts a catalog in force.
@@ -172,7 +192,9 @@ func (b *Broker) Catalog() *Catalog { return b.catalog.Load() }
 func (b *Broker) Identity() []byte { return b.cfg.Identity.PublicKey() }
 
 // EvidenceTypes lists what can be appraised, sorted.
-func (b *Broker) EvidenceTypes() []attest.Type { return slices.Sorted(maps.Keys(b.verifiers)) }
+func (b *Broker) EvidenceTypes() []attest.Type {
+	return slices.Sorted(maps.Keys(b.verifiers.Load().byType))
+}
 
 // AcceptsSimulated says whether simulated hardware can be allowed.
 func (b *Broker) AcceptsSimulated() bool { return b.cfg.AllowSimulated }
@@ -268,7 +290,11 @@ func (b *Broker) Release(ctx context.Context, req Request) (Response, error) {
 	ev := Event{Stage: StageAdmit, Outcome: Denied}
 	resp, err := b.release(ctx, req, start, &ev)
 	b.observe(ctx, ev, err, start)
-	return resp, err
+	purpose := attest.PurposeRelease
+	if req.only == KindEAR {
+		purpose = attest.PurposeAttest
+	}
+	return resp, b.denial(err, purpose, req, start)
 }
 
 // Attest is Release of one token about the workload itself (KindEAR).
@@ -301,10 +327,11 @@ func (b *Broker) ActivateTPM(ctx context.Context, req attest.TPMActivation) (att
 }
 
 func (b *Broker) activateTPM(ctx context.Context, req attest.TPMActivation, now time.Time) (attest.TPMChallenge, error) {
-	if b.cfg.Activator == nil {
+	activator := b.verifiers.Load().activator
+	if activator == nil {
 		return attest.TPMChallenge{}, fmt.Errorf("%w: this broker does not appraise TPMs", ErrInvalid)
 	}
-	c, err := b.cfg.Activator.Activate(req, now)
+	c, err := activator.Activate(req, now)
 	if err != nil {
 		b.recordUnproven(ctx, Request{Evidence: attest.Evidence{Type: attest.TypeTPM, Report: req.AKPublic}}, err, now)
 		return attest.TPMChallenge{}, fmt.Errorf("%w: activate attestation key: %w", ErrDenied, err)
@@ -313,29 +340,37 @@ func (b *Broker) activateTPM(ctx context.Context, req attest.TPMActivation, now 
 }
 
 // recordUnproven leaves a record of a request whose evidence did not verify.
-// Anybody can send such, so only so many per second are kept; all are counted.
-func (b *Broker) recordUnproven(ctx context.Context, req Request, cause error, now time.Time) {
-	if !b.unproven.AllowN(now, 1) {
-		return
-	}
+// Anybody can send such, with texts of his own in it: a record is short, and
+// only so many bytes of them per second are kept; all are counted.
+func (b *Broker) recordUnproven(ctx context.Context, req Request, cause error, now time.Time) string {
 	id := b.cfg.Identity.ID()
 	rec := Record{
 		Version: 1, ID: rand.Text(), Time: now.UTC(), BrokerID: hex.EncodeToString(id[:]), Outcome: Denied, Unproven: true,
-		EvidenceType: req.Evidence.Type, EvidenceDigest: digest(sha256.Sum256(req.Evidence.Report)), Error: cause.Error(),
+		EvidenceType: req.Evidence.Type, EvidenceDigest: digest(sha256.Sum256(req.Evidence.Report)), Error: Clip(cause.Error(), maxUnprovenError),
 	}
-	for _, path := range req.Resources {
-		rec.Resources = append(rec.Resources, RecordResource{Path: path})
+	for i, path := range req.Resources {
+		if i == maxUnprovenPaths {
+			path = fmt.Sprintf("… and %d more", len(req.Resources)-i)
+		}
+		rec.Resources = append(rec.Resources, RecordResource{Path: Clip(path, maxUnprovenPath)})
+		if i == maxUnprovenPaths {
+			break
+		}
 	}
-	ctx, cancel := staying(ctx)
+	entry, err := json.Marshal(rec)
+	if err != nil || !b.unproven.AllowN(now, len(entry)) {
+		return rec.ID
+	}
+	ctx, cancel := detached(ctx)
 	defer cancel()
 	if _, err := b.cfg.Log.Append(ctx, rec); err != nil {
-		b.cfg.Logger.WarnContext(ctx, "cannot record a refusal", "error", err, "refused", cause)
+		b.cfg.Logger.WarnContext(ctx, "cannot record a refusal", "error", Clip(err.Error(), MaxError), "refused", rec.Error)
 	}
+	return rec.ID
 }
 
-// staying is a context for the record of a refusal: who hangs up before he is
-// refused does not stay out of the log.
-func staying(ctx context.Context) (context.Context, context.CancelFunc) {
+// detached is a context for a record: a hang-up must not keep anything out of the log.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 }
 
@@ -357,17 +392,18 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 	ev.RecordID = rec.ID
 
 	// 4 to 7.
-	wrapped, err := b.decideAndWrap(ctx, a, &rec, now, ev)
-	if err != nil {
-		return Response{}, b.refuse(ctx, rec, err, now)
-	}
+	wrapped, owners, err := b.decideAndWrap(ctx, a, &rec, now, ev)
 
 	// 8 Record before replying: no record, no release.
-	ev.Stage = StageRecord
-	rec.Outcome = Released
-	receipt, err := b.record(ctx, rec, now)
+	var receipt Receipt
+	if err == nil {
+		ev.Stage = StageRecord
+		receipt, err = b.record(ctx, a.claims, &rec, now)
+	}
 	if err != nil {
-		return Response{}, fmt.Errorf("%w: record: %w", ErrUnavailable, err)
+		owners.abandon(ctx)
+		ev.RecordID = rec.ID
+		return Response{}, b.refuse(ctx, rec, err, now)
 	}
 	ev.Stage, ev.Outcome = StageReply, Released
 	return Response{Secrets: wrapped, Receipt: receipt}, nil
@@ -377,15 +413,15 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 type appraisal struct {
 	req       Request
 	parts     []part // the first evidence, and the devices'
+	verifiers *verifiers
 	claims    attest.Claims
 	recipient *seal.Recipient
 	nonceID   NonceID
 	expires   time.Time // of the nonce
 }
 
-// part is one piece of evidence, and what it is held against.
+// part is one piece of evidence, and what it binds.
 type part struct {
-	verifier attest.Verifier
 	evidence attest.Evidence
 	binding  attest.Binding
 }
@@ -407,48 +443,54 @@ func (b *Broker) appraise(ctx context.Context, req Request, now time.Time, ev *E
 
 	// 2, 3 Verify the evidence up to the vendor's root, bound to this very request.
 	ev.Stage, ev.Type = StageVerify, req.Evidence.Type
-	parts := b.parts(req)
-	claims, err := b.verifyAll(ctx, parts, now)
+	parts, vs := b.parts(req), b.verifiers.Load()
+	claims, err := b.verifyAll(ctx, vs, parts, now)
 	if err != nil {
 		ev.Reason = attest.ReasonOf(err)
 		if ours(ev.Reason) || ctx.Err() != nil {
 			return appraisal{}, fmt.Errorf("%w: verify evidence: %w", ErrUnavailable, err)
 		}
-		b.recordUnproven(ctx, req, err, now)
-		return appraisal{}, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)
+		ev.RecordID = b.recordUnproven(ctx, req, err, now)
+		return appraisal{}, recorded{ev.RecordID, fmt.Errorf("%w: verify evidence: %w", ErrDenied, err)}
 	}
 	if !b.seen.add(nonceID, now) {
 		return appraisal{}, fmt.Errorf("%w: %w", ErrChallenge, ErrSpent)
 	}
-	return appraisal{req, parts, claims, recipient, nonceID, expires}, nil
+	return appraisal{req, parts, vs, claims, recipient, nonceID, expires}, nil
 }
 
-// decideAndWrap is steps 4 to 7. It notes decisions in rec as it goes.
-func (b *Broker) decideAndWrap(ctx context.Context, a appraisal, rec *Record, now time.Time, ev *Event) ([]Wrapped, error) {
-	// 4 Decide, for every resource: one "no" denies all.
-	ev.Stage = StageDecide
-	grants, err := b.decide(ctx, a, rec, now)
+// decideAndWrap is steps 4 to 7. It notes decisions in rec as it goes. Whatever fails, the owners are the caller's to end.
+func (b *Broker) decideAndWrap(ctx context.Context, a appraisal, rec *Record, now time.Time, ev *Event) ([]Wrapped, *owners, error) {
+	grants, err := b.decideAndSpend(ctx, a, rec, now, ev)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-
-	// 5 Spend the nonce, once, on every replica.
-	ev.Stage = StageSpend
-	if err := b.spend(ctx, a); err != nil {
-		return nil, err
-	}
-
 	// 6, 7 Fetch, and wrap to the attested key. What is leased belongs to an owner that we can end.
 	owners, err := b.openLeases(ctx, rec, a, grants, now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	wrapped, err := b.fetchAll(ctx, a, grants, owners, rec, now, ev)
-	if err != nil {
-		owners.abandon(ctx)
+	return wrapped, owners, err
+}
+
+// decideAndSpend is steps 4 and 5.
+func (b *Broker) decideAndSpend(ctx context.Context, a appraisal, rec *Record, now time.Time, ev *Event) ([]allowed, error) {
+	// 4 Decide, for every resource: one "no" denies all.
+	ev.Stage = StageDecide
+	grants, err := b.decide(ctx, a, rec, now)
+	if err != nil && !errors.Is(err, ErrDenied) {
 		return nil, err
 	}
-	return wrapped, nil
+	// 5 Spend the nonce, once, on every replica. A denial spends it as well: else a guest that asks
+	// another replica with the same nonce could tell "not for you" from "no such secret".
+	if err == nil {
+		ev.Stage = StageSpend
+	}
+	if serr := b.spend(ctx, a); serr != nil {
+		return nil, serr
+	}
+	return grants, err
 }
 
 func (b *Broker) fetchAll(ctx context.Context, a appraisal, grants []allowed, owners *owners, rec *Record, now time.Time, ev *Event) ([]Wrapped, error) {
@@ -488,10 +530,14 @@ func (b *Broker) spend(ctx context.Context, a appraisal) error {
 func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner, rec *Record, now time.Time) (Secret, error) {
 	secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(Granted{
 		Entry: g.entry, Input: g.input, Recipient: a.recipient, PublicKey: a.req.PublicKey, Owner: owner,
-		Claims: a.claims, PolicyDigest: rec.PolicyDigest, DecisionID: rec.ID, TTL: g.ttl, Now: now,
+		Claims: a.claims, PolicyDigest: rec.PolicyDigest, DecisionID: rec.ID, TTL: g.ttl, Cap: g.cap, Now: now,
 	}))
 	if secret.Lease != "" && owner != nil {
 		owner.Leases = append(owner.Leases, secret.Lease)
+	}
+	if n := len(secret.Value); err == nil && n > seal.MaxSecret {
+		secret.Wipe()
+		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, g.path, tooLarge(n))
 	}
 	switch {
 	case errors.Is(err, ErrNoSecret), errors.Is(err, ErrInput):
@@ -505,6 +551,23 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 	}
 	b.keepCopy(ctx, g, secret, now)
 	return secret, nil
+}
+
+// tooLarge is ErrTooLarge with both sizes.
+type tooLarge int
+
+func (n tooLarge) Error() string {
+	return fmt.Sprintf("%v: it has %d bytes, and at most %d can be released", ErrTooLarge, int(n), seal.MaxSecret)
+}
+
+func (tooLarge) Unwrap() error { return ErrTooLarge }
+
+// SizeOf is what a guest is told of an ErrTooLarge: the sizes, and nothing of what stands around them.
+func SizeOf(err error) string {
+	if n, ok := errors.AsType[tooLarge](err); ok {
+		return n.Error()
+	}
+	return ErrTooLarge.Error()
 }
 
 // stillAllowed asks once more whether anything in the record was revoked.
@@ -565,7 +628,7 @@ func (b *Broker) admit(req Request) (*seal.Recipient, error) {
 // admitEvidence: field is what the guest calls it.
 func (b *Broker) admitEvidence(field string, e attest.Evidence) error {
 	switch {
-	case b.verifiers[e.Type] == nil:
+	case b.verifiers.Load().byType[e.Type] == nil:
 		return fmt.Errorf("%w: %s.type: this broker does not appraise %q", ErrInvalid, field, e.Type)
 	case len(e.Report) == 0 || len(e.Report) > attest.MaxReportSize:
 		return fmt.Errorf("%w: %s.report: has %d bytes, want 1 to %d", ErrInvalid, field, len(e.Report), attest.MaxReportSize)
@@ -579,6 +642,9 @@ func (b *Broker) admitEvidence(field string, e attest.Evidence) error {
 
 // verify is the boundary around third-party parsers: a panic denies.
 func verify(ctx context.Context, v attest.Verifier, e attest.Evidence, bind attest.Binding, c attest.Collateral, now time.Time) (claims attest.Claims, err error) {
+	if v == nil { // it was there when the request was admitted
+		return attest.Claims{}, attest.Errorf(string(e.Type), attest.ReasonUnsupported, "is not appraised any more")
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			claims, err = attest.Claims{}, attest.Errorf(string(v.Type()), attest.ReasonMalformed, "verifier panicked: %v\n%s", p, debug.Stack())
@@ -597,6 +663,7 @@ type allowed struct {
 	entry CatalogEntry
 	input []byte
 	ttl   time.Duration
+	cap   time.Duration // the shortest that policy and catalog say; 0: neither does
 	cache time.Duration // how old a copy may be that stands in for a source that does not answer
 }
 
@@ -617,6 +684,10 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 	for i := range rec.Resources {
 		rr := &rec.Resources[i]
 		path := rr.Path
+		if catalog.Blocked(path) {
+			rr.Reasons = []DecisionReason{{Rule: "catalog_unusable", Message: "a catalog entry for this path cannot be used; claviger status says why"}}
+			return nil, fmt.Errorf("%w: %s: its catalog entry cannot be used", ErrUnavailable, path)
+		}
 		entry, params, ok := catalog.Lookup(path)
 		if !ok || req.only != "" && entry.Kind != req.only {
 			rr.Reasons = []DecisionReason{{Rule: "unknown_resource", Message: "no catalog entry matches this path"}}
@@ -624,6 +695,11 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 			continue
 		}
 		rr.Policy = entry.Policy
+		if err := entry.nameable(params); err != nil {
+			rr.Reasons = []DecisionReason{{Rule: "resource_name", Message: err.Error()}}
+			refusal = fmt.Errorf("%w: %s: %w", ErrDenied, path, err)
+			continue
+		}
 		if err := b.revoked(Subject{RevokeResource, path}); err != nil {
 			return nil, err
 		}
@@ -635,9 +711,9 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 			Chip:        PolicyChip{Networks: networks},
 		})
 		if err != nil {
-			rr.Reasons = []DecisionReason{{Rule: "policy_error", Message: err.Error()}}
-			// Too slow says more about our load than about the guest: nothing is released, but it may ask again.
-			if errors.Is(err, context.DeadlineExceeded) {
+			rr.Reasons = []DecisionReason{{Rule: "policy_error", Message: Clip(err.Error(), MaxError)}}
+			// Too slow, no policy in force, or nobody there any more who asks, says nothing against the guest: nothing is released, but it may ask again.
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
 				return nil, fmt.Errorf("%w: %s: evaluate policy: %w", ErrUnavailable, path, err)
 			}
 			refusal = fmt.Errorf("%w: %s: evaluate policy: %w", ErrDenied, path, err)
@@ -657,14 +733,11 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 			refusal = fmt.Errorf("%w: %s: policy %s", ErrDenied, path, d.Package)
 			continue
 		}
-		ttl := d.Obligations.TTL
-		if ttl == 0 {
-			ttl = entry.TTL
+		ttl, limit := cmp.Or(d.Obligations.TTL, entry.TTL, b.cfg.TTL), cmp.Or(d.Obligations.TTL, entry.TTL)
+		if entry.TTL > 0 {
+			limit = min(limit, entry.TTL)
 		}
-		if ttl == 0 {
-			ttl = b.cfg.TTL
-		}
-		grants = append(grants, allowed{path: path, entry: entry, input: a.input(path), ttl: ttl, cache: d.Obligations.Cache})
+		grants = append(grants, allowed{path: path, entry: entry, input: a.input(path), ttl: ttl, cap: limit, cache: d.Obligations.Cache})
 	}
 	if refusal != nil {
 		return nil, refusal
@@ -756,7 +829,7 @@ func (b *Broker) newRecord(a appraisal, resources []string, now time.Time) Recor
 		rec.Measurements = append(rec.Measurements, name+"="+c.Measurements[name])
 	}
 	for _, d := range c.Devices {
-		rec.Devices = append(rec.Devices, string(d.Type)+"="+d.ChipID)
+		rec.addDevice(d)
 	}
 	for _, path := range resources {
 		rec.Resources = append(rec.Resources, RecordResource{Path: path})
@@ -768,11 +841,11 @@ func digest(d [32]byte) string { return "sha256:" + hex.EncodeToString(d[:]) }
 
 // refuse records a request that came to nothing, and makes refusals alike.
 func (b *Broker) refuse(ctx context.Context, rec Record, cause error, start time.Time) error {
-	rec.Outcome, rec.Error = Denied, cause.Error()
+	rec.Outcome, rec.Error = Denied, Clip(cause.Error(), MaxError)
 	if errors.Is(cause, ErrUnavailable) {
 		rec.Outcome = Failed
 	}
-	recording, cancel := staying(ctx)
+	recording, cancel := detached(ctx)
 	defer cancel()
 	if _, err := b.cfg.Log.Append(recording, rec); err != nil {
 		return fmt.Errorf("%w: record refusal: %w (refused: %w)", ErrUnavailable, err, cause)
@@ -782,15 +855,36 @@ func (b *Broker) refuse(ctx context.Context, rec Record, cause error, start time
 		case <-time.After(b.cfg.DenialTime - b.cfg.Now().Sub(start)%b.cfg.DenialTime):
 		case <-ctx.Done():
 		}
+		return recorded{rec.ID, cause}
 	}
 	return cause
 }
 
-func (b *Broker) record(ctx context.Context, rec Record, now time.Time) (Receipt, error) {
-	pos, err := b.cfg.Log.Append(ctx, rec)
+// record makes the record durable and returns the receipt for it. A guest that hangs up does not stop it: the record
+// is on its way. If it fails, rec is the record of a release that did not happen.
+func (b *Broker) record(ctx context.Context, c attest.Claims, rec *Record, now time.Time) (Receipt, error) {
+	rec.Outcome = Released
+	recording, cancel := detached(ctx)
+	defer cancel()
+	pos, err := b.cfg.Log.Append(recording, *rec)
 	if err != nil {
+		rec.withhold() // it may be in the log all the same
+		return Receipt{}, fmt.Errorf("%w: record: %w", ErrUnavailable, err)
+	}
+	// A revocation acknowledged while the log was slow still counts.
+	if err := b.stillAllowed(c, rec); err != nil {
+		rec.withhold()
 		return Receipt{}, err
 	}
+	receipt, err := b.receipt(*rec, pos, now)
+	if err != nil {
+		rec.withhold()
+		return Receipt{}, fmt.Errorf("%w: receipt: %w", ErrUnavailable, err)
+	}
+	return receipt, nil
+}
+
+func (b *Broker) receipt(rec Record, pos Position, now time.Time) (Receipt, error) {
 	id := b.cfg.Identity.ID()
 	payload, err := json.Marshal(Promise{
 		Issuer: base64.RawURLEncoding.EncodeToString(id[:]), ID: rec.ID, Log: pos.Origin, Index: pos.Index,

@@ -39,12 +39,14 @@ type world struct {
 type fakeStore struct {
 	mu    sync.Mutex
 	spent map[broker.NonceID]bool
+	until time.Time // of the last
 	fault error
 }
 
-func (s *fakeStore) Redeem(_ context.Context, id broker.NonceID, _ time.Time) error {
+func (s *fakeStore) Redeem(_ context.Context, id broker.NonceID, until time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.until = until
 	if s.fault != nil {
 		return s.fault
 	}
@@ -119,6 +121,18 @@ func (f *fakeRevocations) add(s broker.Subject) {
 	f.hits[s.Canonical()] = true
 }
 
+// examplePolicies is compiled once: it takes longer than the rest of a world.
+var examplePolicies = sync.OnceValues(func() (*policy.Engine, error) {
+	engine, err := policy.New(policy.Config{Dir: "../examples/policies/disks", ExtraData: map[string]any{"allow_simulated": true}})
+	if err != nil {
+		return nil, err
+	}
+	return engine, engine.SetReferences([]broker.ReferenceSet{{
+		Name: "img", Type: attest.TypeSNP, State: broker.ReferenceActive,
+		Values: map[string][]string{"measurement": {fmt.Sprintf("%x", teesim.Measurement(""))}},
+	}}, nil)
+})
+
 func newWorld(t testing.TB, change ...func(*broker.Config)) *world {
 	t.Helper()
 	now := time.Now().UTC().Truncate(time.Second)
@@ -145,12 +159,7 @@ func newWorld(t testing.TB, change ...func(*broker.Config)) *world {
 	check()
 	verifiers, err := tee.New(tee.Config{SNP: snp.Config{TestRoots: []tee.TestRoot{{Product: "Milan", ARK: w.root.ARK()}}}})
 	check()
-	engine, err := policy.New(policy.Config{Dir: "../examples/policies/disks", ExtraData: map[string]any{"allow_simulated": true}})
-	check()
-	m := teesim.Measurement("")
-	err = engine.SetReferences([]broker.ReferenceSet{{
-		Name: "img", Type: attest.TypeSNP, State: broker.ReferenceActive, Values: map[string][]string{"measurement": {fmt.Sprintf("%x", m)}},
-	}})
+	engine, err := examplePolicies()
 	check()
 	w.cfg = broker.Config{
 		Identity: w.id, Nonces: w.nonces, Verifiers: verifiers.Verifiers, Collateral: teetest.MapCollateral(coll), Policy: engine, Revocations: w.revoked,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -44,7 +45,7 @@ const maxCopies = 100_000
 func cacheable(k Kind) bool { return k == "" || k == KindKV }
 
 func cacheKey(e CatalogEntry) string {
-	return strings.Join([]string{e.Source, string(cmp.Or(e.Kind, KindKV)), e.Mount, e.Key, e.Field}, "\x00")
+	return strings.Join([]string{e.Source, string(cmp.Or(e.Kind, KindKV)), e.Mount, e.Key, e.Field, strconv.FormatBool(e.Base64())}, "\x00")
 }
 
 // keepCopy writes a copy down if the policy allows one. A failure costs a later stand-in, nothing else.

@@ -27,6 +27,7 @@ type CatalogEntry struct {
 	PinVersion int `json:"pin_version,omitempty"`
 	// Options are the kind's own settings; {variables} are filled in. Validate knows their names.
 	Options map[string]string `json:"options,omitempty"`
+	inNames []string          // of an entry looked up: the variables that are parts of a certificate's names
 	// Policy is the package under claviger.release that decides.
 	Policy string `json:"policy"`
 	// CreateBytes, if not zero, makes a random secret of that length where none exists.
@@ -65,6 +66,9 @@ const (
 	KindEAR            Kind = "ear"             // source "token"; Key: the audience. An EAT attestation result. Options: dialect
 )
 
+// Base64 says whether the field holds base64, after the prefix that keys made by a broker have or without it.
+func (e CatalogEntry) Base64() bool { return e.CreateBytes > 0 || e.Options["encoding"] == "base64" }
+
 // Leased says whether secrets of this kind belong to an Owner.
 func (k Kind) Leased() bool { return k == KindDatabase || k == KindLogin }
 
@@ -73,7 +77,7 @@ func (k Kind) Watched() bool { return k == "" || k == KindKV || k == KindDatabas
 
 // options are the settings that each kind knows.
 var options = map[Kind][]string{
-	KindKV: nil, KindDatabase: nil, KindDatabaseStatic: nil,
+	KindKV: {"encoding"}, KindDatabase: nil, KindDatabaseStatic: nil,
 	KindPKI:            {"common_name", "uri_sans", "dns_sans", "ttl"},
 	KindTransitDecrypt: {"context"}, KindTransitDatakey: {"bits"}, KindTransitExport: nil,
 	KindWrapped: {"wrap_ttl"}, KindLogin: nil, KindEAR: {"dialect"},
@@ -123,6 +127,9 @@ func (e CatalogEntry) Validate() error {
 			}
 		}
 	}
+	if v, ok := e.Options["encoding"]; ok && (v != "base64" || e.Field == "*" || e.Source == "local") {
+		return fmt.Errorf("options: encoding: %q: want base64, for one field of a source that holds text", v)
+	}
 	for s := range strings.SplitSeq(e.Mount, "/") {
 		if e.Mount != "" && !validSegment(s) {
 			return fmt.Errorf("mount: segment %q is not [A-Za-z0-9._-]+", s)
@@ -165,27 +172,138 @@ func (e CatalogEntry) Validate() error {
 func validSegment(s string) bool { return pathSegment.MatchString(s) && s != "." && s != ".." }
 
 // Catalog finds the entry for a path. It is immutable; the zero value knows nothing.
-type Catalog struct{ entries []CatalogEntry }
+type Catalog struct {
+	entries []CatalogEntry // by structure, see comparePatterns
+	shapes  []shape        // by number of segments, then fewest variables first
+	blocked [][]string     // patterns of entries that cannot be used: PlanCatalog
+}
 
-// NewCatalog checks the entries. Fixed segments win over variables, so the order does not matter.
+// shape is the patterns with variables at the same positions. A path matches at most one of them.
+type shape struct {
+	variable []bool // by segment
+	entries  map[string]CatalogEntry
+}
+
+// NewCatalog checks the entries. Where two patterns match one path, the one that matches
+// fewer paths wins, whatever the order and the variables' names. Patterns of which neither
+// is the narrower one ("{a}/prod" and "eu/{b}") are refused: no rule that an
+// operator would guess decides between them.
 func NewCatalog(entries []CatalogEntry) (*Catalog, error) {
-	seen := map[string]string{}
-	for _, e := range entries {
+	c := &Catalog{entries: slices.Clone(entries)}
+	slices.SortStableFunc(c.entries, func(a, b CatalogEntry) int { return comparePatterns(a.Pattern, b.Pattern) })
+	byShape := map[string]int{}
+	for _, e := range c.entries {
 		if err := e.Validate(); err != nil {
 			return nil, fmt.Errorf("catalog entry %q: %w", e.Pattern, err)
 		}
-		shape := regexp.MustCompile(`\{[^}]*\}`).ReplaceAllString(e.Pattern, "{}")
-		if other, dup := seen[shape]; dup {
-			return nil, fmt.Errorf("catalog entry %q: matches the same paths as %q", e.Pattern, other)
+		segs := strings.Split(e.Pattern, "/")
+		v := variables(segs)
+		name := fmt.Sprint(v)
+		i, ok := byShape[name]
+		if !ok {
+			i = len(c.shapes)
+			byShape[name] = i
+			c.shapes = append(c.shapes, shape{v, map[string]CatalogEntry{}})
 		}
-		seen[shape] = e.Pattern
+		key := fixed(segs, v)
+		if other, dup := c.shapes[i].entries[key]; dup {
+			return nil, fmt.Errorf("catalog entry %q: matches the same paths as %q", e.Pattern, other.Pattern)
+		}
+		c.shapes[i].entries[key] = e
 	}
-	sorted := slices.Clone(entries)
-	slices.SortFunc(sorted, func(a, b CatalogEntry) int {
-		// '{' sorts after every letter and digit: fixed segments come first.
-		return strings.Compare(a.Pattern, b.Pattern)
+	slices.SortFunc(c.shapes, func(a, b shape) int {
+		return cmp.Or(len(a.variable)-len(b.variable), a.variables()-b.variables(), strings.Compare(fmt.Sprint(a.variable), fmt.Sprint(b.variable)))
 	})
-	return &Catalog{sorted}, nil
+	for i, a := range c.shapes {
+		for _, b := range c.shapes[:i] {
+			if p, q, ok := ambiguous(a, b); ok {
+				return nil, fmt.Errorf("catalog entry %q: ambiguous with %q: a path can match both, and neither pattern is the narrower one", p, q)
+			}
+		}
+	}
+	return c, nil
+}
+
+// comparePatterns orders segment by segment; a fixed segment comes before a variable. Variables' names do not count.
+func comparePatterns(a, b string) int {
+	return slices.CompareFunc(strings.Split(a, "/"), strings.Split(b, "/"), func(x, y string) int {
+		switch vx, vy := isVariable(x), isVariable(y); {
+		case vx && vy:
+			return 0
+		case vx:
+			return 1
+		case vy:
+			return -1
+		}
+		return strings.Compare(x, y)
+	})
+}
+
+func isVariable(segment string) bool { return strings.HasPrefix(segment, "{") }
+
+func variables(segs []string) []bool {
+	v := make([]bool, len(segs))
+	for i, s := range segs {
+		v[i] = isVariable(s)
+	}
+	return v
+}
+
+func (s shape) variables() int {
+	n := 0
+	for _, v := range s.variable {
+		if v {
+			n++
+		}
+	}
+	return n
+}
+
+// fixed is the segments where variable is false. No segment has a slash.
+func fixed(segs []string, variable []bool) string {
+	var b strings.Builder
+	for i, s := range segs {
+		if !variable[i] {
+			b.WriteString(s)
+			b.WriteByte('/')
+		}
+	}
+	return b.String()
+}
+
+// ambiguous finds a pattern of each shape that match one path, where neither shape is narrower.
+func ambiguous(a, b shape) (string, string, bool) {
+	if len(a.variable) != len(b.variable) {
+		return "", "", false
+	}
+	either := make([]bool, len(a.variable))
+	aOnly, bOnly := false, false
+	for i, v := range a.variable {
+		either[i] = v || b.variable[i]
+		aOnly = aOnly || v && !b.variable[i]
+		bOnly = bOnly || !v && b.variable[i]
+	}
+	if !aOnly || !bOnly { // one of them is narrower
+		return "", "", false
+	}
+	// Two patterns match one path where they agree on what is fixed in both.
+	common := map[string]string{}
+	for _, e := range b.entries {
+		k := fixed(strings.Split(e.Pattern, "/"), either)
+		if p, ok := common[k]; !ok || e.Pattern < p { // the same message each time
+			common[k] = e.Pattern
+		}
+	}
+	p := ""
+	for _, e := range a.entries {
+		if _, ok := common[fixed(strings.Split(e.Pattern, "/"), either)]; ok && (p == "" || e.Pattern < p) {
+			p = e.Pattern
+		}
+	}
+	if p == "" {
+		return "", "", false
+	}
+	return p, common[fixed(strings.Split(p, "/"), either)], true
 }
 
 // Entries lists the catalog.
@@ -207,8 +325,18 @@ func (c *Catalog) Lookup(path string) (CatalogEntry, map[string]string, bool) {
 			return CatalogEntry{}, nil, false
 		}
 	}
-	for _, e := range c.entries {
-		if params, ok := match(strings.Split(e.Pattern, "/"), segs); ok {
+	if c.isBlocked(segs) {
+		return CatalogEntry{}, nil, false
+	}
+	for _, s := range c.shapes {
+		if len(s.variable) != len(segs) {
+			continue
+		}
+		if e, ok := s.entries[fixed(segs, s.variable)]; ok {
+			params := parameters(strings.Split(e.Pattern, "/"), segs)
+			if e.Kind == KindPKI {
+				e.inNames = variablesInNames(e.Options)
+			}
 			e.Key = fill(e.Key, params)
 			e.Options = fillOptions(e.Options, params)
 			return e, params, true
@@ -217,19 +345,51 @@ func (c *Catalog) Lookup(path string) (CatalogEntry, map[string]string, bool) {
 	return CatalogEntry{}, nil, false
 }
 
-func match(pattern, segs []string) (map[string]string, bool) {
-	if len(pattern) != len(segs) {
-		return nil, false
-	}
+func parameters(pattern, segs []string) map[string]string {
 	params := map[string]string{}
 	for i, p := range pattern {
-		if strings.HasPrefix(p, "{") {
+		if isVariable(p) {
 			params[p[1:len(p)-1]] = segs[i]
-		} else if p != segs[i] {
-			return nil, false
 		}
 	}
-	return params, true
+	return params
+}
+
+// label is a DNS label as it is compared: in lower case (RFC 1123, 2.1).
+var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// nameable says why a resource's parameters cannot be parts of a certificate's
+// names. Those are compared without case, and dots divide them: whoever may have
+// certs/PAY, or certs/db.prod, must not by that have the name of pay, or a name below
+// prod. An option that is a variable and nothing else takes a whole name.
+func (e CatalogEntry) nameable(params map[string]string) error {
+	if e.Kind != KindPKI {
+		return nil
+	}
+	for _, name := range e.inNames {
+		v := params[name]
+		if strings.ToLower(v) != v {
+			return fmt.Errorf("%s: %q has capital letters, and becomes a part of a certificate's name, where case does not count", name, v)
+		}
+		if !label.MatchString(v) {
+			return fmt.Errorf("%s: %q is no DNS label, and becomes one of a certificate's name", name, v)
+		}
+	}
+	return nil
+}
+
+// variablesInNames are those that are a part of a DNS name that the entry has certified.
+func variablesInNames(options map[string]string) (out []string) {
+	for _, option := range []string{"common_name", "dns_sans"} {
+		for _, name := range strings.FieldsFunc(options[option], func(r rune) bool { return r == ',' || r == ' ' }) {
+			for _, v := range anyVariable.FindAllString(name, -1) {
+				if v != name {
+					out = append(out, v[1:len(v)-1])
+				}
+			}
+		}
+	}
+	return out
 }
 
 func fill(key string, params map[string]string) string {

@@ -10,25 +10,30 @@ import (
 // parts are the pieces of evidence of a request. Each device's binds the request
 // without devices; the first binds the request with the digests of theirs.
 func (b *Broker) parts(req Request) []part {
-	t := attest.Transcript{
-		Nonce: req.Nonce, BrokerID: b.cfg.Identity.ID(), KeyAlgorithm: req.KeyAlgorithm, PublicKey: req.PublicKey,
-		OfferedSuites: req.OfferedSuites, Resources: req.Resources, Inputs: req.Inputs,
-	}
+	t := req.transcript(b.cfg.Identity.ID())
 	for _, e := range req.Devices {
 		t.Devices = append(t.Devices, e.Digest())
 	}
-	parts := []part{{b.verifiers[req.Evidence.Type], req.Evidence, attest.BindTo(t)}}
+	parts := []part{{req.Evidence, attest.BindTo(t)}}
 	for _, e := range req.Devices {
-		parts = append(parts, part{b.verifiers[e.Type], e, attest.BindTo(t.Alone())})
+		parts = append(parts, part{e, attest.BindTo(t.Alone())})
 	}
 	return parts
 }
 
+// transcript is what the request says to this broker, apart from the evidence.
+func (r Request) transcript(brokerID [32]byte) attest.Transcript {
+	return attest.Transcript{
+		Nonce: r.Nonce, BrokerID: brokerID, KeyAlgorithm: r.KeyAlgorithm, PublicKey: r.PublicKey,
+		OfferedSuites: r.OfferedSuites, Resources: r.Resources, Inputs: r.Inputs,
+	}
+}
+
 // verifyAll appraises all pieces of evidence. One that fails fails all: a guest
 // that cannot prove a device does not name it.
-func (b *Broker) verifyAll(ctx context.Context, parts []part, now time.Time) (attest.Claims, error) {
+func (b *Broker) verifyAll(ctx context.Context, vs *verifiers, parts []part, now time.Time) (attest.Claims, error) {
 	first := parts[0]
-	claims, err := verify(ctx, first.verifier, first.evidence, first.binding, b.cfg.Collateral, now)
+	claims, err := verify(ctx, vs.byType[first.evidence.Type], first.evidence, first.binding, b.cfg.Collateral, now)
 	if err != nil {
 		return attest.Claims{}, err
 	}
@@ -38,7 +43,7 @@ func (b *Broker) verifyAll(ctx context.Context, parts []part, now time.Time) (at
 	}
 	known := map[device]bool{{claims.Type, claims.ChipID}: true}
 	for _, p := range parts[1:] {
-		c, err := verify(ctx, p.verifier, p.evidence, p.binding, b.cfg.Collateral, now)
+		c, err := verify(ctx, vs.byType[p.evidence.Type], p.evidence, p.binding, b.cfg.Collateral, now)
 		if err != nil {
 			return attest.Claims{}, err
 		}

@@ -28,6 +28,9 @@ var (
 	ErrEnding = errors.New("cannot be renewed for much longer")
 	// ErrChanged is LeaseBook's and SessionBook's: somebody else wrote the record meanwhile.
 	ErrChanged = errors.New("changed by somebody else meanwhile")
+	// ErrTooLarge: the secret is larger than what can be released. It goes with ErrUnavailable; a guest that policy
+	// allows is told both sizes.
+	ErrTooLarge = errors.New("the secret is too large")
 	// ErrNotRotatable is Rotator's.
 	ErrNotRotatable = errors.New("not rotatable")
 )

@@ -11,6 +11,7 @@ import (
 type Exposure struct {
 	Log      string // its origin
 	Entries  uint64 // looked at
+	Pruned   uint64 // entries whose content was gone before they could be looked at
 	Releases uint64 // that concern the subject
 	Versions []ExposedVersion
 }
@@ -22,7 +23,8 @@ type ExposedVersion struct {
 	First, Last       time.Time
 }
 
-// Add counts a record in if it released something to the subject.
+// Add counts a record in if it released something to the subject. (A release that a
+// later record withholds is the caller's to leave out.)
 func (x *Exposure) Add(r Record, s Subject, since time.Time) {
 	x.Entries++
 	if r.Outcome != Released || r.Time.Before(since) || !r.concerns(s) {
@@ -40,35 +42,47 @@ func (x *Exposure) Add(r Record, s Subject, since time.Time) {
 			return cmp.Or(strings.Compare(v.Resource, r.Path), strings.Compare(v.Version, r.Version))
 		})
 		if !found {
-			x.Versions = slices.Insert(x.Versions, i, ExposedVersion{Resource: res.Path, Version: res.Version, First: r.Time})
+			x.Versions = slices.Insert(x.Versions, i, ExposedVersion{Resource: res.Path, Version: res.Version, First: r.Time, Last: r.Time})
 		}
-		x.Versions[i].Releases++
-		x.Versions[i].Last = r.Time
+		v := &x.Versions[i]
+		v.Releases++
+		if r.Time.Before(v.First) { // records of one moment are in no order
+			v.First = r.Time
+		}
+		if r.Time.After(v.Last) {
+			v.Last = r.Time
+		}
 	}
 }
 
-// concerns says whether the record is about the subject.
+// concerns says whether the record is about the subject: what a revocation of it would have stopped.
 func (r Record) concerns(s Subject) bool {
 	s = s.Canonical()
-	switch s.Kind {
-	case RevokeChip:
-		return r.ChipID == s.Value
-	case RevokeMeasurement:
-		return slices.ContainsFunc(r.Measurements, func(m string) bool { return strings.HasSuffix(m, "="+s.Value) })
-	case RevokePolicy:
-		return r.PolicyDigest == s.Value
-	case RevokeTCB:
-		return r.HardwareModel+"/"+r.TCBStatus == s.Value
-	case RevokeAdvisory:
-		return slices.Contains(r.Advisories, s.Value)
-	case RevokeSession:
-		return r.Session == s.Value
-	case RevokeWorkload:
-		return r.HostData == s.Value
-	case RevokeResource:
-		return slices.ContainsFunc(r.Resources, func(x RecordResource) bool { return x.Path == s.Value })
-	case RevokeSecretVersion:
-		return slices.ContainsFunc(r.Resources, func(x RecordResource) bool { return x.Path+"@"+x.Version == s.Value })
+	return slices.ContainsFunc(r.Subjects(), func(o Subject) bool { return o.Canonical() == s })
+}
+
+// Subjects are everything in the record that can be revoked.
+func (r Record) Subjects() []Subject {
+	out := []Subject{{RevokeTCB, r.HardwareModel + "/" + r.TCBStatus}, {RevokeChip, r.ChipID}, {RevokeWorkload, r.HostData}, {RevokePolicy, r.PolicyDigest}, {RevokeSession, r.Session}}
+	for _, d := range r.Devices {
+		_, chip, _ := strings.Cut(d, "=")
+		out = append(out, Subject{RevokeChip, chip})
 	}
-	return false
+	for _, t := range r.DeviceTCB {
+		out = append(out, Subject{RevokeTCB, t})
+	}
+	for _, m := range r.Measurements {
+		_, value, _ := strings.Cut(m, "=")
+		out = append(out, Subject{RevokeMeasurement, value})
+	}
+	for _, a := range r.Advisories {
+		out = append(out, Subject{RevokeAdvisory, a})
+	}
+	for _, x := range r.Resources {
+		out = append(out, Subject{RevokeResource, x.Path})
+		if x.Version != "" {
+			out = append(out, Subject{RevokeSecretVersion, x.Path + "@" + x.Version})
+		}
+	}
+	return slices.DeleteFunc(out, func(s Subject) bool { return s.Value == "" })
 }

@@ -31,13 +31,16 @@ type Granted struct {
 	PolicyDigest string
 	DecisionID   string
 	TTL          time.Duration // how long the guest may use the secret
-	Now          time.Time
+	// Cap is the longest that what the source makes may live, as policy or catalog say; 0: neither does.
+	Cap time.Duration
+	Now time.Time
 }
 
 // Secret is a value on its way to a guest. Whoever holds it last wipes it.
 type Secret struct {
 	Value   []byte
 	Version string // opaque to the broker; "" where the source has none. A later version of one secret differs from all earlier ones.
+	Edition string // tells two of one Version apart, see Editioner; "" where that cannot be
 	// ContentType is the media type of Value; empty means opaque bytes.
 	ContentType string
 	Lease       string    // the source's lease id, or empty
@@ -53,6 +56,13 @@ func (s *Secret) Wipe() { clear(s.Value) }
 // without reading it. ErrNoSecret where there is none. Safe for concurrent use.
 type Versioner interface {
 	CurrentVersion(ctx context.Context, e CatalogEntry) (string, error)
+}
+
+// Editioner is a Versioner whose versions may come twice: where a secret was deleted
+// with its history, and written again, they count from the start. The edition,
+// opaque, tells two of one number apart. Safe for concurrent use.
+type Editioner interface {
+	CurrentEdition(ctx context.Context, e CatalogEntry) (version, edition string, err error)
 }
 
 // Owner is the authority in the source that a session's leases belong to (in

@@ -240,15 +240,14 @@ func (k *keeper) pass(ctx context.Context) {
 
 func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 	b, now := k.b, k.b.cfg.Now()
-	mine := r.Keeper == b.cfg.Instance
-	if !mine && now.Before(r.KeptUntil) {
+	if r.Keeper != b.cfg.Instance && now.Before(r.KeptUntil) {
 		return nil
 	}
 	if now.After(r.ExpiresAt) {
 		b.cfg.Logger.InfoContext(ctx, "attestation ended, revoking its leases", "session", r.Session)
 		return b.endLeases(ctx, r)
 	}
-	if now.Sub(k.decided[r.Session]) > decideEvery {
+	if now.Sub(k.decided[r.Session]) >= decideEvery {
 		if err := b.leaseAllowed(ctx, r, now); errors.Is(err, ErrDenied) {
 			b.cfg.Logger.InfoContext(ctx, "session not allowed any more, revoking its leases", "session", r.Session, "why", err)
 			return b.endLeases(ctx, r)
@@ -257,7 +256,7 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		}
 		k.decided[r.Session] = now
 	}
-	if !mine || r.KeptUntil.Sub(now) < keepFor*2/3 {
+	if r.KeptUntil.Sub(now) < 2*keepEvery { // so always, if it was another's
 		r.Keeper, r.KeptUntil = b.cfg.Instance, now.Add(keepFor)
 		stored, err := b.cfg.Leases.PutLease(ctx, r)
 		if errors.Is(err, ErrChanged) { // by its session, or another broker was quicker: next time
@@ -267,7 +266,7 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		}
 		r = stored
 	}
-	if last, ok := k.renewed[r.Session]; ok && now.Sub(last) < b.cfg.OwnerTTL/3 {
+	if now.Sub(k.renewed[r.Session]) < b.cfg.OwnerTTL/3 {
 		return nil
 	}
 	for _, owner := range r.Owners {

@@ -8,7 +8,8 @@ import (
 )
 
 // Policy decides. Decide returns an error only if no decision could be made
-// (time-out, evaluation error, no such policy); callers treat that as deny.
+// (evaluation error, no such policy); callers treat that as deny. One that wraps
+// ErrUnavailable or context.DeadlineExceeded is not the guest's fault: no policy is in force, or there was no time.
 // It is safe for concurrent use and never touches the network.
 type Policy interface {
 	Decide(ctx context.Context, in PolicyInput) (Decision, error)
@@ -75,36 +76,4 @@ type Obligations struct {
 	MaxHolders int           `json:"max_holders"` // 0: no limit
 	RequirePQ  bool          `json:"require_pq"`  // the hybrid post-quantum wrap is required
 	Approvals  int           `json:"approvals"`   // operators who must agree; more than is supported denies
-}
-
-// ReferenceState is the stage of a reference-value set's life.
-type ReferenceState string
-
-// States. A policy usually accepts canary, active and retiring.
-const (
-	ReferenceCanary   ReferenceState = "canary"
-	ReferenceActive   ReferenceState = "active"
-	ReferenceRetiring ReferenceState = "retiring"
-	ReferenceRetired  ReferenceState = "retired"
-)
-
-// ReferenceSet is a named set of reference values (RFC 9334). Policies see it
-// as data.reference[name].
-type ReferenceSet struct {
-	Name      string         `json:"name"` // [a-z0-9][a-z0-9._-]*
-	Type      attest.Type    `json:"type"`
-	State     ReferenceState `json:"state"`
-	NotBefore time.Time      `json:"not_before,omitzero"`
-	NotAfter  time.Time      `json:"not_after,omitzero"`
-	// Values are the accepted values per claim name: {"measurement": ["ab…"], "host_data": ["…"]}.
-	Values     map[string][]string `json:"values"`
-	Provenance Provenance          `json:"provenance"`
-}
-
-// Provenance says where a set came from.
-type Provenance struct {
-	Source  string    `json:"source"` // what produced it: a build, a file
-	AddedBy string    `json:"added_by"`
-	AddedAt time.Time `json:"added_at"`
-	Comment string    `json:"comment,omitempty"`
 }

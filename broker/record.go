@@ -2,7 +2,13 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
+	"maps"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/claviger/claviger/broker/attest"
 )
@@ -35,15 +41,36 @@ type Record struct {
 	HostData       string      `json:"host_data,omitempty"`
 	TCBStatus      string      `json:"tcb_status,omitempty"`
 	Advisories     []string    `json:"advisories,omitempty"`
-	Measurements   []string    `json:"measurements"`
+	Measurements   []string    `json:"measurements"` // "name=value"; of a further device "type/name=value"
 	// Devices are further devices whose evidence came with this one: "nvidia-gpu=<chip id>".
 	Devices      []string         `json:"devices,omitempty"`
-	Recipient    string           `json:"recipient"` // thumbprint of the attested key, hex
+	DeviceTCB    []string         `json:"device_tcb,omitempty"` // "{hardware_model}/{TCB status}" of each
+	Recipient    string           `json:"recipient"`            // thumbprint of the attested key, hex
 	PolicyDigest string           `json:"policy_digest,omitempty"`
 	Session      string           `json:"session,omitempty"` // the watching session, or whose leases these are
 	Resources    []RecordResource `json:"resources"`
+	// Withholds is the id of an earlier record, with outcome released, whose secrets were not sent after all: it was
+	// revoked while the log was slow, or the log did not say in time that it has the record.
+	Withholds string `json:"withholds,omitempty"`
 	// Error is what went wrong besides policy, for operators.
 	Error string `json:"error,omitempty"`
+}
+
+// withhold makes rec the record that what it said was released was not sent.
+func (r *Record) withhold() { r.Withholds, r.ID, r.Outcome = r.ID, rand.Text(), Failed }
+
+// addDevice notes what can be revoked about a further device: its chip, measurements, TCB and advisories.
+func (r *Record) addDevice(c attest.Claims) {
+	r.Devices = append(r.Devices, string(c.Type)+"="+c.ChipID)
+	for _, name := range slices.Sorted(maps.Keys(c.Measurements)) {
+		r.Measurements = append(r.Measurements, string(c.Type)+"/"+name+"="+c.Measurements[name])
+	}
+	r.DeviceTCB = append(r.DeviceTCB, c.HardwareModel+"/"+c.TCB.Status)
+	for _, a := range c.TCB.Advisories {
+		if !slices.Contains(r.Advisories, a) {
+			r.Advisories = append(slices.Clip(r.Advisories), a)
+		}
+	}
 }
 
 // RecordResource is the decision about one resource.
@@ -84,4 +111,38 @@ type Store interface {
 // calls both return the same value. It returns ErrNoSecret if there is none.
 type Source interface {
 	Fetch(ctx context.Context, g *Grant) (Secret, error)
+}
+
+// MaxError bounds the text of an error in a record or in the broker's own log, in bytes.
+const MaxError = 4 << 10
+
+// Bounds of records about requests that proved nothing, in bytes. One has about
+// 500, so that one is kept every two seconds; at most it has 5,000.
+const (
+	maxUnprovenError = 512
+	maxUnprovenPath  = 128
+	maxUnprovenPaths = 4
+	unprovenRate     = 256 // a second
+	unprovenBurst    = 32 << 10
+)
+
+// Clip is s in at most size bytes, in UTF-8 and without control characters, of
+// which JSON makes six bytes each. What is left out is marked.
+func Clip(s string, size int) string {
+	const mark = "…"
+	s = strings.ToValidUTF8(s, "\ufffd")
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' {
+			return '\ufffd'
+		}
+		return r
+	}, s)
+	if len(s) <= size {
+		return s
+	}
+	cut := size - len(mark)
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + mark
 }

@@ -1,12 +1,10 @@
 package broker
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strconv"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // VersionInput is what a workload may send with a resource whose entry says
@@ -30,13 +28,8 @@ func ParseVersionInput(e CatalogEntry, input []byte) (VersionInput, error) {
 		Version string `json:"version"`
 		NextOf  string `json:"next_of"`
 	}
-	dec := json.NewDecoder(bytes.NewReader(input))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&m); err != nil {
+	if err := strictjson.UnmarshalKnown(input, &m); err != nil {
 		return VersionInput{}, fmt.Errorf("%w: %w", ErrInput, err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return VersionInput{}, fmt.Errorf("%w: data after its end", ErrInput)
 	}
 	if (m.Version == "") == (m.NextOf == "") {
 		return VersionInput{}, fmt.Errorf("%w: want version or next_of", ErrInput)

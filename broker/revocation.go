@@ -2,6 +2,8 @@ package broker
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,12 +47,47 @@ func (s Subject) Validate() error {
 	return nil
 }
 
-// Canonical is the form that is stored and compared: hex is lower case.
+// Canonical is the form that is stored and compared: hex and TCB levels are lower
+// case, and advisories upper case.
 func (s Subject) Canonical() Subject {
-	if s.Kind == RevokeChip || s.Kind == RevokeMeasurement || s.Kind == RevokeWorkload {
+	switch s.Kind {
+	case RevokeChip, RevokeMeasurement, RevokeWorkload, RevokePolicy, RevokeTCB:
 		s.Value = strings.ToLower(s.Value)
+	case RevokeAdvisory:
+		s.Value = strings.ToUpper(s.Value)
 	}
 	return s
+}
+
+// forms of values, by kind; of what is canonical.
+var forms = map[RevocationKind]struct {
+	match *regexp.Regexp
+	want  string
+}{
+	RevokeChip:          {regexp.MustCompile(`^[0-9a-z][0-9a-z:._-]{15,}$`), "a whole chip id, of 16 characters or more"},
+	RevokeMeasurement:   {regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128}|sha(256|384|512):[0-9a-f]+)$`), "a whole digest in hex, of 20, 32, 48 or 64 bytes"},
+	RevokeWorkload:      {regexp.MustCompile(`^[0-9a-f]{40,}$`), "the whole HOST_DATA in hex"},
+	RevokePolicy:        {regexp.MustCompile(`^sha256:[0-9a-f]{64}$`), "the whole digest of a bundle, sha256:…"},
+	RevokeResource:      {regexp.MustCompile(`^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$`), "a path, without * and {variables}"},
+	RevokeSecretVersion: {regexp.MustCompile(`^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*@[^@ ]+$`), "{resource}@{version}"},
+	RevokeAdvisory:      {regexp.MustCompile(`^[A-Z][A-Z0-9]*-[A-Z0-9-]*[0-9]$`), "an advisory as INTEL-SA-00837"},
+	RevokeSession:       {regexp.MustCompile(`^[A-Z2-7]{26}$`), "the whole id of a session"},
+}
+
+// Check says why a value, in canonical form, cannot be that of anything. Validate
+// asks for less: what is stored stays readable when Check learns something.
+func (s Subject) Check() error {
+	if s.Kind == RevokeTCB {
+		_, level, ok := strings.Cut(s.Value, "/")
+		if !ok || !slices.ContainsFunc(attest.TCBStatuses, func(known string) bool { return strings.EqualFold(known, level) }) {
+			return fmt.Errorf("want {hardware model}/{TCB status}, with a status of %s", strings.Join(attest.TCBStatuses, ", "))
+		}
+		return nil
+	}
+	if f := forms[s.Kind]; !f.match.MatchString(s.Value) {
+		return fmt.Errorf("%q is not %s", clip(s.Value), f.want)
+	}
+	return nil
 }
 
 // Revocation is an operator's decision about a subject.

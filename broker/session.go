@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -26,8 +27,20 @@ type Session struct {
 	Measurements  []string    `json:"measurements"`
 	Simulated     bool        `json:"simulated,omitempty"`
 
+	// Subjects are what can be revoked about its evidence, devices included, and Policy the digest of the bundle that allowed it last.
+	Subjects []Subject `json:"subjects,omitempty"`
+	Policy   string    `json:"policy,omitempty"`
+
 	Holdings []Holding `json:"holdings"` // one per resource, in the order asked for
 	Sequence uint64    `json:"sequence"`
+}
+
+// Concerns says whether a revocation of the subject ends the session. (That of a version does not: the next one replaces it.)
+func (s Session) Concerns(x Subject) bool {
+	x = x.Canonical()
+	same := func(o Subject) bool { return o.Canonical() == x }
+	return slices.ContainsFunc(s.Subjects, same) || same(Subject{RevokeSession, s.ID}) || same(Subject{RevokePolicy, s.Policy}) ||
+		slices.ContainsFunc(s.Holdings, func(h Holding) bool { return same(Subject{RevokeResource, h.Resource}) })
 }
 
 // Holding is what a session has of one resource.
@@ -36,6 +49,7 @@ type Holding struct {
 	Version        string    `json:"version,omitempty"` // last acknowledged
 	AcknowledgedAt time.Time `json:"acknowledged_at,omitzero"`
 	Pending        string    `json:"pending,omitempty"` // sent, not acknowledged
+	Edition        string    `json:"edition,omitempty"` // of the version last sent, see Editioner; empty: not known
 	SentAt         time.Time `json:"sent_at,omitzero"`
 	// RetiresAt is when Version may not be used any more; zero: it is the newest, or nobody says.
 	RetiresAt time.Time `json:"retires_at,omitzero"`
@@ -61,7 +75,12 @@ type Versions interface {
 	Current(e CatalogEntry) string
 }
 
-// Stream is a guest's side of Watch. Send blocks while the guest does not read.
+// Editions is a Versions that knows editions (see Editioner); "" where there is none.
+type Editions interface {
+	Edition(e CatalogEntry) string
+}
+
+// Stream is a guest's side of Watch. Send blocks while the guest does not read; both fail once Watch has returned.
 type Stream interface {
 	Recv() (WatchMessage, error) // io.EOF at its end
 	Send(WatchUpdate) error

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	mathrand "math/rand/v2"
 	"reflect"
 	"slices"
@@ -21,10 +22,13 @@ const (
 	spread = 2 * time.Second
 	// sendTimeout is how long a guest may leave what it is sent unread.
 	sendTimeout = 30 * time.Second
-	// reattestTime is what a guest has for new evidence when something changed.
-	reattestTime = time.Minute
 	// retryPush is the wait before a version that could not be fetched is tried again.
-	retryPush = 2 * time.Second
+	retryPush    = 2 * time.Second
+	maxRetryPush = 30 * time.Second
+	// renewAtLeast is how long a credential is kept, however soon it runs out.
+	renewAtLeast = time.Second
+	// maxSequence is the highest sequence that a guest is believed to have seen: it leaves room for more than a session ever sends.
+	maxSequence = 1 << 32
 )
 
 // Watch is Release that goes on (DESIGN §1, and the Watch rpc): it appraises,
@@ -50,10 +54,12 @@ func (b *Broker) Watch(ctx context.Context, st Stream) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w := &watch{b: b, st: st, cancel: cancel, wake: make(chan struct{}, 1), seen: map[string]string{}}
+	// Taken before the first decision, so that no change after it is missed.
+	changed, drain := b.changed.wait(), b.draining.wait()
+	w := &watch{b: b, st: st, wake: make(chan struct{}, 1), seen: map[string]string{}, renew: map[string]time.Time{}}
 	defer w.close(ctx)
 	if err := w.subscribe(ctx, *m.Subscribe); err != nil {
-		return err
+		return b.denial(err, attest.PurposeWatch, m.Subscribe.Request, b.cfg.Now())
 	}
 	messages := make(chan WatchMessage)
 	go func() {
@@ -70,11 +76,13 @@ func (b *Broker) Watch(ctx context.Context, st Stream) error {
 			}
 		}
 	}()
-	why, err := w.run(ctx, messages)
+	why, err := w.run(ctx, messages, changed, drain)
 	if why != "" {
 		_ = w.send(WatchUpdate{Ended: &why})
 	}
 	switch {
+	case why == EndDenied && errors.Is(err, ErrDenied):
+		return b.denial(err, attest.PurposeWatch, w.judged, b.cfg.Now()) // the proof of what Ended says
 	case errors.Is(err, io.EOF) || err == nil, why != "":
 		return nil
 	default:
@@ -96,21 +104,24 @@ func (b *Broker) Stop() {
 
 // watch is a session as one broker serves it, on one goroutine.
 type watch struct {
-	b      *Broker
-	st     Stream
-	cancel context.CancelFunc
-	wake   chan struct{} // a followed version may have changed
-	stops  []func()      // of the followed entries
+	b     *Broker
+	st    Stream
+	wake  chan struct{} // a followed version may have changed
+	stops []func()      // of the followed entries
 
 	s      Session
 	a      appraisal // the last that verified
+	judged Request   // what a denial is about: a's, or one that did not get as far
 	policy string    // digest that last allowed
 	seen   map[string]string
+	renew  map[string]time.Time // when what was sent, and runs out, is to be replaced; by resource
 	leases *owners
-	ended  bool // denied or expired: nothing to go on with
+	// resumed sessions may have leases of which neither this stream nor the guest knows.
+	resumed bool
+	ended   bool // denied or expired: nothing to go on with
 
 	asked    []byte    // nonce of a re-attestation under way
-	deadline time.Time // for it; zero: none
+	failures int       // of pushes, in a row
 	push     time.Time // when to try failed pushes again; zero: nothing failed
 	check    time.Time // when to decide again
 	verify   time.Time // when to hold the evidence against the collateral again
@@ -126,7 +137,7 @@ func (w *watch) subscribe(ctx context.Context, sub Subscription) error {
 		if err != nil {
 			return err
 		}
-		w.a = a
+		w.a, w.judged = a, a.req
 		resumed, err := w.open(ctx, sub, now)
 		if err != nil {
 			return err
@@ -167,7 +178,8 @@ func (w *watch) open(ctx context.Context, sub Subscription, now time.Time) (resu
 		// Only who has the key that the session was opened with; that it has it, the evidence says.
 		case old.Recipient == thumbprint(w.a) && now.Before(old.ExpiresAt) && slices.Equal(resourcesOf(old), sub.Request.Resources):
 			w.s, resumed = old, true
-			w.s.Sequence = max(w.s.Sequence, sub.Sequence)
+			// What the guest says nothing signs: whoever changed it on the way must not use up the sequence.
+			w.s.Sequence = max(w.s.Sequence, min(sub.Sequence, maxSequence))
 		}
 	}
 	if !resumed {
@@ -176,13 +188,19 @@ func (w *watch) open(ctx context.Context, sub Subscription, now time.Time) (resu
 			w.s.Holdings = append(w.s.Holdings, Holding{Resource: path})
 		}
 	}
+	// What the guest has is what it says: a version that was on its way when the stream broke is sent again.
 	for i := range w.s.Holdings {
 		h := &w.s.Holdings[i]
-		if v := sub.Held[h.Resource]; resumed && v != "" && v != h.Version {
-			h.Version, h.AcknowledgedAt, h.Pending = v, now.UTC(), ""
+		v := sub.Held[h.Resource]
+		if !resumed && w.kind(h.Resource).Leased() {
+			v = "" // its lease ended with the session that it belonged to
 		}
+		if v != h.Version {
+			h.Version, h.AcknowledgedAt = v, now.UTC()
+		}
+		h.Pending = ""
 	}
-	if resumed {
+	if w.resumed = resumed; resumed {
 		w.forgetPartialLeases()
 	}
 	w.s.Stream = rand.Text()
@@ -219,33 +237,39 @@ func (w *watch) attested(now time.Time) {
 	c := w.a.claims
 	w.s.Broker, w.s.AttestedAt, w.s.ExpiresAt = w.b.cfg.Instance, now.UTC(), now.Add(w.b.cfg.SessionTTL).UTC()
 	w.s.Recipient, w.s.EvidenceType, w.s.HardwareModel, w.s.ChipID = thumbprint(w.a), c.Type, c.HardwareModel, c.ChipID
-	w.s.HostData, w.s.Simulated, w.s.Measurements = c.HostData, c.Simulated, nil
+	w.s.HostData, w.s.Simulated, w.s.Measurements, w.s.Subjects = c.HostData, c.Simulated, nil, subjectsOf(c)
 	for name, v := range c.Measurements {
 		w.s.Measurements = append(w.s.Measurements, name+"="+v)
 	}
 	slices.Sort(w.s.Measurements)
-	w.asked, w.deadline, w.reason = nil, time.Time{}, ""
+	w.asked, w.reason = nil, ""
 	w.verify = now.Add(reverify + mathrand.N(reverify/4))
 }
 
 // release is steps 4 to 8 for the record's resources. It returns what is new
 // to the guest; if nothing is, and this is not the answer to fresh evidence,
 // there is nothing to record either.
-func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(path string) bool, now time.Time, ev *Event) ([]SecretVersion, error) {
+func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(path string) bool, now time.Time, ev *Event) (out []SecretVersion, err error) {
 	b := w.b
-	ev.Stage = StageDecide
-	grants, err := b.decide(ctx, w.a, rec, now)
+	var grants []allowed
+	if fresh {
+		grants, err = b.decideAndSpend(ctx, w.a, rec, now, ev)
+	} else {
+		ev.Stage = StageDecide
+		grants, err = b.decide(ctx, w.a, rec, now)
+	}
 	if err != nil {
 		return nil, err
 	}
-	w.policy = rec.PolicyDigest
-	if fresh {
-		ev.Stage = StageSpend
-		if err := b.spend(ctx, w.a); err != nil {
-			return nil, err
+	w.policy, w.s.Policy = rec.PolicyDigest, rec.PolicyDigest
+	// What is not released was not sent: it is still to come.
+	before := slices.Clone(w.s.Holdings)
+	defer func() {
+		if err != nil {
+			w.s.Holdings = before
 		}
-	}
-	var out []SecretVersion
+	}()
+	var failed error
 	for i, g := range grants {
 		h := w.holding(g.path)
 		if g.entry.Kind.Leased() {
@@ -257,13 +281,26 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 			continue
 		}
 		ev.Stage = StageFetch
-		w.seen[g.path] = w.b.cfg.Versions.Current(g.entry)
+		if again, ok := w.renew[g.path]; ok && now.Before(again) { // sent in this session, and good for a while
+			rec.Resources[i].Version, rec.Resources[i].Unchanged = h.Version, true
+			continue
+		}
+		w.seen[g.path] = w.current(g.entry)
 		secret, err := w.fetch(ctx, g, rec, fresh, now)
+		// What its source lost, by mistake or for a moment, a workload that runs keeps (G10): to take it away there is revoke.
+		_, sent := w.renew[g.path]
+		if lost := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoSecret); lost && (h.Version != "" || sent) {
+			w.later(ctx, g.path, &rec.Resources[i], h.Version, err)
+			failed = err
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		// What the guest has already is not sent again. (A kind without versions, such as a token, is new each time.)
-		if secret.Version != "" && (secret.Version == h.Version || secret.Version == h.Pending) {
+		same := h.Edition == "" || secret.Edition == "" || h.Edition == secret.Edition
+		h.Edition = secret.Edition
+		if secret.Version != "" && same && (secret.Version == h.Version || secret.Version == h.Pending) {
 			secret.Wipe()
 			rec.Resources[i].Version, rec.Resources[i].Unchanged = secret.Version, true
 			continue
@@ -275,35 +312,75 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 		out = append(out, u)
 	}
 	if !fresh && len(out) == 0 {
-		return nil, nil
+		return nil, failed
 	}
 	if err := b.stillAllowed(w.a.claims, rec); err != nil {
 		return nil, err
 	}
 	ev.Stage = StageRecord
-	rec.Outcome = Released
-	receipt, err := b.record(ctx, *rec, now)
+	receipt, err := b.record(ctx, w.a.claims, rec, now)
 	if err != nil {
-		return nil, fmt.Errorf("%w: record: %w", ErrUnavailable, err)
+		return nil, err
 	}
 	for i := range out {
 		out[i].Receipt = receipt
 	}
+	if failed == nil {
+		w.failures = 0
+	}
 	if err := b.cfg.Sessions.PutSession(ctx, w.s); err != nil {
+		rec.withhold()
 		return nil, fmt.Errorf("%w: write session: %w", ErrUnavailable, err)
 	}
 	ev.Stage, ev.Outcome = StageReply, Released
 	return out, nil
 }
 
+// later leaves a resource, which does not come just now, for another time: the
+// guest has a version of it, and the others do not wait.
+func (w *watch) later(ctx context.Context, path string, rr *RecordResource, held string, err error) {
+	rr.Version, rr.Unchanged = held, true
+	rr.Reasons = append(rr.Reasons, DecisionReason{Rule: "not_fetched", Message: Clip(err.Error(), MaxError)})
+	delete(w.seen, path)
+	w.pushLater()
+	w.b.cfg.Logger.WarnContext(ctx, "a session keeps the version before, trying again", "session", w.s.ID, "resource", path, "error", err)
+}
+
+// pushLater sets when to try again, less often after each failure: each leaves a record.
+func (w *watch) pushLater() {
+	if !w.push.IsZero() {
+		return
+	}
+	wait := min(retryPush<<min(w.failures, 8), maxRetryPush)
+	w.failures++
+	w.push = w.b.cfg.Now().Add(wait/2 + mathrand.N(wait))
+}
+
+// edition is that of the newest known version.
+func (w *watch) edition(e CatalogEntry) string {
+	if v, ok := w.b.cfg.Versions.(Editions); ok {
+		return v.Edition(e)
+	}
+	return ""
+}
+
+// current tells the newest known version from all others, also from one of its number before it.
+func (w *watch) current(e CatalogEntry) string {
+	version := w.b.cfg.Versions.Current(e)
+	if edition := w.edition(e); edition != "" {
+		version += "\x00" + edition
+	}
+	return version
+}
+
 // fetch shares one read of the source between the sessions that a rotation reaches.
 func (w *watch) fetch(ctx context.Context, g allowed, rec *Record, fresh bool, now time.Time) (Secret, error) {
-	current := w.b.cfg.Versions.Current(g.entry)
+	current := w.current(g.entry)
 	if fresh || !g.entry.Kind.Watched() || current == "" {
 		return w.b.fetch(ctx, w.a, g, nil, rec, now)
 	}
 	e := g.entry
-	return w.b.shared.fetch(ctx, sharedKey{e.Source, string(e.Kind), e.Mount, e.Key, e.Field, current}, func() (Secret, error) {
+	return w.b.shared.fetch(ctx, sharedKey{e.Source, string(e.Kind), e.Mount, e.Key, e.Field, current, e.Base64()}, func() (Secret, error) {
 		return w.b.fetch(ctx, w.a, g, nil, rec, now)
 	})
 }
@@ -314,6 +391,10 @@ func (w *watch) wrap(g allowed, h *Holding, secret Secret, rec *Record, rr *Reco
 	wrapped, err := w.b.wrap(w.a, g, w.s.Sequence, secret, rr, rec, now, ev)
 	if err != nil {
 		return SecretVersion{}, err
+	}
+	delete(w.renew, g.path)
+	if k := g.entry.Kind; !secret.Expires.IsZero() && !k.Watched() && !k.Leased() {
+		w.renew[g.path] = now.Add(max(secret.Expires.Sub(now)*2/3, renewAtLeast))
 	}
 	u := SecretVersion{Wrapped: wrapped}
 	h.Leased = g.entry.Kind.Leased()
@@ -328,7 +409,7 @@ func (w *watch) wrap(g allowed, h *Holding, secret Secret, rec *Record, rr *Reco
 // lease fetches a leased secret, unless the guest has one that still lives.
 func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, rr *RecordResource, held bool, now time.Time, ev *Event) (*SecretVersion, error) {
 	b := w.b
-	if held || h.Version != "" || h.Pending != "" {
+	if held || w.resumed || h.Version != "" || h.Pending != "" {
 		r, err := b.cfg.Leases.GetLease(ctx, w.s.ID)
 		if err == nil && h.Version != "" && len(r.Owners) > 0 {
 			if w.leases == nil { // another broker made it
@@ -412,8 +493,15 @@ func (w *watch) holding(path string) *Holding {
 	return &w.s.Holdings[i]
 }
 
-// follow asks to be woken when a version changes.
+// follow asks to be woken when a version changes, and has the session look once
+// more: what changed before we followed it woke nobody.
 func (w *watch) follow() {
+	defer func() {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}()
 	for _, h := range w.s.Holdings {
 		if e, _, ok := w.b.Catalog().Lookup(h.Resource); ok && e.Kind.Watched() && e.PinVersion == 0 {
 			w.stops = append(w.stops, w.b.cfg.Versions.Follow(e, w.wake))
@@ -429,13 +517,10 @@ func (w *watch) unfollow() {
 }
 
 // run serves the session until it ends; why says how to put it to the guest, "" if it is gone.
-func (w *watch) run(ctx context.Context, messages <-chan WatchMessage) (why EndReason, err error) {
-	drain := w.b.draining.wait()
+func (w *watch) run(ctx context.Context, messages <-chan WatchMessage, changed, drain <-chan struct{}) (why EndReason, err error) {
 	if w.b.stopping.Load() {
 		return EndMoved, nil
 	}
-	// Taken before the first look, and again only once it fired: no change is missed in between.
-	changed := w.b.changed.wait()
 	if err := w.revoked(); err != nil {
 		w.ended = true
 		return EndDenied, err
@@ -465,6 +550,9 @@ func (w *watch) run(ctx context.Context, messages <-chan WatchMessage) (why EndR
 			if next := w.b.cfg.Now().Add(mathrand.N(spread)); w.check.IsZero() || next.Before(w.check) {
 				w.check = next
 			}
+			if w.a.verifiers != w.b.verifiers.Load() {
+				w.verify = w.check
+			}
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -472,12 +560,13 @@ func (w *watch) run(ctx context.Context, messages <-chan WatchMessage) (why EndR
 		case errors.Is(err, ErrDenied), errors.Is(err, ErrInvalid):
 			w.ended = true
 			return EndDenied, err
-		case errors.Is(err, ErrChallenge): // too late with its evidence: asked once more, until the deadline
+		case errors.Is(err, ErrChallenge): // too late with its evidence: asked once more, until the session expires
 			w.asked, err = nil, nil
 		case errors.Is(err, ErrUnavailable):
 			// Nothing was released; the version is not lost, it is tried again.
 			w.b.cfg.Logger.WarnContext(ctx, "session not served just now, trying again", "session", w.s.ID, "error", err)
-			w.push, err = w.b.cfg.Now().Add(retryPush/2+mathrand.N(retryPush)), nil
+			w.pushLater()
+			err = nil
 		}
 		if why != "" || err != nil {
 			return why, err
@@ -488,7 +577,11 @@ func (w *watch) run(ctx context.Context, messages <-chan WatchMessage) (why EndR
 // next is when something is due.
 func (w *watch) next() time.Time {
 	next := w.s.ExpiresAt
-	for _, t := range []time.Time{w.renewAt(), w.push, w.check, w.verify, w.deadline} {
+	times := []time.Time{w.renewAt(), w.push, w.check, w.verify}
+	if w.push.IsZero() {
+		times = slices.AppendSeq(times, maps.Values(w.renew))
+	}
+	for _, t := range times {
 		if !t.IsZero() && t.Before(next) {
 			next = t
 		}
@@ -508,7 +601,7 @@ func (w *watch) renewAt() time.Time {
 func (w *watch) due(ctx context.Context) (EndReason, error) {
 	now := w.b.cfg.Now()
 	past := func(t time.Time) bool { return !t.IsZero() && !now.Before(t) }
-	if past(w.s.ExpiresAt) || past(w.deadline) {
+	if past(w.s.ExpiresAt) {
 		w.ended = true
 		return EndExpired, nil
 	}
@@ -528,13 +621,14 @@ func (w *watch) due(ctx context.Context) (EndReason, error) {
 			w.check = now.Add(spread)
 		}
 	}
-	if past(w.push) {
+	runsOut := slices.ContainsFunc(slices.Collect(maps.Values(w.renew)), past)
+	if past(w.push) || runsOut && w.push.IsZero() {
 		w.push = time.Time{}
 		if err := w.pushAll(ctx); errors.Is(err, ErrDenied) {
 			w.ended = true
 			return EndDenied, err
 		} else if err != nil {
-			w.push = now.Add(retryPush/2 + mathrand.N(retryPush))
+			w.pushLater()
 		}
 	}
 	if past(w.renewAt()) && w.reason == "" {
@@ -553,13 +647,7 @@ func (w *watch) ask(now time.Time) error {
 		return nil // tried again: reason stays
 	}
 	w.asked = nonce
-	if w.deadline.IsZero() {
-		w.deadline = now.Add(reattestTime)
-		if w.reason == ReattestExpires && w.s.ExpiresAt.After(w.deadline) {
-			w.deadline = w.s.ExpiresAt
-		}
-	}
-	return w.send(WatchUpdate{Reattest: &Reattest{Nonce: nonce, Deadline: w.deadline, Reason: w.reason}})
+	return w.send(WatchUpdate{Reattest: &Reattest{Nonce: nonce, Deadline: w.s.ExpiresAt, Reason: w.reason}})
 }
 
 func (w *watch) message(ctx context.Context, m WatchMessage) (EndReason, error) {
@@ -578,7 +666,8 @@ func (w *watch) acknowledge(ctx context.Context, a Acknowledgement) error {
 		return fmt.Errorf("%w: acknowledges %q, which it does not watch", ErrInvalid, a.Resource)
 	}
 	h := &w.s.Holdings[i]
-	if a.Version != h.Pending { // of an older version, overtaken meanwhile
+	// Of an older version, overtaken meanwhile, or of nothing at all: it changes nothing, and costs nothing.
+	if a.Version == "" || a.Version != h.Pending {
 		return nil
 	}
 	h.Version, h.Pending, h.AcknowledgedAt, h.RetiresAt = a.Version, "", w.b.cfg.Now().UTC(), time.Time{}
@@ -589,11 +678,17 @@ func (w *watch) acknowledge(ctx context.Context, a Acknowledgement) error {
 }
 
 // reattested takes fresh evidence within the session. Key and resources stay.
-func (w *watch) reattested(ctx context.Context, sub Subscription) error {
+func (w *watch) reattested(ctx context.Context, sub Subscription) (err error) {
 	b, now := w.b, w.b.cfg.Now()
+	w.judged = sub.Request
+	defer func() {
+		if !errors.Is(err, ErrDenied) {
+			w.judged = w.a.req
+		}
+	}()
 	ev := Event{Stage: StageAdmit, Outcome: Denied}
 	var updates []SecretVersion
-	err := func() error {
+	err = func() error {
 		a, err := b.appraise(ctx, sub.Request, now, &ev)
 		switch {
 		case err != nil:
@@ -638,7 +733,7 @@ func (w *watch) revoked() error {
 		if _, lerr := w.b.cfg.Log.Append(context.Background(), full); lerr != nil {
 			w.b.cfg.Logger.Error("cannot record the end of a session", "session", w.s.ID, "error", lerr)
 		}
-		return err
+		return recorded{full.ID, err}
 	}
 	return nil // an old view of revocations releases nothing and ends nothing; recheck follows
 }
@@ -691,10 +786,16 @@ func (w *watch) lostLeases() {
 
 // reverify holds the session's evidence against the collateral of today.
 func (w *watch) reverify(ctx context.Context, now time.Time) error {
-	claims, err := w.b.verifyAll(ctx, w.a.parts, now)
+	vs := w.b.verifiers.Load()
+	claims, err := w.b.verifyAll(ctx, vs, w.a.parts, now)
 	switch {
 	case err != nil && (ours(attest.ReasonOf(err)) || ctx.Err() != nil):
 		return err // for want of collateral: the evidence was believed, and runs out by itself
+	case attest.ReasonOf(err) == attest.ReasonValidity:
+		// Good for minutes only, as that of Nitro or another verifier's token, or a certificate ran out:
+		// that it was fresh was seen when it came. It says nothing against the guest, which is to bring new one.
+		w.reason = ReattestExpires
+		return err
 	case err != nil:
 		rec := w.b.newRecord(w.a, resourcesOf(w.s), now)
 		rec.Session = w.s.ID
@@ -704,7 +805,7 @@ func (w *watch) reverify(ctx context.Context, now time.Time) error {
 		!reflect.DeepEqual(claims.TCB.Date, w.a.claims.TCB.Date) {
 		w.reason, w.check = ReattestCollateral, now
 	}
-	w.a.claims = claims
+	w.a.claims, w.a.verifiers = claims, vs
 	return nil
 }
 
@@ -716,7 +817,7 @@ func (w *watch) pushNew(ctx context.Context) error {
 		if !ok || !e.Kind.Watched() || e.PinVersion != 0 {
 			continue
 		}
-		if cur := w.b.cfg.Versions.Current(e); cur != "" && cur != w.seen[h.Resource] {
+		if cur := w.current(e); cur != "" && cur != w.seen[h.Resource] {
 			paths = append(paths, h.Resource)
 		}
 	}
@@ -726,8 +827,10 @@ func (w *watch) pushNew(ctx context.Context) error {
 // pushAll looks at everything that can have a new version, after a failure.
 func (w *watch) pushAll(ctx context.Context) error {
 	var paths []string
+	now := w.b.cfg.Now()
 	for _, h := range w.s.Holdings {
-		if e, _, ok := w.b.Catalog().Lookup(h.Resource); ok && (e.Kind.Watched() || e.Kind.Leased() && h.Version == "" && h.Pending == "") {
+		at, expires := w.renew[h.Resource]
+		if e, _, ok := w.b.Catalog().Lookup(h.Resource); ok && (e.Kind.Watched() || e.Kind.Leased() && h.Version == "" && h.Pending == "" || expires && !now.Before(at)) {
 			paths = append(paths, h.Resource)
 		}
 	}
@@ -768,11 +871,18 @@ func (w *watch) sendAll(_ context.Context, updates []SecretVersion) error {
 	return nil
 }
 
-// send gives up on a guest that does not read; it disturbs nobody else.
+// send gives up on a guest that does not read: Send goes on until Watch has returned.
 func (w *watch) send(u WatchUpdate) error {
-	slow := time.AfterFunc(sendTimeout, w.cancel)
+	sent := make(chan error, 1)
+	go func() { sent <- w.st.Send(u) }()
+	slow := time.NewTimer(sendTimeout)
 	defer slow.Stop()
-	return w.st.Send(u)
+	select {
+	case err := <-sent:
+		return err
+	case <-slow.C:
+		return fmt.Errorf("the guest has read nothing for %s", sendTimeout)
+	}
 }
 
 // close leaves the session to whoever goes on with it, or ends it.

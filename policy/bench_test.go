@@ -62,7 +62,7 @@ func (c benchCase) check(d broker.Decision, err error) error {
 
 func (c benchCase) engine(t testing.TB) *Engine {
 	e := newEngine(t, Config{Dir: filepath.Join("..", "examples", "policies", c.policy)})
-	if err := e.SetReferences(c.sets); err != nil {
+	if err := e.SetReferences(c.sets, nil); err != nil {
 		t.Fatal(err)
 	}
 	return e

@@ -2,12 +2,15 @@ package policy
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"embed"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +18,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
+
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 //go:embed lib/*.rego
@@ -61,7 +66,7 @@ func loadLib(caps *ast.Capabilities) (map[string]*ast.Module, error) {
 		}
 		mods["claviger/"+n] = m
 	}
-	return mods, nil
+	return mods, checkTakes(mods)
 }
 
 func parserOptions(caps *ast.Capabilities) ast.ParserOptions {
@@ -81,10 +86,16 @@ func verificationConfig(keys map[string]VerificationKey) (*bundle.VerificationCo
 			// An HMAC key verifies what it can also forge.
 			return nil, fmt.Errorf("verification key %q: algorithm %q is not an asymmetric signature", id, k.Algorithm)
 		}
-		if id == "" || !strings.Contains(k.PEM, "PUBLIC KEY") {
-			return nil, fmt.Errorf("verification key %q: not a PEM public key with an id", id)
+		der, err := pemfile.One([]byte(k.PEM), "PUBLIC KEY")
+		if err == nil {
+			_, err = x509.ParsePKIXPublicKey(der)
 		}
-		out[id] = &bundle.KeyConfig{Key: k.PEM, Algorithm: k.Algorithm}
+		if err != nil || id == "" {
+			return nil, fmt.Errorf("verification key %q: not a PEM public key with an id: %w", id, err)
+		}
+		// Written anew: OPA gets the key that was read here, and no other beside it.
+		text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+		out[id] = &bundle.KeyConfig{Key: string(text), Algorithm: k.Algorithm}
 	}
 	return bundle.NewVerificationConfig(out, "", "", nil), nil
 }
@@ -96,6 +107,12 @@ func parseBundle(raw rawBundle, keys *bundle.VerificationConfig, caps *ast.Capab
 		if strings.HasSuffix(f.path, "patch.json") {
 			return bundle.Bundle{}, fmt.Errorf("%s: delta bundles are not accepted", raw.name)
 		}
+		if !understood(f.path) {
+			return bundle.Bundle{}, fmt.Errorf("%s: %s would not be read: data files are named data.json or data.yaml (documents for tests go into a folder named fixtures)", raw.name, f.path)
+		}
+	}
+	if err := oneReading(raw); err != nil {
+		return bundle.Bundle{}, err
 	}
 	r := bundle.NewCustomReader(&memLoader{files: raw.files}).
 		WithRegoVersion(ast.RegoV1).
@@ -122,10 +139,25 @@ func parseBundle(raw rawBundle, keys *bundle.VerificationConfig, caps *ast.Capab
 	return b, nil
 }
 
+// understood says whether OPA's bundle reader, or a test, reads the file. What it would pass over in silence is refused.
+func understood(name string) bool {
+	switch path.Ext(name) {
+	case ".json", ".yaml", ".yml":
+	default:
+		return true
+	}
+	switch path.Base(name) {
+	case "data.json", "data.yaml", "data.yml", ".manifest", ".signatures.json":
+		return true
+	}
+	return slices.Contains(strings.Split(path.Dir(name), "/"), "fixtures")
+}
+
 // sources are the modules and data of all bundles in a folder.
 type sources struct {
 	modules  map[string]*ast.Module // without tests and without the library
 	tests    map[string]*ast.Module
+	loose    map[string]bool // modules of an unpacked folder
 	data     map[string]any
 	revision string
 	entries  []entry // what the digest covers
@@ -136,7 +168,7 @@ type entry struct{ path, content string }
 // gather merges bundles. Each package and each data root comes from one bundle
 // only: otherwise a second bundle could add an allow rule to another team's policy.
 func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capabilities, limits Limits) (*sources, error) {
-	s := &sources{modules: map[string]*ast.Module{}, tests: map[string]*ast.Module{}, data: map[string]any{}}
+	s := &sources{modules: map[string]*ast.Module{}, tests: map[string]*ast.Module{}, loose: map[string]bool{}, data: map[string]any{}}
 	owner := map[string]string{}
 	var revisions []string
 	for _, raw := range bundles {
@@ -162,6 +194,7 @@ func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capa
 			}
 			owner[root] = raw.name
 			s.modules[key] = m.Parsed
+			s.loose[key] = raw.loose
 			s.entries = append(s.entries, entry{"rego:" + strings.TrimPrefix(m.RelativePath, "/"), string(m.Raw)})
 		}
 		for k, v := range b.Data {
@@ -213,7 +246,7 @@ func packageRoot(p ast.Ref) string {
 }
 
 // compileSources makes a bundle askable.
-func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabilities, config map[string]any, now time.Time) (*compiled, error) {
+func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabilities, config map[string]any, now time.Time, vetted bool) (*compiled, error) {
 	mods := make(map[string]*ast.Module, len(s.modules)+len(lib))
 	for k, m := range lib {
 		mods[k] = m
@@ -239,8 +272,8 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		out.queries[name], out.views[name] = q, viewOf(rules, m.Package.Path)
 		out.names = append(out.names, name)
 	}
-	if len(out.names) == 0 {
-		return nil, errors.New("no package under claviger.release")
+	if problems := vet(s, c); vetted && len(problems) > 0 {
+		return nil, problems
 	}
 	slices.Sort(out.names)
 	d, err := digest(s, config)
@@ -265,7 +298,8 @@ func compile(c *ast.Compiler, mods map[string]*ast.Module) (err error) {
 }
 
 func newCompiler(caps *ast.Capabilities) *ast.Compiler {
-	return ast.NewCompiler().WithCapabilities(caps).WithStrict(true).WithDefaultRegoVersion(ast.RegoV1)
+	return ast.NewCompiler().WithCapabilities(caps).WithStrict(true).WithDefaultRegoVersion(ast.RegoV1).
+		WithStageAfterID(ast.StageResolveRefs, ast.CompilerStageDefinition{Name: "CheckArguments", MetricName: "compile_stage_check_arguments", Stage: checkArguments})
 }
 
 // policyName is "disks" for data.claviger.release.disks.

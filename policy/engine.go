@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,17 +31,22 @@ const keep = 4
 var (
 	ErrUnknownPolicy = errors.New("no such policy")
 	ErrUnknownDigest = errors.New("no bundle with this digest is kept")
+	// ErrTooCostly says that a policy took more steps than Config.EvalSteps. It does so on any machine, however busy.
+	ErrTooCostly = errors.New("the policy takes too long")
 )
 
 // Config says where policies come from and what they may cost.
 type Config struct {
-	Dir    string // folder with an unpacked bundle, *.tar.gz bundles, or both
+	Dir string // folder with an unpacked bundle, *.tar.gz bundles, or both
+	// Keep is a folder of the engine's own for good bundles, so that a pin and the bundle in force survive a restart. Empty: they do not.
+	Keep   string
 	Limits Limits
 	Logger *slog.Logger     // default: none
 	Clock  func() time.Time // default: time.Now
 
 	Poll          time.Duration // how often Run looks at Dir; default 500 ms
-	EvalTimeout   time.Duration // for one decision; default 200 ms
+	EvalSteps     int           // expressions evaluated for one decision; default 500,000, about a quarter of a second; the example policies take 200
+	EvalTimeout   time.Duration // for one decision, where a single step takes long; default 5 s
 	MaxInputBytes int           // strings and keys of one input; default 1 MiB
 
 	// AskAlways shows a policy the whole input, and remembers no decision.
@@ -57,16 +61,21 @@ type Config struct {
 
 	// OnChange is called after the status changed. It must not call the engine.
 	OnChange func(Status)
+
+	unvetted bool // tests of evaluation load what vet refuses
 }
 
 // Status says what is in force.
 type Status struct {
-	Digest     string      `json:"digest"`
-	Revision   string      `json:"revision,omitempty"`
-	Packages   []string    `json:"packages"` // "claviger.release.disks", sorted
-	LoadedAt   time.Time   `json:"loaded_at"`
-	Pinned     bool        `json:"pinned"`
+	Digest   string    `json:"digest"`
+	Revision string    `json:"revision,omitempty"`
+	Packages []string  `json:"packages"` // "claviger.release.disks", sorted
+	LoadedAt time.Time `json:"loaded_at"`
+	// Pin is the digest of the bundle that must be in force, or empty: the newest good one is.
+	Pin        string      `json:"pin,omitempty"`
 	Candidates []Candidate `json:"candidates"` // the other bundles that can be activated, newest first
+	// Blocked is why no bundle is in force and nothing is released, or empty.
+	Blocked string `json:"blocked,omitempty"`
 	// Error is why the folder's present content is not in force, or empty.
 	Error   string    `json:"error,omitempty"`
 	ErrorAt time.Time `json:"error_at,omitzero"`
@@ -91,23 +100,46 @@ type Engine struct {
 
 	anew, recalled atomic.Uint64 // decisions
 
-	mu     sync.Mutex     // guards all below, and every change of inForce
-	kept   []*compiled    // good bundles, newest last, at most keep
-	pinned bool           // Activate was called
-	refs   map[string]any // data.reference
-	change []time.Time    // when sets in it begin and cease to be valid
-	config map[string]any // data.claviger.config
-	err    error          // of the last load
-	errAt  time.Time
-	seen   [32]byte // fingerprint of the folder at the last load
+	keeper keeper
+
+	mu       sync.Mutex     // guards all below, and every change of inForce
+	kept     []*compiled    // good bundles, newest last, at most keep and the pinned one
+	pin      string         // the digest that must be in force; empty: the newest
+	refs     *references    // data.reference
+	unusable error          // why there are sets that are not in refs
+	config   map[string]any // data.claviger.config
+	err      error          // of the last load
+	errAt    time.Time
+	seen     [32]byte // fingerprint of the folder at the last load
 }
 
 // snapshot is a bundle and the reference values, together.
 type snapshot struct {
 	*compiled
-	store   storage.Store
-	changes []time.Time // of the validity of reference sets
-	memory  memory
+	blocked  error // if not nil, nothing is decided, and the rest is empty
+	store    storage.Store
+	changes  []time.Time // of the validity of reference sets
+	unusable error       // why reference values must not be relied on
+	memory   memory
+	steps    int // see Config.EvalSteps
+}
+
+const defaultSteps = 500_000
+
+// budget ends an evaluation after so many steps: OPA asks Cancelled before each. Time does
+// not count, so that a policy that is good on a quiet machine is good on a busy one.
+type budget struct {
+	cancelled atomic.Bool
+	steps     int // those that are left; only the evaluation touches it
+}
+
+// Cancel implements topdown.Cancel.
+func (b *budget) Cancel() { b.cancelled.Store(true) }
+
+// Cancelled implements topdown.Cancel.
+func (b *budget) Cancelled() bool {
+	b.steps--
+	return b.steps < 0 || b.cancelled.Load()
 }
 
 var _ broker.Policy = (*Engine)(nil)
@@ -123,14 +155,17 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Poll <= 0 {
 		cfg.Poll = 500 * time.Millisecond
 	}
+	if cfg.EvalSteps <= 0 {
+		cfg.EvalSteps = defaultSteps
+	}
 	if cfg.EvalTimeout <= 0 {
-		cfg.EvalTimeout = 200 * time.Millisecond
+		cfg.EvalTimeout = 5 * time.Second
 	}
 	if cfg.MaxInputBytes <= 0 {
 		cfg.MaxInputBytes = 1 << 20
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
-	e := &Engine{cfg: cfg, caps: capabilities(), refs: map[string]any{}}
+	e := &Engine{cfg: cfg, caps: capabilities(), refs: &references{}, keeper: keeper{cfg.Keep}}
 	var err error
 	if e.config, err = document(cfg.ExtraData); err != nil {
 		return nil, fmt.Errorf("policy configuration: %w", err)
@@ -143,10 +178,41 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.block(errors.New("no bundle was loaded yet"))
+	e.restore()
 	if err := e.load(); err != nil {
-		return nil, fmt.Errorf("loading policies from %s: %w", cfg.Dir, err)
+		if len(e.kept) == 0 {
+			return nil, fmt.Errorf("loading policies from %s: %w", cfg.Dir, err)
+		}
+		// What was in force before the restart still is, as it would be without the restart.
+		cfg.Logger.Error("policy bundle refused, the one before the restart stays in force", "error", err)
+		if err := e.apply(); err != nil {
+			return nil, err
+		}
 	}
 	return e, nil
+}
+
+// restore takes over the bundles that were kept. e.mu is held.
+func (e *Engine) restore() {
+	all, err := e.keeper.all()
+	if err != nil {
+		e.cfg.Logger.Warn("kept policy bundles cannot be read", "error", err)
+	}
+	for _, raw := range all {
+		c, err := e.compileContained(raw)
+		if err != nil { // its key is not trusted any more, or a newer version refuses it
+			e.cfg.Logger.Warn("a kept policy bundle is not usable any more", "error", err)
+			continue
+		}
+		e.remember(c)
+	}
+}
+
+// remember makes c the newest good bundle. e.mu is held.
+func (e *Engine) remember(c *compiled) {
+	e.kept = slices.DeleteFunc(e.kept, func(k *compiled) bool { return k.digest == c.digest })
+	e.kept = append(e.kept, c)
 }
 
 // Decide evaluates the policy that in.Resource names. It denies unless allow is
@@ -155,7 +221,13 @@ func New(cfg Config) (*Engine, error) {
 func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (d broker.Decision, err error) {
 	s, name := e.inForce.Load(), in.Resource.Policy
 	defer s.contain(name, &d, &err)
+	if s.blocked != nil {
+		return s.failed(name, fmt.Errorf("%w: %w", broker.ErrUnavailable, s.blocked))
+	}
 	v := s.views[name]
+	if s.unusable != nil && v.references {
+		return s.failed(name, fmt.Errorf("%w: reference values: %w", broker.ErrUnavailable, s.unusable))
+	}
 	if e.cfg.AskAlways {
 		v = view{clock: true}
 	}
@@ -226,7 +298,7 @@ func (s *snapshot) ask(ctx context.Context, query ast.Body, input *ast.Term, now
 		return answer{}, fmt.Errorf("evaluating policy: %w", err)
 	}
 	defer s.store.Abort(ctx, txn)
-	stop := topdown.NewCancel()
+	stop := &budget{steps: s.steps}
 	defer context.AfterFunc(ctx, stop.Cancel)()
 
 	q := topdown.NewQuery(query).
@@ -252,6 +324,9 @@ func (s *snapshot) ask(ctx context.Context, query ast.Body, input *ast.Term, now
 	if cerr := ctx.Err(); cerr != nil {
 		// Late is late, even if an answer came: the time limit must not depend on luck.
 		return answer{}, fmt.Errorf("evaluating policy: %w", cerr)
+	}
+	if stop.steps < 0 {
+		return answer{}, fmt.Errorf("evaluating policy: %w: more than %d steps", ErrTooCostly, s.steps)
 	}
 	if err != nil {
 		return answer{}, fmt.Errorf("evaluating policy: %w", err)
@@ -283,6 +358,7 @@ func (noSeed) Read([]byte) (int, error) { return 0, errors.New("policies have no
 func (e *Engine) Run(ctx context.Context) error {
 	t := time.NewTicker(e.cfg.Poll)
 	defer t.Stop()
+	var last [32]byte
 	for {
 		select {
 		case <-ctx.Done():
@@ -294,9 +370,11 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Lock()
 		changed := err != nil || fp != e.seen
 		e.mu.Unlock()
-		if changed {
+		// Files that are copied one by one are loaded once all are there: nothing changed between two looks.
+		if changed && (err != nil || fp == last) {
 			_ = e.Reload(ctx) // reported in Status and in the log
 		}
+		last = fp
 	}
 }
 
@@ -319,9 +397,11 @@ func (e *Engine) changed(before, after Status) {
 	switch {
 	case after.Error != "" && after.Error != before.Error:
 		e.cfg.Logger.Error("policy bundle refused, the old one stays in force", "error", after.Error, "digest", after.Digest)
+	case after.Blocked != "" && after.Blocked != before.Blocked:
+		e.cfg.Logger.Error("no policy is in force, nothing is released", "error", after.Blocked)
 	case after.Digest != before.Digest:
-		e.cfg.Logger.Info("policy bundle in force", "digest", after.Digest, "revision", after.Revision, "pinned", after.Pinned)
-	case len(after.Candidates) == len(before.Candidates) && after.Pinned == before.Pinned && after.Error == before.Error &&
+		e.cfg.Logger.Info("policy bundle in force", "digest", after.Digest, "revision", after.Revision, "pin", after.Pin)
+	case len(after.Candidates) == len(before.Candidates) && after.Pin == before.Pin && after.Error == before.Error &&
 		slices.Equal(after.Candidates, before.Candidates):
 		return
 	}
@@ -348,51 +428,75 @@ func (e *Engine) load() error {
 	return nil
 }
 
-func (e *Engine) loadBundle() (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("loading bundle: panic: %v", p)
-		}
-	}()
+func (e *Engine) loadBundle() error {
 	r := reader{limits: e.cfg.Limits}
 	raw, err := r.folder(e.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	c, err := e.compile(raw)
+	if fp, err := fingerprint(e.cfg.Dir); err != nil || fp != e.seen {
+		e.seen = [32]byte{} // look again
+		return errors.Join(errors.New("the folder changed while it was read"), err)
+	}
+	c, err := e.compileContained(raw)
 	if err != nil {
 		return err
 	}
-	// A bundle that came back counts as the newest.
-	e.kept = slices.DeleteFunc(e.kept, func(k *compiled) bool { return k.digest == c.digest })
-	e.kept = append(e.kept, c)
-	if cur := e.inForce.Load(); e.pinned && cur != nil {
-		if cur.digest == c.digest {
-			return e.enforce(c)
-		}
-	} else if err := e.enforce(c); err != nil {
+	if err := e.keeper.save(c.digest, raw); err != nil {
+		// It is in force all the same, but it cannot be pinned: see Pinnable.
+		e.cfg.Logger.Error("policy bundle would not survive a restart", "digest", c.digest, "error", err)
+	}
+	e.remember(c) // a bundle that came back counts as the newest
+	if err := e.apply(); err != nil {
 		return err
 	}
 	e.evict()
 	return nil
 }
 
-func (e *Engine) compile(raw []rawBundle) (*compiled, error) {
+// compileContained is compile; a panic of OPA is an error.
+func (e *Engine) compileContained(raw []rawBundle) (c *compiled, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("loading bundle: panic: %v", p)
+		}
+	}()
 	s, err := gather(raw, e.keys, e.caps, e.cfg.Limits)
 	if err != nil {
 		return nil, err
 	}
-	return compileSources(s, e.lib, e.caps, e.config, e.cfg.Clock())
+	return compileSources(s, e.lib, e.caps, e.config, e.cfg.Clock(), !e.cfg.unvetted)
 }
 
-// evict drops the oldest beyond keep, but never the one in force.
+// apply puts in force what should be: the pinned bundle, or else the newest. If the
+// pinned one is not here, none is, and nothing is released. e.mu is held.
+func (e *Engine) apply() error {
+	if len(e.kept) == 0 {
+		return nil // blocked already
+	}
+	want := e.kept[len(e.kept)-1]
+	if e.pin != "" {
+		i := slices.IndexFunc(e.kept, func(c *compiled) bool { return c.digest == e.pin })
+		if i < 0 {
+			e.block(fmt.Errorf("policy %s is pinned, and this broker does not have it: nothing is released until it is in %s, or another one is activated", clip(e.pin), e.cfg.Dir))
+			return nil
+		}
+		want = e.kept[i]
+	}
+	return e.enforce(want)
+}
+
+// block puts nothing in force. e.mu is held.
+func (e *Engine) block(why error) { e.inForce.Store(&snapshot{compiled: &compiled{}, blocked: why}) }
+
+// evict drops the oldest beyond keep, but never the pinned one. e.mu is held.
 func (e *Engine) evict() {
-	cur := e.inForce.Load()
 	for len(e.kept) > keep {
 		i := 0
-		if e.kept[0].digest == cur.digest {
+		if e.kept[0].digest == e.pin {
 			i = 1
 		}
+		e.keeper.drop(e.kept[i].digest)
 		e.kept = slices.Delete(e.kept, i, i+1)
 	}
 }
@@ -403,23 +507,23 @@ func (e *Engine) enforce(c *compiled) error {
 	if err != nil {
 		return err
 	}
-	e.inForce.Store(&snapshot{compiled: c, store: store, changes: e.change})
+	e.inForce.Store(&snapshot{compiled: c, store: store, changes: e.refs.changes, unusable: e.unusable, steps: e.cfg.EvalSteps})
 	return nil
 }
 
 // newStore makes a store that nobody writes to again, so that a decision under
 // way keeps what it started with. Values are kept in Rego's form: reading
 // them costs no conversion.
-func newStore(data, refs, config map[string]any) (storage.Store, error) {
+func newStore(data map[string]any, refs *references, config map[string]any) (storage.Store, error) {
 	root := maps.Clone(data)
 	if root == nil {
 		root = map[string]any{}
 	}
 	root["claviger"] = map[string]any{"config": config}
-	root["reference"] = refs
+	root["reference"] = map[string]any{}
 	// (Not under claviger, where the rules of the library are: OPA finds it sooner here.)
-	if len(refs) > 0 {
-		root["reference_index"] = index(refs)
+	if refs != nil && len(refs.sets) > 0 {
+		root["reference"], root["reference_index"] = refs.doc, refs.index
 	}
 	return storeOf(root)
 }
@@ -441,82 +545,44 @@ func storeOf(root map[string]any) (storage.Store, error) {
 	return st, nil
 }
 
-// index is data.reference_index: by type, claim and value, the names of the
-// reference sets that list it, so that a match among thousands of sets costs what
-// it costs among ten. It only proposes: reference.rego holds each candidate
-// against data.reference itself. Without an index (tests that put their own
-// data.reference in place) the library looks at all sets.
-func index(refs map[string]any) map[string]any {
-	out := map[string]any{}
-	sub := func(m map[string]any, key string) map[string]any {
-		if _, ok := m[key]; !ok {
-			m[key] = map[string]any{}
-		}
-		return m[key].(map[string]any)
+// SetReferences replaces data.reference for all decisions that start afterwards.
+// unusable, if not nil, says why there are sets that are not among these: until
+// the next call every policy that may read reference values denies, because what
+// it is not shown might have forbidden what it would allow. An error has the same effect.
+func (e *Engine) SetReferences(sets []broker.ReferenceSet, unusable error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	refs, err := newReferences(sets, e.refs)
+	if err == nil {
+		e.refs = refs
 	}
-	for _, name := range slices.Sorted(maps.Keys(refs)) {
-		set := refs[name].(map[string]any)
-		values, ok := set["values"].(map[string]any)
-		if !ok { // null: a set without values
-			continue
-		}
-		for claim, list := range values {
-			listed, ok := list.([]any)
-			if !ok {
-				continue
-			}
-			byValue := sub(sub(out, set["type"].(string)), claim)
-			for _, v := range listed {
-				names, _ := byValue[v.(string)].([]any)
-				byValue[v.(string)] = append(names, name)
-			}
-		}
-	}
-	return out
+	e.unusable = errors.Join(unusable, err)
+	return errors.Join(err, e.apply())
 }
 
-// SetReferences replaces data.reference for all decisions that start afterwards.
-func (e *Engine) SetReferences(sets []broker.ReferenceSet) error {
-	refs, err := referenceData(sets)
+// SetVerificationKeys changes whose signatures count, for all bundles: what a
+// restart with these keys would not put in force is in force no more.
+func (e *Engine) SetVerificationKeys(keys map[string]VerificationKey) error {
+	vc, err := verificationConfig(keys)
 	if err != nil {
 		return err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	old, change := e.refs, e.change
-	e.refs, e.change = refs, changes(sets)
-	if err := e.enforce(e.inForce.Load().compiled); err != nil {
-		e.refs, e.change = old, change
-		return err
+	before := e.status()
+	e.keys, e.kept = vc, nil
+	e.restore()
+	err = e.load()
+	switch {
+	case len(e.kept) == 0:
+		e.block(fmt.Errorf("no bundle is signed by a key that counts: %w", err))
+		err = nil
+	case err != nil: // told in Status; one that was kept takes its place
+		err = e.apply()
 	}
-	return nil
-}
-
-var setName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,127}$`)
-
-func referenceData(sets []broker.ReferenceSet) (map[string]any, error) {
-	byName := make(map[string]any, len(sets))
-	for _, s := range sets {
-		if !setName.MatchString(s.Name) {
-			return nil, fmt.Errorf("reference set %q: bad name", clip(s.Name))
-		}
-		if _, ok := byName[s.Name]; ok {
-			return nil, fmt.Errorf("reference set %q occurs twice", s.Name)
-		}
-		switch s.State {
-		case broker.ReferenceCanary, broker.ReferenceActive, broker.ReferenceRetiring, broker.ReferenceRetired:
-		default:
-			return nil, fmt.Errorf("reference set %q: unknown state %q", s.Name, clip(string(s.State)))
-		}
-		for _, t := range []time.Time{s.NotBefore, s.NotAfter} {
-			// Rego counts nanoseconds in 64 bits; an error there would deny every request.
-			if !t.IsZero() && (t.Year() < 1970 || t.Year() > 2200) {
-				return nil, fmt.Errorf("reference set %q: validity in the year %d", s.Name, t.Year())
-			}
-		}
-		byName[s.Name] = s
-	}
-	return document(byName)
+	after := e.status()
+	e.mu.Unlock()
+	e.changed(before, after)
+	return err
 }
 
 // document round-trips m through JSON, so that stores hold plain values.
@@ -535,41 +601,34 @@ func document(m map[string]any) (map[string]any, error) {
 	return out, nil
 }
 
-// Activate puts a kept bundle in force and pins it: what is loaded later is
-// only a candidate, until Unpin or another Activate.
-func (e *Engine) Activate(digest string) error {
+// Pin has the engine decide by this bundle only, whatever the folder holds; "" has it
+// follow the folder. A bundle that is not here blocks all decisions until it is: in
+// its place an older, or a newer, one might release more.
+func (e *Engine) Pin(digest string) error {
 	e.mu.Lock()
 	before := e.status()
-	err := e.activate(digest)
+	e.pin = digest
+	err := e.apply()
+	if err == nil {
+		e.evict()
+	}
 	after := e.status()
 	e.mu.Unlock()
 	e.changed(before, after)
 	return err
 }
 
-func (e *Engine) activate(digest string) error {
-	i := slices.IndexFunc(e.kept, func(c *compiled) bool { return c.digest == digest })
-	if i < 0 {
-		return fmt.Errorf("activating %q: %w", clip(digest), ErrUnknownDigest)
+// Pinnable says why a pin of the digest could not be honoured by this engine, now and after a restart.
+func (e *Engine) Pinnable(digest string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !slices.ContainsFunc(e.kept, func(c *compiled) bool { return c.digest == digest }) {
+		return fmt.Errorf("%w: %s", ErrUnknownDigest, clip(digest))
 	}
-	if err := e.enforce(e.kept[i]); err != nil {
-		return err
+	if e.keeper.dir != "" && !e.keeper.has(digest) {
+		return fmt.Errorf("bundle %s could not be written to %s, so it would be gone after a restart", digest, e.keeper.dir)
 	}
-	e.pinned = true
 	return nil
-}
-
-// Unpin puts the newest good bundle in force and follows the folder again.
-func (e *Engine) Unpin() error {
-	e.mu.Lock()
-	before := e.status()
-	e.pinned = false
-	err := e.enforce(e.kept[len(e.kept)-1])
-	e.evict()
-	after := e.status()
-	e.mu.Unlock()
-	e.changed(before, after)
-	return err
 }
 
 // Decisions counts those that a policy was asked for, errors included, and those that were remembered.
@@ -584,7 +643,10 @@ func (e *Engine) Status() Status {
 
 func (e *Engine) status() Status {
 	cur := e.inForce.Load()
-	s := Status{Digest: cur.digest, Revision: cur.revision, LoadedAt: cur.loadedAt, Pinned: e.pinned, Candidates: []Candidate{}}
+	s := Status{Digest: cur.digest, Revision: cur.revision, LoadedAt: cur.loadedAt, Pin: e.pin, Candidates: []Candidate{}}
+	if cur.blocked != nil {
+		s.Blocked = cur.blocked.Error()
+	}
 	for _, n := range cur.names {
 		s.Packages = append(s.Packages, pkgName(n))
 	}

@@ -57,6 +57,7 @@ func newEngine(t testing.TB, cfg Config) *Engine {
 	if cfg.EvalTimeout == 0 {
 		cfg.EvalTimeout = time.Minute // machines that build other things meanwhile are slow
 	}
+	cfg.unvetted = true // tests of vet call New
 	e, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -263,6 +264,11 @@ func TestHostilePolicies(t *testing.T) {
 			}
 			if took := time.Since(start); took > 2*time.Second {
 				t.Errorf("took %s", took)
+			}
+			// Steps are counted, so that the answer is the same on a machine that has no time for it.
+			e = newEngine(t, Config{Dir: one(t, body), EvalSteps: 10_000})
+			if d, err := ask(t, e, "p"); !errors.Is(err, ErrTooCostly) || d.Allow {
+				t.Errorf("allow %t, error %v", d.Allow, err)
 			}
 		})
 	}
@@ -531,7 +537,7 @@ func TestHotReload(t *testing.T) {
 			t.Error(err)
 		}
 		byDigest.Store(e.Status().Digest, fmt.Sprintf("a%d,b%d", i, i))
-		if err := e.SetReferences([]broker.ReferenceSet{snpSet("s", snpInput(t))}); err != nil {
+		if err := e.SetReferences([]broker.ReferenceSet{snpSet("s", snpInput(t))}, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -595,9 +601,9 @@ func TestRunSeesChanges(t *testing.T) {
 	}
 }
 
-func TestActivateAndUnpin(t *testing.T) {
+func TestPin(t *testing.T) {
 	dir := one(t, "default allow := false\nx := 0\n")
-	e := newEngine(t, Config{Dir: dir})
+	e := newEngine(t, Config{Dir: dir, Keep: t.TempDir()})
 	var digests []string
 	load := func(i int) string {
 		put(t, dir, "p.rego", fmt.Sprintf("package claviger.release.p\ndefault allow := false\nx := %d\n", i))
@@ -605,7 +611,7 @@ func TestActivateAndUnpin(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := e.Status()
-		if s.Pinned {
+		if s.Pin != "" {
 			return s.Candidates[0].Digest
 		}
 		return s.Digest
@@ -616,32 +622,132 @@ func TestActivateAndUnpin(t *testing.T) {
 	if n := len(e.Status().Candidates); n != keep-1 {
 		t.Errorf("%d candidates", n)
 	}
-	if err := e.Activate(digests[0]); !errors.Is(err, ErrUnknownDigest) {
+	if err := e.Pinnable(digests[0]); !errors.Is(err, ErrUnknownDigest) {
 		t.Errorf("a dropped bundle: %v", err)
 	}
-	if e.Status().Pinned {
-		t.Error("a failed activation pins")
-	}
-	if err := e.Activate(digests[3]); err != nil {
+	if err := errors.Join(e.Pinnable(digests[3]), e.Pin(digests[3])); err != nil {
 		t.Fatal(err)
 	}
 	for i := 10; i < 16; i++ {
 		digests = append(digests, load(i))
-		if s := e.Status(); s.Digest != digests[3] || !s.Pinned || s.Candidates[0].Digest != digests[len(digests)-1] {
+		if s := e.Status(); s.Digest != digests[3] || s.Pin != digests[3] || s.Candidates[0].Digest != digests[len(digests)-1] {
 			t.Fatalf("status %+v", s)
 		}
 	}
 	if d, _ := ask(t, e, "p"); d.PolicyDigest != digests[3] {
 		t.Errorf("decided by %s", d.PolicyDigest)
 	}
-	if err := e.SetReferences([]broker.ReferenceSet{snpSet("s", snpInput(t))}); err != nil || e.Status().Digest != digests[3] {
+	if err := e.SetReferences([]broker.ReferenceSet{snpSet("s", snpInput(t))}, nil); err != nil || e.Status().Digest != digests[3] {
 		t.Errorf("new references move the pin: %v", err)
 	}
-	if err := e.Unpin(); err != nil {
+	if err := e.Pin(""); err != nil {
 		t.Fatal(err)
 	}
-	if s := e.Status(); s.Digest != digests[len(digests)-1] || s.Pinned {
+	if s := e.Status(); s.Digest != digests[len(digests)-1] || s.Pin != "" {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// TestPinThatCannotBeHonoured: while the pinned bundle is not here nothing is decided, whatever the folder holds, then or later;
+// once it is here it is in force.
+func TestPinThatCannotBeHonoured(t *testing.T) {
+	policy := func(i int) string {
+		return fmt.Sprintf("default allow := false\nallow if input.attestation.bound\nx := %d\n", i)
+	}
+	wanted := newEngine(t, Config{Dir: one(t, policy(1))}).Status().Digest
+	dir := one(t, policy(2))
+	e := newEngine(t, Config{Dir: dir})
+	blocked := func() {
+		t.Helper()
+		d, err := ask(t, e, "p")
+		if d.Allow || !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), wanted) {
+			t.Fatalf("decided %+v: %v", d, err)
+		}
+		if s := e.Status(); s.Digest != "" || s.Pin != wanted || !strings.Contains(s.Blocked, wanted) {
+			t.Fatalf("status %+v", s)
+		}
+	}
+	if d, err := ask(t, e, "p"); !d.Allow || err != nil {
+		t.Fatal(d, err)
+	}
+	if err := e.Pin(wanted); err != nil {
+		t.Fatal(err)
+	}
+	blocked()
+	put(t, dir, "p.rego", "package claviger.release.p\n\n"+policy(3))
+	if err := e.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	blocked()
+	if err := e.SetReferences([]broker.ReferenceSet{snpSet("s", snpInput(t))}, nil); err != nil {
+		t.Fatal(err)
+	}
+	blocked()
+	put(t, dir, "p.rego", "package claviger.release.p\n\n"+policy(1))
+	if err := e.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := ask(t, e, "p"); !d.Allow || err != nil || d.PolicyDigest != wanted || e.Status().Blocked != "" {
+		t.Errorf("%+v, %v, %+v", d, err, e.Status())
+	}
+}
+
+// TestKeptOverRestart: a pin, and without one the bundle in force, survive a restart although the folder holds something else, or nothing that loads.
+func TestKeptOverRestart(t *testing.T) {
+	dir, kept := one(t, "default allow := false\nx := 1\n"), t.TempDir()
+	first := newEngine(t, Config{Dir: dir, Keep: kept}).Status().Digest
+	put(t, dir, "p.rego", "package claviger.release.p\ndefault allow := false\nx := 2\n")
+	e := newEngine(t, Config{Dir: dir, Keep: kept})
+	second := e.Status().Digest
+	if second == first {
+		t.Fatal("the folder's bundle is not in force")
+	}
+	if err := errors.Join(e.Pinnable(first), e.Pin(first)); err != nil || e.Status().Digest != first {
+		t.Fatalf("%v: %+v", err, e.Status())
+	}
+	put(t, dir, "p.rego", "package claviger.release.p\nallow if {")
+	e = newEngine(t, Config{Dir: dir, Keep: kept})
+	if s := e.Status(); s.Digest != second || s.Error == "" {
+		t.Errorf("after a restart with a broken folder: %+v", s)
+	}
+	if err := e.Pin(first); err != nil || e.Status().Digest != first {
+		t.Errorf("%v: %+v", err, e.Status())
+	}
+	// What is damaged on disk is not used, and harms nothing else.
+	files, err := filepath.Glob(filepath.Join(kept, "*"+keptSuffix))
+	if err != nil || len(files) != 2 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		if err := os.WriteFile(f, []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := New(Config{Dir: dir, Keep: kept}); err == nil {
+		t.Error("started with nothing that loads")
+	}
+	// With a key, bundles that it did not sign are not taken over either.
+	put(t, dir, "p.rego", "package claviger.release.p\ndefault allow := false\n")
+	newEngine(t, Config{Dir: dir, Keep: kept})
+	_, pub := keyPair(t)
+	if _, err := New(Config{Dir: dir, Keep: kept, VerificationKeys: map[string]VerificationKey{"k": {PEM: pub, Algorithm: "ES256"}}}); err == nil {
+		t.Error("a kept bundle without a signature was taken over")
+	}
+}
+
+// TestKeptWithClockSetBack: which bundle was the last one does not depend on the clock.
+func TestKeptWithClockSetBack(t *testing.T) {
+	dir, kept := one(t, "default allow := false\nx := 1\n"), t.TempDir()
+	first := newEngine(t, Config{Dir: dir, Keep: kept}).Status().Digest
+	ahead := time.Now().Add(time.Hour) // the clock was ahead then
+	if err := os.Chtimes(keeper{kept}.file(first), ahead, ahead); err != nil {
+		t.Fatal(err)
+	}
+	put(t, dir, "p.rego", "package claviger.release.p\ndefault allow := false\nx := 2\n")
+	second := newEngine(t, Config{Dir: dir, Keep: kept}).Status().Digest
+	put(t, dir, "p.rego", "package claviger.release.p\nallow if {")
+	if got := newEngine(t, Config{Dir: dir, Keep: kept}).Status().Digest; got != second {
+		t.Errorf("after a restart with a broken folder %s is in force, want %s (the one before was %s)", got, second, first)
 	}
 }
 
@@ -672,7 +778,7 @@ func TestReferenceStates(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := snpSet("fleet", in)
 			tc.edit(&s)
-			if err := e.SetReferences([]broker.ReferenceSet{s}); err != nil {
+			if err := e.SetReferences([]broker.ReferenceSet{s}, nil); err != nil {
 				t.Fatal(err)
 			}
 			d, err := e.Decide(t.Context(), in)
@@ -681,7 +787,7 @@ func TestReferenceStates(t *testing.T) {
 			}
 		})
 	}
-	if err := e.SetReferences(nil); err != nil {
+	if err := e.SetReferences(nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if d, err := e.Decide(t.Context(), in); err != nil || d.Allow {
@@ -693,10 +799,59 @@ func TestReferenceStates(t *testing.T) {
 		"odd state": {Name: "fleet", State: "on"},
 		"odd time":  {Name: "fleet", State: broker.ReferenceActive, NotBefore: time.Date(1500, 1, 1, 0, 0, 0, 0, time.UTC)},
 	} {
-		if err := e.SetReferences([]broker.ReferenceSet{s}); err == nil {
+		if err := e.SetReferences([]broker.ReferenceSet{s}, nil); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// TestUnusableReferences: while there is a set that cannot be used, policies that
+// may read reference values deny, and say why; others go on. So it is after sets that are refused.
+func TestUnusableReferences(t *testing.T) {
+	dir := write(t, map[string]string{
+		"reads.rego":  "package claviger.release.reads\nallow if not data.reference.revoked\n",
+		"lib.rego":    "package claviger.release.lib\nimport data.claviger.lib.reference\nallow if count(reference.denials(\"tdx\", [\"mrtd\"])) >= 0\n",
+		"any.rego":    "package claviger.release.any\nallow if { some x in [\"reference\", \"other\"]; data[x] }\n",
+		"with.rego":   "package claviger.release.replaced\nallow if input.time with data.reference as {}\n",
+		"simple.rego": "package claviger.release.simple\nallow if input.attestation.type == \"sev-snp\"\n",
+	})
+	e := newEngine(t, Config{Dir: dir})
+	in := snpInput(t)
+	want := func(when string, stopped bool) {
+		t.Helper()
+		for _, name := range []string{"reads", "lib", "any", "replaced", "simple"} {
+			in.Resource.Policy = name
+			d, err := e.Decide(t.Context(), in)
+			if stop := stopped && name != "simple"; d.Allow == stop || (err != nil) != stop {
+				t.Errorf("%s, %s: allow %t, error %v", when, name, d.Allow, err)
+			} else if stop && !strings.Contains(d.Reasons[0].Message, "reference values: ") {
+				t.Errorf("%s, %s: reasons %v", when, name, d.Reasons)
+			}
+		}
+	}
+	good := []broker.ReferenceSet{snpSet("fleet", in)}
+	set := func(sets []broker.ReferenceSet, unusable error) error { return e.SetReferences(sets, unusable) }
+	want("at first", false)
+	if err := set(good, errors.New("set x does not decode")); err != nil {
+		t.Fatal(err)
+	}
+	want("with a set that does not decode", true)
+	if err := e.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want("after the bundle was read again", true)
+	if err := set(good, nil); err != nil {
+		t.Fatal(err)
+	}
+	want("when it was mended", false)
+	if err := set([]broker.ReferenceSet{{Name: "no state"}}, nil); err == nil {
+		t.Error("accepts a set without a state")
+	}
+	want("after sets that are refused", true)
+	if err := set(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	want("without sets", false)
 }
 
 func TestSimulatedNeedsConfiguration(t *testing.T) {
@@ -705,7 +860,7 @@ func TestSimulatedNeedsConfiguration(t *testing.T) {
 	dir := filepath.Join("..", "examples", "policies", "disks")
 	for allow, want := range map[bool]string{true: "", false: "simulated"} {
 		e := newEngine(t, Config{Dir: dir, ExtraData: map[string]any{"allow_simulated": allow}})
-		if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}); err != nil {
+		if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if d, err := e.Decide(t.Context(), in); err != nil || rules(d) != want || d.Allow != allow {
@@ -729,8 +884,64 @@ func FuzzBundle(f *testing.F) {
 		e := &Engine{cfg: Config{Limits: Limits{MaxTotal: 64 << 10, MaxFile: 16 << 10, MaxFiles: 20}.withDefaults(), Clock: time.Now}, caps: caps, lib: lib}
 		r := reader{limits: e.cfg.Limits}
 		if raw, err := r.archive("b.tar.gz", tarball); err == nil {
-			_, _ = e.compile([]rawBundle{raw})
+			_, _ = e.compileContained([]rawBundle{raw})
 		}
-		_, _ = e.compile([]rawBundle{{name: "b", files: []rawFile{{path: "p.rego", data: rego}}}})
+		_, _ = e.compileContained([]rawBundle{{name: "b", files: []rawFile{{path: "p.rego", data: rego}}}})
 	})
+}
+
+// TestSetVerificationKeys: whose signatures count is as after a restart with
+// these keys: what a withdrawn key signed is in force no more, kept or not.
+func TestSetVerificationKeys(t *testing.T) {
+	priv, pub := keyPair(t)
+	nextPriv, nextPub := keyPair(t)
+	first, second := map[string]VerificationKey{"k1": {PEM: pub, Algorithm: "ES256"}}, map[string]VerificationKey{"k1": {PEM: nextPub, Algorithm: "ES256"}}
+	src := write(t, map[string]string{"p.rego": "package claviger.release.p\n" + allowAll})
+	old, digest := build(t, src, &SigningKey{PEM: priv, KeyID: "k1"})
+	anew, _ := build(t, src, &SigningKey{PEM: nextPriv, KeyID: "k1"})
+	dir := write(t, map[string]string{"b.tar.gz": old})
+	kept := t.TempDir()
+	e := newEngine(t, Config{Dir: dir, Keep: kept, VerificationKeys: first})
+
+	if err := e.SetVerificationKeys(map[string]VerificationKey{"k1": {PEM: "no key", Algorithm: "ES256"}}); err == nil {
+		t.Error("a key that is none is accepted")
+	}
+	if d, err := ask(t, e, "p"); err != nil || !d.Allow {
+		t.Errorf("after keys that cannot be used: allow %t, %v", d.Allow, err)
+	}
+	if err := e.SetVerificationKeys(second); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.Status(); st.Blocked == "" || st.Digest != "" {
+		t.Errorf("what a withdrawn key signed is in force: %+v", st)
+	}
+	if d, err := ask(t, e, "p"); !errors.Is(err, broker.ErrUnavailable) || d.Allow {
+		t.Errorf("with nothing in force: allow %t, %v", d.Allow, err)
+	}
+	if err := e.SetReferences(nil, nil); err != nil { // applies what is in force
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "b.tar.gz"), []byte(anew), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := ask(t, e, "p"); err != nil || !d.Allow || d.PolicyDigest != digest {
+		t.Errorf("signed by the new key: allow %t, %v", d.Allow, err)
+	}
+	// What is kept has the signature of today, too.
+	again, err := New(Config{Dir: t.TempDir(), Keep: kept, VerificationKeys: second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := again.Status().Digest; got != digest {
+		t.Errorf("after a restart without the folder, %q is in force", got)
+	}
+	if err := e.SetVerificationKeys(first); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.Status(); st.Blocked == "" {
+		t.Errorf("after the key was withdrawn: %+v", st)
+	}
 }

@@ -37,19 +37,19 @@ func TestIndexOnlyProposes(t *testing.T) {
 		}
 		in.Attestation.Measurements = map[string]string{"measurement": word()}
 		in.Attestation.HostData = word()
-		if err := e.SetReferences(sets); err != nil {
+		if err := e.SetReferences(sets, nil); err != nil {
 			t.Fatal(err)
 		}
 		got, err := e.Decide(t.Context(), in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		refs, err := referenceData(sets)
+		refs, err := newReferences(sets, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		plain := *e.inForce.Load()
-		if plain.store, err = storeOf(map[string]any{"reference": refs}); err != nil {
+		if plain.store, err = storeOf(map[string]any{"reference": refs.doc}); err != nil {
 			t.Fatal(err)
 		}
 		term, err := e.conv.convert(in, nil, 1<<20)

@@ -210,11 +210,11 @@ func TestViewRandom(t *testing.T) {
 	ran, narrow, answers := 0, 0, 0
 	for i := range n {
 		g := &rego{Rand: rand.New(rand.NewPCG(seed, uint64(i))), modules: map[string][]string{}}
-		c, err := compileSources(&sources{modules: g.bundle(caps), data: data}, nil, caps, nil, testTime)
+		c, err := compileSources(&sources{modules: g.bundle(caps), data: data}, nil, caps, nil, testTime, false)
 		if err != nil {
 			continue
 		}
-		s, v := &snapshot{compiled: c, store: store}, c.views["p"]
+		s, v := &snapshot{compiled: c, store: store, steps: defaultSteps}, c.views["p"]
 		if ran++; v.input != nil && len(v.input) < g.inputs {
 			narrow++
 		}

@@ -52,6 +52,7 @@ var ErrTooLarge = errors.New("too large")
 // verified and compiled is the same bytes.
 type rawBundle struct {
 	name  string
+	loose bool      // files of an unpacked folder, which come and go one by one
 	files []rawFile // sorted by path
 }
 
@@ -70,12 +71,16 @@ type reader struct {
 // folder reads dir: every *.tar.gz directly in it is a bundle, and the other
 // policy files, if any, are one more.
 func (r *reader) folder(dir string) ([]rawBundle, error) {
+	dir, err := filepath.EvalSymlinks(dir) // once: it may come to point elsewhere while it is read
+	if err != nil {
+		return nil, fmt.Errorf("listing policies: %w", err)
+	}
 	names, err := policyFiles(dir)
 	if err != nil {
 		return nil, err
 	}
 	var out []rawBundle
-	loose := rawBundle{name: "folder"}
+	loose := rawBundle{name: "folder", loose: true}
 	for _, n := range names {
 		full := filepath.Join(dir, filepath.FromSlash(n))
 		if isArchive(n) {
@@ -181,30 +186,44 @@ func wanted(name string) bool {
 }
 
 // policyFiles lists the wanted files under dir, sorted, as slash-separated
-// relative paths. A symbolic link to a file counts as the file, as Kubernetes
-// mounts them; links to folders are not followed.
+// relative paths. dir itself may be a symbolic link, and so may files, as
+// Kubernetes mounts them. What else bears the name of a policy file, and links
+// to folders, are refused: a file that is passed over may be the one that denies.
 func policyFiles(dir string) ([]string, error) {
+	root, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing policies: %w", err)
+	}
 	var names []string
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() {
-			if p != dir && strings.HasPrefix(d.Name(), ".") {
+		if p != root && strings.HasPrefix(d.Name(), ".") && !wanted(d.Name()) {
+			if d.IsDir() {
 				return filepath.SkipDir
 			}
 			return nil
 		}
-		rel, err := filepath.Rel(dir, p)
+		if d.IsDir() {
+			return nil
+		}
+		rel, err := filepath.Rel(root, p)
 		if err != nil {
 			return err
 		}
-		rel = filepath.ToSlash(rel)
-		if !wanted(rel) {
-			return nil
-		}
-		if fi, err := os.Stat(p); err != nil || !fi.Mode().IsRegular() {
+		fi, err := os.Stat(p)
+		switch rel = filepath.ToSlash(rel); {
+		case err != nil && wanted(rel):
 			return err
+		case err != nil:
+			return nil
+		case fi.IsDir():
+			return fmt.Errorf("%s is a symbolic link to a folder, which is not followed: put the files there, or make the whole policy folder a link", rel)
+		case !wanted(rel):
+			return nil
+		case !fi.Mode().IsRegular():
+			return fmt.Errorf("%s is not a regular file", rel)
 		}
 		names = append(names, rel)
 		return nil
@@ -216,8 +235,9 @@ func policyFiles(dir string) ([]string, error) {
 	return names, nil
 }
 
-// fingerprint hashes names, sizes and times of the folder's files: cheap enough
-// to take twice a second. Files that come and go meanwhile change it, too.
+// fingerprint hashes what the system says of the folder's files: cheap enough
+// to take twice a second. Files that come and go meanwhile change it, too, and so
+// does a file that takes the place of one of the same size and time (see identity).
 func fingerprint(dir string) ([32]byte, error) {
 	names, err := policyFiles(dir)
 	if err != nil {
@@ -232,6 +252,7 @@ func fingerprint(dir string) ([32]byte, error) {
 		writeLP(h, []byte(n))
 		writeLP(h, binary.BigEndian.AppendUint64(nil, uint64(fi.Size())))
 		writeLP(h, binary.BigEndian.AppendUint64(nil, uint64(fi.ModTime().UnixNano())))
+		writeLP(h, identity(fi))
 	}
 	return [32]byte(h.Sum(nil)), nil
 }

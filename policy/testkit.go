@@ -25,6 +25,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/util"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // TestConfig says which tests to run.
@@ -122,7 +123,7 @@ func runTests(ctx context.Context, cfg TestConfig, s *sources, lib map[string]*a
 	for k, v := range s.data {
 		data[k] = v
 	}
-	store, err := newStore(data, map[string]any{}, map[string]any{})
+	store, err := newStore(data, nil, map[string]any{})
 	if err != nil {
 		return TestReport{}, err
 	}
@@ -251,7 +252,9 @@ func loadSources(paths []string, caps *ast.Capabilities, limits Limits) (*source
 				return nil, err
 			}
 			for i := range bs {
-				bs[i].name = strings.TrimSuffix(p, "/")
+				if bs[i].loose {
+					bs[i].name = strings.TrimSuffix(p, "/")
+				}
 			}
 			raw = append(raw, bs...)
 			continue
@@ -333,7 +336,7 @@ func loadFixtures(cfg TestConfig) (map[string]any, error) {
 				return nil, err
 			}
 			var v any
-			if err := util.UnmarshalJSON(b, &v); err != nil {
+			if err := errors.Join(strictjson.Check(b), util.UnmarshalJSON(b, &v)); err != nil {
 				return nil, fmt.Errorf("fixture %s: %w", f, err)
 			}
 			name := strings.TrimSuffix(filepath.Base(f), ".json")
@@ -354,16 +357,15 @@ type Problem struct {
 	Message string `json:"message"`
 }
 
-func (p Problem) String() string { return fmt.Sprintf("%s:%d: %s", p.File, p.Row, p.Message) }
+func (p Problem) String() string {
+	if p.File == "" {
+		return p.Message
+	}
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Row, p.Message)
+}
 
 // Check compiles policies and their tests as strictly as the engine does, and
-// adds what we ask of a release policy:
-//  1. default allow := false is written down;
-//  2. no rule makes allow true without a condition;
-//  3. allow is not given a value other than true or false;
-//  4. deny is a partial set (deny contains …).
-//
-// The error is for what could not be read; findings are Problems.
+// looks for what vet finds.
 func Check(paths []string) ([]Problem, error) {
 	caps := capabilities()
 	lib, err := loadLib(caps)
@@ -390,8 +392,9 @@ func Check(paths []string) ([]Problem, error) {
 			return nil, fmt.Errorf("compiling policies: %w", err)
 		}
 	}
-	out = append(out, lint(s.modules)...)
-	slices.SortFunc(out, func(a, b Problem) int { return strings.Compare(a.String(), b.String()) })
+	if !c.Failed() {
+		out = vet(s, c)
+	}
 	return out, nil
 }
 
@@ -415,70 +418,12 @@ func problems(err error) []Problem {
 	return out
 }
 
-func lint(modules map[string]*ast.Module) []Problem {
-	var out []Problem
-	type pkg struct {
-		at         *ast.Location
-		hasDefault bool
-	}
-	pkgs := map[string]*pkg{}
-	for _, m := range modules {
-		name, ok := policyName(m.Package.Path)
-		if !ok {
-			continue
-		}
-		if pkgs[name] == nil {
-			pkgs[name] = &pkg{at: m.Package.Location}
-		}
-		for _, r := range m.Rules {
-			ref := r.Head.Ref().GroundPrefix().String()
-			say := func(msg string) { out = append(out, Problem{r.Location.File, r.Location.Row, msg}) }
-			switch {
-			case ref == "allow" && r.Default:
-				if isBool(r.Head.Value, false) {
-					pkgs[name].hasDefault = true
-				} else {
-					say("the default of allow must be false")
-				}
-			case ref == "allow":
-				for x := r; x != nil; x = x.Else {
-					if isBool(x.Head.Value, true) && unconditional(x.Body) {
-						say("allow is true without a condition")
-					}
-					if !isBool(x.Head.Value, true) && !isBool(x.Head.Value, false) {
-						say("allow is neither true nor false: write the condition after if")
-					}
-				}
-			case ref == "deny" && r.Head.RuleKind() != ast.MultiValue:
-				say("deny must be a set: write deny contains … if")
-			}
-		}
-	}
-	for name, p := range pkgs {
-		if !p.hasDefault {
-			out = append(out, Problem{p.at.File, p.at.Row, "claviger.release." + name + " does not say default allow := false"})
-		}
-	}
-	return out
-}
-
 func isBool(t *ast.Term, want bool) bool {
 	if t == nil {
 		return false
 	}
 	b, ok := t.Value.(ast.Boolean)
 	return ok && bool(b) == want
-}
-
-// unconditional: the body consists of literal trues only.
-func unconditional(b ast.Body) bool {
-	for _, e := range b {
-		t, ok := e.Terms.(*ast.Term)
-		if !ok || !isBool(t, true) || e.Negated {
-			return false
-		}
-	}
-	return true
 }
 
 // EvalConfig is one question to a policy, for `claviger policy eval`.
@@ -510,7 +455,7 @@ func compilePaths(paths []string, config map[string]any, now time.Time) (*compil
 	if err != nil {
 		return nil, err
 	}
-	return compileSources(src, lib, caps, config, now)
+	return compileSources(src, lib, caps, config, now, true)
 }
 
 // Eval decides once, as the engine would.
@@ -523,7 +468,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	if err != nil {
 		return EvalResult{}, err
 	}
-	refs, err := referenceData(cfg.References)
+	refs, err := newReferences(cfg.References, nil)
 	if err != nil {
 		return EvalResult{}, err
 	}
@@ -544,7 +489,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	s := &snapshot{compiled: c, store: store}
+	s := &snapshot{compiled: c, store: store, steps: defaultSteps}
 	var tracer topdown.QueryTracer
 	buf := topdown.NewBufferTracer()
 	if cfg.Explain {
@@ -566,7 +511,7 @@ func evalInput(cfg EvalConfig) (map[string]any, time.Time, error) {
 		return nil, time.Time{}, fmt.Errorf("policy input: %w", ErrTooLarge)
 	}
 	var in map[string]any
-	if err := util.UnmarshalJSON(cfg.Input, &in); err != nil {
+	if err := errors.Join(strictjson.Check(cfg.Input), util.UnmarshalJSON(cfg.Input, &in)); err != nil {
 		return nil, time.Time{}, fmt.Errorf("policy input: %w", err)
 	}
 	now := cfg.Now
@@ -609,6 +554,7 @@ func Build(dir string, out io.Writer, revision string, key *SigningKey) (string,
 	if len(raw) != 1 {
 		return "", fmt.Errorf("building bundle: %s holds %d bundles, not one", dir, len(raw))
 	}
+	raw[0].loose = false // it leaves as a whole
 	raw[0].files = slices.DeleteFunc(raw[0].files, func(f rawFile) bool {
 		return strings.HasSuffix(f.path, "_test.rego") || strings.HasSuffix(f.path, ".signatures.json")
 	})
@@ -616,7 +562,7 @@ func Build(dir string, out io.Writer, revision string, key *SigningKey) (string,
 	if err != nil {
 		return "", err
 	}
-	c, err := compileSources(s, lib, caps, nil, time.Time{})
+	c, err := compileSources(s, lib, caps, nil, time.Time{}, true)
 	if err != nil {
 		return "", err
 	}

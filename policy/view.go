@@ -61,6 +61,8 @@ type view struct {
 	// input.time at most whether reference sets are within their validity, and any
 	// time since that last changed is as good as now.
 	clock bool
+	// references: it may read reference values.
+	references bool
 }
 
 const (
@@ -70,6 +72,7 @@ const (
 
 var (
 	inputVar = ast.InputRootDocument.Value.(ast.Var)
+	dataVar  = ast.DefaultRootDocument.Value.(ast.Var)
 
 	// validityRules of the library compare input.time with a reference set that
 	// they are given. Rules that call them with sets of data.reference are all in
@@ -163,6 +166,7 @@ func (r *viewer) rule(rule *ast.Rule) {
 		// Replaced data or functions: reference sets may come from anywhere.
 		if ref, ok := w.Target.Value.(ast.Ref); !ok || !ref[0].Equal(ast.InputRootDocument) {
 			r.everything()
+			r.view.references = true
 		}
 		return false
 	})
@@ -180,7 +184,7 @@ func (r *viewer) rule(rule *ast.Rule) {
 	r.rule(rule.Else)
 }
 
-func (r *viewer) everything() { r.view = view{input: nil, clock: true} }
+func (r *viewer) everything() { r.view.input, r.view.clock = nil, true }
 
 // terms looks at every reference and variable in x, a node of Rego's syntax. It
 // returns the rules that the references can come to.
@@ -194,6 +198,9 @@ func (r *viewer) terms(x any) (reached []*ast.Rule) {
 		case ast.Var:
 			if v.Equal(inputVar) {
 				r.everything()
+			}
+			if v.Equal(dataVar) {
+				r.view.references = true
 			}
 		case ast.Ref:
 			r.ref(v)
@@ -213,6 +220,9 @@ func (r *viewer) terms(x any) (reached []*ast.Rule) {
 
 // ref selects what a reference names of the input.
 func (r *viewer) ref(ref ast.Ref) {
+	if ref[0].Equal(ast.DefaultRootDocument) && mayBeReferences(ref) {
+		r.view.references = true
+	}
 	if !ref[0].Equal(ast.InputRootDocument) {
 		return
 	}
@@ -231,6 +241,15 @@ func (r *viewer) ref(ref ast.Ref) {
 		r.everything()
 	}
 	r.view.input = r.view.input.with(path)
+}
+
+// mayBeReferences: ref, into data, may come to reference values.
+func mayBeReferences(ref ast.Ref) bool {
+	if len(ref) == 1 {
+		return true
+	}
+	name, ok := ref[1].Value.(ast.String)
+	return !ok || name == "reference" || name == "reference_index"
 }
 
 // String lists what is seen of the input, for people.

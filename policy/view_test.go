@@ -175,7 +175,7 @@ func TestViewIsEnough(t *testing.T) {
 		}
 		sets = append(sets, s)
 	}
-	if err := e.SetReferences(sets); err != nil {
+	if err := e.SetReferences(sets, nil); err != nil {
 		t.Fatal(err)
 	}
 	s := e.inForce.Load()
@@ -284,7 +284,7 @@ func TestRemembered(t *testing.T) {
 	in := snpInput(t)
 	set := snpSet("fleet", in)
 	set.NotBefore, set.NotAfter = in.Time, in.Time.Add(time.Hour)
-	if err := e.SetReferences([]broker.ReferenceSet{set}); err != nil {
+	if err := e.SetReferences([]broker.ReferenceSet{set}, nil); err != nil {
 		t.Fatal(err)
 	}
 	ask := func(allow bool, entries int, change func(*broker.PolicyInput)) {
@@ -323,11 +323,11 @@ func TestRemembered(t *testing.T) {
 		t.Errorf("%d decisions anew, %d remembered", anew, remembered)
 	}
 
-	if err := e.SetReferences(nil); err != nil {
+	if err := e.SetReferences(nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	ask(false, 1, func(*broker.PolicyInput) {})
-	if err := e.SetReferences([]broker.ReferenceSet{set}); err != nil {
+	if err := e.SetReferences([]broker.ReferenceSet{set}, nil); err != nil {
 		t.Fatal(err)
 	}
 	ask(true, 1, func(*broker.PolicyInput) {})
@@ -344,7 +344,7 @@ func TestRemembered(t *testing.T) {
 func TestAskAlways(t *testing.T) {
 	e := newEngine(t, Config{Dir: "../examples/policies/disks", AskAlways: true})
 	in := snpInput(t)
-	if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}); err != nil {
+	if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
@@ -477,7 +477,7 @@ func TestOneHash(t *testing.T) {
 func TestConcurrentRecall(t *testing.T) {
 	e := newEngine(t, Config{Dir: "../examples/policies/disks"})
 	in := snpInput(t)
-	if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}); err != nil {
+	if err := e.SetReferences([]broker.ReferenceSet{snpSet("fleet", in)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup

@@ -4,10 +4,12 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"encoding/json"
+	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,11 +18,14 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/seal"
+	"github.com/claviger/claviger/broker/strictjson"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
@@ -31,9 +36,11 @@ type Device interface {
 
 // Config of a Client.
 type Config struct {
-	Address  string      // host:port of the broker, or of several with the same identity, separated by commas
-	TLS      *tls.Config // roots to verify the server with; required
-	Identity []byte      // the broker's pinned identity (SubjectPublicKeyInfo, DER); required
+	Address string      // host:port of the broker, or of several with the same identity, separated by commas
+	TLS     *tls.Config // roots to verify the server with; required
+	// Roots, if not nil, is asked for the roots at each connection, in place of those in TLS.
+	Roots    func() *x509.CertPool
+	Identity []byte // the broker's pinned identity (SubjectPublicKeyInfo, DER); required
 	Device   Device
 	// Devices are others whose evidence goes with Device's, which vouches for it.
 	Devices []Device
@@ -43,6 +50,11 @@ type Config struct {
 	Skew time.Duration // how far this clock may be off; 0: 5 minutes
 	// Resolver looks names up; nil: the system's.
 	Resolver *net.Resolver
+	// Pin, if not nil, is asked for the pinned identity in place of Identity whenever a broker is about to be asked:
+	// it may have changed.
+	Pin func() ([]byte, error)
+	// Trouble is told, once per change, why Watch is not up to date, and nil when it is again. It may be nil.
+	Trouble func(err error)
 	// Logf is told about retries; may be nil.
 	Logf func(format string, args ...any)
 	// Missing says what the machine lacks to reach a broker, or "". It is told why the last connection failed, or nil,
@@ -69,6 +81,7 @@ var (
 
 // Client asks a broker, or another one of its cluster while that fails.
 type Client struct {
+	devices []hasty // the machine's own first
 	cfg     Config
 	brokers *brokers
 }
@@ -78,7 +91,7 @@ func New(cfg Config) (*Client, error) {
 	switch {
 	case cfg.TLS == nil:
 		return nil, errors.New("agent: no TLS configuration")
-	case len(cfg.Identity) == 0:
+	case len(cfg.Identity) == 0 && cfg.Pin == nil:
 		return nil, errors.New("agent: no pinned broker identity")
 	case cfg.Device == nil:
 		return nil, errors.New("agent: no device to make evidence with")
@@ -103,11 +116,27 @@ func New(cfg Config) (*Client, error) {
 	}
 	t := cfg.TLS.Clone()
 	t.MinVersion, t.Time = tls.VersionTLS13, cfg.Now
-	b, err := connect(cfg.Address, t, cfg.Resolver)
+	b, err := connect(cfg.Address, t, cfg.Roots, cfg.Resolver)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{cfg: cfg, brokers: b}, nil
+	c := &Client{cfg: cfg, brokers: b, devices: []hasty{newHasty(cfg.Device)}}
+	for _, d := range cfg.Devices {
+		c.devices = append(c.devices, newHasty(d))
+	}
+	return c, nil
+}
+
+// pin is the identity that replies are to be signed by.
+func (c *Client) pin() ([]byte, error) {
+	if c.cfg.Pin == nil {
+		return c.cfg.Identity, nil
+	}
+	id, err := c.cfg.Pin()
+	if err != nil {
+		return nil, permanent{fmt.Errorf("pinned identity: %w", err)}
+	}
+	return id, nil
 }
 
 // Close ends the connections.
@@ -152,10 +181,8 @@ func (c *Client) Get(ctx context.Context, resources ...string) ([]Secret, Receip
 // ctx ends. A new key, nonce and evidence are made for every attempt.
 // inputs is what to send with a resource (a CSR, a ciphertext), by resource; the evidence binds it.
 func (c *Client) GetWith(ctx context.Context, inputs map[string][]byte, resources ...string) ([]Secret, Receipt, error) {
-	for r := range inputs {
-		if !slices.Contains(resources, r) {
-			return nil, Receipt{}, fmt.Errorf("agent: input for %q, which is not asked for", r)
-		}
+	if err := checkInputs(resources, inputs); err != nil {
+		return nil, Receipt{}, err
 	}
 	last := errors.New("a broker asked to be left alone for longer")
 	c.cfg.Missing(nil)
@@ -202,7 +229,11 @@ func (c *Client) explain(e *endpoint, err error) error {
 func (c *Client) once(ctx context.Context, e *endpoint, resources []string, inputs map[string][]byte) ([]Secret, Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	ch, err := e.challenge(ctx)
+	identity, err := c.pin()
+	if err != nil {
+		return nil, Receipt{}, err
+	}
+	ch, err := e.challenge(ctx, identity)
 	if err != nil {
 		return nil, Receipt{}, err
 	}
@@ -214,21 +245,9 @@ func (c *Client) once(ctx context.Context, e *endpoint, resources []string, inpu
 	}
 	// The broker's id comes from the pin, never from the wire: evidence made here is of no use to another broker.
 	offered := []string{string(c.cfg.Suite)}
-	var bound [][]byte
-	var sent []*pb.ResourceInput
-	for _, r := range resources {
-		if len(inputs) > 0 {
-			bound = append(bound, inputs[r])
-		}
-		if in := inputs[r]; len(in) > 0 {
-			sent = append(sent, &pb.ResourceInput{Resource: r, Input: in})
-		}
-	}
-	if sent == nil {
-		bound = nil
-	}
-	ev, err := c.evidence(ctx, e, attest.Transcript{
-		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(c.cfg.Identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(),
+	bound, sent := withInputs(resources, inputs)
+	ev, whole, err := c.evidence(ctx, e, attest.PurposeRelease, attest.Transcript{
+		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(identity), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(),
 		OfferedSuites: offered, Resources: resources, Inputs: bound,
 	})
 	if err != nil {
@@ -236,19 +255,24 @@ func (c *Client) once(ctx context.Context, e *endpoint, resources []string, inpu
 	}
 	asking, stop := context.WithTimeout(ctx, c.brokers.patience)
 	defer stop()
+	var trailer metadata.MD
 	resp, err := e.rpc.Release(asking, &pb.ReleaseRequest{
 		Nonce: ch.GetNonce(), KeyAlgorithm: string(c.cfg.Suite), PublicKey: key.Public(), OfferedSuites: offered, Resources: resources,
 		Evidence: ev,
 		Inputs:   sent,
-	})
-	if err != nil {
+	}, grpc.Trailer(&trailer))
+	if status.Code(err) == codes.PermissionDenied {
+		return nil, Receipt{}, permanent{denied(identity, trailer, whole)}
+	} else if err != nil {
 		return nil, Receipt{}, fmt.Errorf("release: %w", err)
 	}
-	secrets, err := c.open(key, ch.GetNonce(), resources, resp)
-	if err != nil {
+	secrets, err := c.open(key, identity, ch.GetNonce(), resources, resp)
+	if errors.Is(err, seal.ErrTime) {
+		return nil, Receipt{}, permanent{err}
+	} else if err != nil {
 		return nil, Receipt{}, permanent{fmt.Errorf("%w: %w", ErrNotOurBroker, err)}
 	}
-	receipt, err := c.receipt(resp.GetReceipt(), secrets[0].decision)
+	receipt, err := receiptBy(identity, resp.GetReceipt(), secrets[0].decision)
 	if err != nil {
 		for i := range secrets {
 			secrets[i].Wipe()
@@ -258,16 +282,51 @@ func (c *Client) once(ctx context.Context, e *endpoint, resources []string, inpu
 	return secrets, receipt, nil
 }
 
-// challenge asks for a nonce. That is quick, or the broker is of no use.
-func (e *endpoint) challenge(ctx context.Context) (*pb.ChallengeResponse, error) {
+// checkInputs refuses one for a resource that is not asked for.
+func checkInputs(resources []string, inputs map[string][]byte) error {
+	for r := range inputs {
+		if !slices.Contains(resources, r) {
+			return fmt.Errorf("agent: input for %q, which is not asked for", r)
+		}
+	}
+	return nil
+}
+
+// withInputs is what evidence binds of the inputs, and how they are sent; nil if there is none.
+func withInputs(resources []string, inputs map[string][]byte) (bound [][]byte, sent []*pb.ResourceInput) {
+	for _, r := range resources {
+		in := inputs[r]
+		bound = append(bound, in)
+		if len(in) > 0 {
+			sent = append(sent, &pb.ResourceInput{Resource: r, Input: in})
+		}
+	}
+	if sent == nil {
+		return nil, nil
+	}
+	return bound, sent
+}
+
+// challenge asks for a nonce. That is quick, or the broker is of no use. Both
+// sides say which identity they mean: it proves nothing, and tells people of a
+// wrong pin what would otherwise be a denial without a reason.
+func (e *endpoint) challenge(ctx context.Context, identity []byte) (*pb.ChallengeResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	pinned := sha256.Sum256(identity)
+	ctx = metadata.AppendToOutgoingContext(ctx, "claviger-broker-id", hex.EncodeToString(pinned[:]))
 	ch, err := e.rpc.Challenge(ctx, &pb.ChallengeRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask for a challenge: %w", err)
 	}
+	if id := ch.GetBrokerId(); len(id) > 0 && !bytes.Equal(id, pinned[:]) {
+		return nil, permanent{fmt.Errorf("%w: it says that its id is %x, and the identity pinned here has the id %x: the pin is wrong, or this is another broker", ErrNotOurBroker, short(id), pinned)}
+	}
 	return ch, nil
 }
+
+// short bounds what is shown of an id.
+func short(id []byte) []byte { return id[:min(len(id), sha256.Size)] }
 
 // Activated is a device whose key the broker has to be shown first: a TPM.
 type Activated interface {
@@ -275,37 +334,44 @@ type Activated interface {
 }
 
 // evidence has the devices sign the transcript, and the first one sign what the others made.
-func (c *Client) evidence(ctx context.Context, e *endpoint, t attest.Transcript) ([]*pb.Evidence, error) {
-	parts := []*pb.Evidence{nil}
-	sign := func(d Device, t attest.Transcript) (attest.Evidence, *pb.Evidence, error) {
+func (c *Client) evidence(ctx context.Context, e *endpoint, p attest.Purpose, t attest.Transcript) (parts []*pb.Evidence, whole [32]byte, err error) {
+	parts = []*pb.Evidence{nil}
+	all := []attest.Evidence{{}}
+	sign := func(d hasty, t attest.Transcript) (attest.Evidence, *pb.Evidence, error) {
 		ev, err := e.sign(ctx, d, t)
 		return ev, &pb.Evidence{Type: string(ev.Type), Report: ev.Report, Endorsements: ev.Endorsements, EventLog: ev.EventLog}, err
 	}
-	for _, d := range c.cfg.Devices {
+	for _, d := range c.devices[1:] {
 		ev, part, err := sign(d, t.Alone())
 		if err != nil {
-			return nil, err
+			return nil, whole, err
 		}
-		t.Devices, parts = append(t.Devices, ev.Digest()), append(parts, part)
+		t.Devices, parts, all = append(t.Devices, ev.Digest()), append(parts, part), append(all, ev)
 	}
-	_, first, err := sign(c.cfg.Device, t)
-	parts[0] = first
-	return parts, err
+	if all[0], parts[0], err = sign(c.devices[0], t); err != nil {
+		return nil, whole, err
+	}
+	return parts, t.Whole(p, all...), nil
 }
 
 // sign has a device sign a transcript.
-func (e *endpoint) sign(ctx context.Context, d Device, t attest.Transcript) (attest.Evidence, error) {
-	if a, ok := d.(Activated); ok {
-		if err := a.Activate(ctx, e.activateTPM); err != nil {
-			if _, ok := status.FromError(err); ok {
-				return attest.Evidence{}, err // another attempt may help
-			}
-			return attest.Evidence{}, permanent{fmt.Errorf("make evidence: %w", err)}
+func (e *endpoint) sign(ctx context.Context, d hasty, t attest.Transcript) (attest.Evidence, error) {
+	failed := func(err error) error {
+		if _, ok := status.FromError(err); ok {
+			return err // another attempt may help
 		}
+		err = fmt.Errorf("make evidence: %w", err)
+		if ctx.Err() != nil {
+			return err // here, too
+		}
+		return permanent{err}
+	}
+	if err := d.activate(ctx, e.activateTPM); err != nil {
+		return attest.Evidence{}, failed(err)
 	}
 	ev, err := d.Evidence(ctx, t)
 	if err != nil {
-		return attest.Evidence{}, permanent{fmt.Errorf("make evidence: %w", err)}
+		return attest.Evidence{}, failed(err)
 	}
 	return ev, nil
 }
@@ -322,14 +388,14 @@ func (e *endpoint) activateTPM(ctx context.Context, a attest.TPMActivation) (att
 	}, nil
 }
 
-func (c *Client) open(key *seal.PrivateKey, nonce []byte, resources []string, resp *pb.ReleaseResponse) ([]Secret, error) {
+func (c *Client) open(key *seal.PrivateKey, identity, nonce []byte, resources []string, resp *pb.ReleaseResponse) ([]Secret, error) {
 	if len(resp.GetSecrets()) != len(resources) {
 		return nil, fmt.Errorf("asked for %d secrets, got %d", len(resources), len(resp.GetSecrets()))
 	}
 	var out []Secret
 	for i, want := range resources {
 		st, err := seal.Open(key, resp.GetSecrets()[i].GetJwe(), seal.Expect{
-			Identity: c.cfg.Identity, Resource: want, Nonce: nonce, Now: c.cfg.Now(), Skew: c.cfg.Skew,
+			Identity: identity, Resource: want, Nonce: nonce, Now: c.cfg.Now(), Skew: c.cfg.Skew,
 		})
 		if err != nil {
 			for j := range out {
@@ -360,13 +426,14 @@ type promise struct {
 	LeafHash string `json:"leaf_hash"`
 }
 
-func (c *Client) receipt(r *pb.Receipt, decision string) (Receipt, error) {
-	payload, err := seal.Verify(c.cfg.Identity, seal.TypeReceipt, r.GetPromise())
+// receiptBy is the receipt, if the identity signed it and it is for the decision.
+func receiptBy(identity []byte, r *pb.Receipt, decision string) (Receipt, error) {
+	payload, err := seal.Verify(identity, seal.TypeReceipt, r.GetPromise())
 	if err != nil {
 		return Receipt{}, err
 	}
 	var p promise
-	if err := json.Unmarshal(payload, &p); err != nil {
+	if err := strictjson.Unmarshal(payload, &p); err != nil {
 		return Receipt{}, fmt.Errorf("decode: %w", err)
 	}
 	leaf, err := seal.Decode(p.LeafHash)
@@ -380,7 +447,7 @@ func (c *Client) receipt(r *pb.Receipt, decision string) (Receipt, error) {
 	if p.Index != r.GetLogIndex() {
 		return Receipt{}, errors.New("signed index differs from the one beside it")
 	}
-	return Receipt{Promise: r.GetPromise(), Identity: c.cfg.Identity, LogIndex: p.Index, LeafHash: leaf, Log: p.Log}, nil
+	return Receipt{Promise: r.GetPromise(), Identity: identity, LogIndex: p.Index, LeafHash: leaf, Log: p.Log}, nil
 }
 
 // Prove fetches the inclusion proof for a receipt, waiting until it is
@@ -407,12 +474,50 @@ type permanent struct{ error }
 
 func (p permanent) Unwrap() error { return p.error }
 
+// denied is ErrDenied; of a denial that the pinned broker signed for one of the requests
+// (attest.Transcript.Whole), with the id of its record.
+func denied(identity []byte, trailer metadata.MD, requests ...[32]byte) error {
+	var id string
+	for _, statement := range trailer.Get("claviger-denial") {
+		payload, err := seal.Verify(identity, seal.TypeDenial, statement)
+		if err != nil {
+			continue
+		}
+		var d struct {
+			Issuer   string `json:"iss"`
+			ID       string `json:"jti"`
+			Request  string `json:"request"`
+			IssuedAt int64  `json:"iat"`
+		}
+		if err := strictjson.Unmarshal(payload, &d); err != nil {
+			continue
+		}
+		request, err := seal.Decode(d.Request)
+		if err == nil && slices.ContainsFunc(requests, func(r [32]byte) bool { return bytes.Equal(r[:], request) }) {
+			id = d.ID
+		}
+	}
+	return deniedError{id}
+}
+
+// deniedError is ErrDenied; without an id nobody knows whether the pinned broker said so.
+type deniedError struct{ id string }
+
+func (d deniedError) Error() string {
+	if d.id == "" {
+		return ErrDenied.Error()
+	}
+	return fmt.Sprintf("%v under id %s: claviger audit tail --id %s", ErrDenied, d.id, d.id)
+}
+
+func (deniedError) Unwrap() error { return ErrDenied }
+
 // final turns a status into an error that a person at a console understands.
 func final(err error) error {
 	switch s := status.Convert(err); s.Code() {
 	case codes.PermissionDenied:
 		return ErrDenied
-	case codes.InvalidArgument, codes.Unimplemented:
+	case codes.InvalidArgument, codes.Unimplemented, codes.OutOfRange:
 		return fmt.Errorf("%w: %s", ErrRefused, s.Message())
 	}
 	return err
@@ -423,22 +528,19 @@ const (
 	maxWait   = 15 * time.Second
 )
 
-// backoff says whether and when to try again: exponentially, and not before the
+// backoff says when to try again, and whether that may help a single request: exponentially, and not before the
 // server asks for, with jitter so that a fleet does not come back in step.
 func backoff(err error, attempt int) (time.Duration, bool) {
-	if _, ok := errors.AsType[permanent](err); ok {
-		return 0, false
-	}
+	_, fixed := errors.AsType[permanent](err)
 	s, ok := status.FromError(err)
 	if !ok {
 		s = status.FromContextError(err)
 	}
 	switch s.Code() {
-	case codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented, codes.Unauthenticated:
-		return 0, false
+	case codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented, codes.Unauthenticated, codes.OutOfRange:
+		fixed = true
 	}
-	wait := min(firstWait<<min(attempt, 10), maxWait)
-	wait = wait/2 + rand.N(wait)
+	wait := pause(attempt, firstWait, maxWait)
 	for _, d := range s.Details() {
 		if r, ok := d.(*errdetails.RetryInfo); ok {
 			if asked := min(r.GetRetryDelay().AsDuration(), time.Minute); asked > 0 {
@@ -446,7 +548,13 @@ func backoff(err error, attempt int) (time.Duration, bool) {
 			}
 		}
 	}
-	return wait, true
+	return wait, !fixed
+}
+
+// pause doubles from first to longest, with jitter.
+func pause(attempt int, first, longest time.Duration) time.Duration {
+	wait := min(first<<min(attempt, 10), longest)
+	return wait/2 + rand.N(wait)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

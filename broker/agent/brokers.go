@@ -16,7 +16,9 @@ import (
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 
+	"github.com/claviger/claviger/broker/reread"
 	"github.com/claviger/claviger/broker/seal"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
@@ -44,22 +46,34 @@ const (
 	connectTimeout = 5 * time.Second
 	onePatience    = 30 * time.Second // where there is no other broker
 	manyPatience   = 15 * time.Second
+	pingAfter      = 15 * time.Second // the broker allows one every 10 s
+	pingTimeout    = 8 * time.Second
 )
 
 // connect makes clients for addresses, separated by commas. A fleet starts at
 // different ones, so that they share the load.
-func connect(addresses string, cfg *tls.Config, r *net.Resolver) (*brokers, error) {
+func connect(addresses string, cfg *tls.Config, roots func() *x509.CertPool, r *net.Resolver) (*brokers, error) {
 	b := &brokers{patience: onePatience}
 	for a := range strings.SplitSeq(addresses, ",") {
 		a = strings.TrimSpace(a)
-		if _, _, err := net.SplitHostPort(a); err != nil {
+		host, _, err := net.SplitHostPort(a)
+		if err != nil {
 			_ = b.close()
-			return nil, fmt.Errorf("agent: broker %q is not host:port", a)
+			return nil, fmt.Errorf("agent: broker %q is not host:port (an IPv6 address stands in brackets: [::1]:7443)", a)
+		}
+		cfg := cfg.Clone()
+		if ip, _, ok := strings.Cut(host, "%"); ok && cfg.ServerName == "" {
+			cfg.ServerName = ip // a zone is this machine's, and in nobody's certificate
+		}
+		creds := credentials.NewTLS(cfg)
+		if roots != nil {
+			creds = reread.Credentials(cfg, roots)
 		}
 		e := &endpoint{address: a, last: &lastError{}}
 		dialer := net.Dialer{Resolver: r, Timeout: connectTimeout}
 		// The name is looked up at each connection: at boot the first answer may be that there is no network yet.
-		conn, err := grpc.NewClient("passthrough:///"+a, grpc.WithTransportCredentials(&handshakes{credentials.NewTLS(cfg), e.last}),
+		// The target is a URL, in which the % before the zone of an IPv6 address has a meaning.
+		conn, err := grpc.NewClient("passthrough:///"+strings.ReplaceAll(a, "%", "%25"), grpc.WithTransportCredentials(&handshakes{creds, e.last}),
 			grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 				c, err := dialer.DialContext(ctx, "tcp", addr)
 				if err != nil {
@@ -71,6 +85,8 @@ func connect(addresses string, cfg *tls.Config, r *net.Resolver) (*brokers, erro
 				Backoff:           grpcbackoff.Config{BaseDelay: firstWait, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 3 * time.Second},
 				MinConnectTimeout: connectTimeout,
 			}),
+			// A peer that froze keeps its TCP connection: it is noticed by its silence.
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16*seal.MaxJWE+1<<20)))
 		if err != nil {
 			_ = b.close()

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -167,5 +168,39 @@ func TestMissing(t *testing.T) {
 	}
 	if n < 2 {
 		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestZone: an IPv6 address may have a zone, which the broker's certificate does not name.
+func TestZone(t *testing.T) {
+	b := brokertest.Start(t, nil)
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skipf("no IPv6 here: %v", err)
+	}
+	t.Cleanup(func() { l.Close() })
+	addr, _, _ := b.Server.Addresses()
+	go func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", addr)
+			if err != nil {
+				from.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(to, from); to.Close() }()
+			go func() { _, _ = io.Copy(from, to); from.Close() }()
+		}
+	}()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := client(t, b, func(cfg *agent.Config) { cfg.Address = "[::1%lo]:" + port })
+	if _, _, err := c.Get(t.Context(), "disks/vm-1"); err != nil {
+		t.Error(err)
 	}
 }

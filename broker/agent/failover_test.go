@@ -58,6 +58,19 @@ func (f *failing) times() []time.Time {
 // cluster serves all at addresses of their own, and returns a client of them that starts with the first.
 func cluster(t *testing.T, servers ...*failing) *Client {
 	t.Helper()
+	var all []pb.KeyBrokerServer
+	for _, f := range servers {
+		all = append(all, f)
+	}
+	c := clusterOf(t, all...)
+	for i, e := range c.brokers.list {
+		servers[i].address = e.address
+	}
+	return c
+}
+
+func clusterOf(t *testing.T, servers ...pb.KeyBrokerServer) *Client {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -85,10 +98,10 @@ func cluster(t *testing.T, servers ...*failing) *Client {
 		pb.RegisterKeyBrokerServer(s, f)
 		go func() { _ = s.Serve(l) }()
 		t.Cleanup(s.Stop)
-		if f.address = l.Addr().String(); i > 0 {
+		if i > 0 {
 			list += ","
 		}
-		list += f.address
+		list += l.Addr().String()
 	}
 	c, err := New(Config{Address: list, TLS: &tls.Config{RootCAs: roots}, Identity: []byte{1}, Device: noDevice{}, Logf: t.Logf})
 	if err != nil {

@@ -55,7 +55,7 @@ func TestWatcherOpens(t *testing.T) {
 		return &pb.SecretVersion{Secret: &pb.WrappedSecret{Resource: resource, Jwe: jwe}, Receipt: &pb.Receipt{Promise: string(jws), LogIndex: 3}}
 	}
 	c := &Client{cfg: Config{Identity: id.PublicKey(), Device: noDevice{}, Now: time.Now, Skew: time.Minute}}
-	w := &watcher{c: c, key: key, resources: []string{"db/orders"}, nonce: nonce, sequence: 4}
+	w := &watcher{c: c, key: key, identity: id.PublicKey(), resources: []string{"db/orders"}, session: "s", nonce: nonce, sequence: 4}
 	other, err := seal.NewIdentity()
 	if err != nil {
 		t.Fatal(err)
@@ -81,5 +81,30 @@ func TestWatcherOpens(t *testing.T) {
 	s, err := w.open(version(id, "db/orders", nonce, 5))
 	if err != nil || string(s.Value) != "s" || s.Version != "8" || w.sequence != 5 {
 		t.Errorf("%+v %v", s, err)
+	}
+
+	// A new session, of which anybody on the way can tell, counts from 1 for new evidence only.
+	if err := w.started("another", nonce); err == nil || w.sequence != 5 {
+		t.Errorf("a session for old evidence: %v, sequence %d", err, w.sequence)
+	}
+	if err := w.started("another", nil); err == nil {
+		t.Error("a session that nobody asked for")
+	}
+	fresh := []byte("the nonce of new evidence")
+	if err := w.started("another", fresh); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.open(version(id, "db/orders", nonce, 6)); err == nil {
+		t.Error("a version of the session before is accepted in the new one")
+	}
+	if _, err := w.open(version(id, "db/orders", fresh, 1)); err != nil {
+		t.Errorf("the first version of a new session: %v", err)
+	}
+	if _, err := w.open(version(id, "db/orders", fresh, 1)); err == nil {
+		t.Error("it is accepted twice")
+	}
+	// Within a session the sequence goes on, with new evidence too.
+	if err := w.started("another", []byte("a third nonce")); err != nil || w.sequence != 1 {
+		t.Errorf("%v, sequence %d", err, w.sequence)
 	}
 }

@@ -161,17 +161,19 @@ func TestParseEndorsements(t *testing.T) {
 		t.Fatal(err2)
 	}
 	for want, b := range map[string][]byte{
-		"[0].instance_id":         list(map[string]string{"instance_id": instance[2:], "key": key}),
-		"[1].implementation_id":   list(both, map[string]string{"implementation_id": "xy", "key": key}),
-		"[0].key: not one public": list(map[string]string{"instance_id": instance}),
-		"[0].key: not one":        list(map[string]string{"instance_id": instance, "key": key + key}),
-		"[0].key: asn1":           list(map[string]string{"instance_id": instance, "key": strings.ReplaceAll(key, "MFkw", "MFkx")}),
-		"[0].key: ed25519":        list(map[string]string{"instance_id": instance, "key": encodePEM(t, public.Public())}),
-		"[0]: neither":            list(map[string]string{"key": key}),
-		"[1]: a second key":       list(both, both),
-		"unknown field":           []byte(`[{"pkey": ""}]`),
-		"data after the list":     append(list(both), "[]"...),
-		"cannot unmarshal":        []byte(`{}`),
+		"[0].instance_id":             list(map[string]string{"instance_id": instance[2:], "key": key}),
+		"[1].implementation_id":       list(both, map[string]string{"implementation_id": "xy", "key": key}),
+		"[0].key: not one public":     list(map[string]string{"instance_id": instance}),
+		"[0].key: not one":            list(map[string]string{"instance_id": instance, "key": key + key}),
+		"[0].key: asn1":               list(map[string]string{"instance_id": instance, "key": strings.ReplaceAll(key, "MFkw", "MFkx")}),
+		"[0].key: its key is Ed25519": list(map[string]string{"instance_id": instance, "key": encodePEM(t, public.Public())}),
+		"[0]: neither":                list(map[string]string{"key": key}),
+		"[1]: a second key":           list(both, both),
+		`"pkey" is unknown`:           []byte(`[{"pkey": ""}]`),
+		`"Key" is not "key"`:          []byte(`[{"Key": ""}]`),
+		`"key" occurs twice`:          []byte(`[{"key": "", "k\u0065y": ""}]`),
+		"after top-level value":       append(list(both), "[]"...),
+		"cannot unmarshal":            []byte(`{}`),
 	} {
 		if _, err := ParseEndorsements(b); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)

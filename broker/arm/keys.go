@@ -1,18 +1,14 @@
 package arm
 
 import (
-	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"io"
+	"github.com/claviger/claviger/broker/certs"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // Endorsement is somebody's word that a key is that of a device, or of all
@@ -33,13 +29,8 @@ func ParseEndorsements(b []byte) ([]Endorsement, error) {
 		ImplementationID string `json:"implementation_id"`
 		Key              string `json:"key"`
 	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&list); err != nil {
+	if err := strictjson.UnmarshalKnown(b, &list); err != nil {
 		return nil, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("data after the list")
 	}
 	var out []Endorsement
 	for i, e := range list {
@@ -51,11 +42,11 @@ func ParseEndorsements(b []byte) ([]Endorsement, error) {
 		if err != nil {
 			return nil, fmt.Errorf("[%d].implementation_id: %w", i, err)
 		}
-		block, rest := pem.Decode([]byte(e.Key))
-		if block == nil || len(bytes.TrimSpace(rest)) > 0 {
-			return nil, fmt.Errorf("[%d].key: not one public key in PEM", i)
+		der, err := pemfile.One([]byte(e.Key), "PUBLIC KEY")
+		if err != nil {
+			return nil, fmt.Errorf("[%d].key: not one public key in PEM: %w", i, err)
 		}
-		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		key, err := x509.ParsePKIXPublicKey(der)
 		if err != nil {
 			return nil, fmt.Errorf("[%d].key: %w", i, err)
 		}
@@ -103,10 +94,8 @@ type Key struct {
 func NewEndorsements(list, test []Endorsement) (Endorsements, error) {
 	e := Endorsements{keys: map[ids]Key{}}
 	for i, x := range append(list[:len(list):len(list)], test...) {
-		switch k := x.Key.(type) {
-		case *ecdsa.PublicKey, *rsa.PublicKey:
-		default:
-			return Endorsements{}, fmt.Errorf("[%d].key: %T, want ECDSA or RSA", i, k)
+		if err := certs.CheckKey(x.Key, certs.RSA, certs.P256, certs.P384, certs.P521); err != nil {
+			return Endorsements{}, fmt.Errorf("[%d].key: %w", i, err)
 		}
 		if len(x.InstanceID) == 0 && len(x.ImplementationID) == 0 {
 			return Endorsements{}, fmt.Errorf("[%d]: neither instance_id nor implementation_id", i)

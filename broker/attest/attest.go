@@ -84,6 +84,11 @@ const (
 	TCBUnknown                = "Unknown" // the vendor publishes no status (SNP): compare the version with a reference value
 )
 
+// TCBStatuses are all of them.
+var TCBStatuses = []string{
+	TCBUpToDate, TCBSWHardeningNeeded, TCBConfigurationNeeded, TCBConfigAndSWHardening, TCBOutOfDate, TCBOutOfDateConfiguration, TCBRevoked, TCBUnknown,
+}
+
 // TCB is the state of the platform's trusted computing base.
 type TCB struct {
 	Status     string     `json:"status"`

@@ -12,12 +12,13 @@ type AzureReport struct {
 	// HCLReport is what the paravisor left in the vTPM's NV index 0x01400001
 	// ("HCLA", at most 4 KiB): for SNP it holds the hardware report, and for
 	// both types the runtime data that the hardware report covers.
-	HCLReport []byte `json:"hcl_report"`
-	TDQuote   []byte `json:"td_quote,omitempty"` // for TDX: the quote made of the HCL report's TDREPORT
-	Quote     []byte `json:"quote"`              // TPMS_ATTEST of TPM2_Quote by key 0x81000003; extraData is the SHA-256 binding digest
-	Signature []byte `json:"signature"`          // TPMT_SIGNATURE
-	PCRs      []PCR  `json:"pcrs"`               // as in TPMReport
-	Cmdline   string `json:"cmdline,omitempty"`  // as in TPMReport
+	HCLReport  []byte `json:"hcl_report"`
+	TDQuote    []byte `json:"td_quote,omitempty"`    // for TDX: the quote made of the HCL report's TDREPORT
+	Quote      []byte `json:"quote"`                 // TPMS_ATTEST of TPM2_Quote by key 0x81000003; extraData is the SHA-256 binding digest
+	Signature  []byte `json:"signature"`             // TPMT_SIGNATURE
+	PCRs       []PCR  `json:"pcrs"`                  // as in TPMReport
+	Cmdline    string `json:"cmdline,omitempty"`     // as in TPMReport
+	SystemdLog []byte `json:"systemd_log,omitempty"` // as in TPMReport
 }
 
 // Encode is the JSON form.
@@ -35,6 +36,7 @@ func DecodeAzureReport(b []byte) (AzureReport, error) {
 		length{"quote", len(r.Quote), 1, maxQuote},
 		length{"signature", len(r.Signature), 1, maxQuoteSignature},
 		length{"cmdline", len(r.Cmdline), 0, maxCmdline},
+		length{"systemd_log", len(r.SystemdLog), 0, MaxSystemdLog},
 	)
 	if err != nil {
 		return AzureReport{}, fmt.Errorf("azure report: %w", err)

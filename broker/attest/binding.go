@@ -47,6 +47,37 @@ func (e Evidence) Digest() [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
+// Purpose is the call that a request is for.
+type Purpose string
+
+// Purposes.
+const (
+	PurposeRelease Purpose = "release"
+	PurposeAttest  Purpose = "attest"
+	PurposeWatch   Purpose = "watch"
+)
+
+const wholeLabel = "claviger/v1/whole"
+
+// Whole is the SHA-256 by which a denial names a request: the call, the
+// transcript (without devices, which follow), and all of the evidence, in order,
+// with the endorsements and logs that nothing signs. Whoever changes anything on
+// the way is denied something else.
+func (t Transcript) Whole(p Purpose, evidence ...Evidence) [32]byte {
+	bound := t.Alone().Digest32()
+	var list [][]byte
+	for _, e := range evidence {
+		d := e.Digest()
+		list = append(list, d[:])
+	}
+	h := sha256.New()
+	h.Write([]byte(wholeLabel))
+	writeLP(h, []byte(p))
+	writeLP(h, bound[:])
+	writeLP(h, encodeList(list))
+	return [32]byte(h.Sum(nil))
+}
+
 // Alone is the transcript without devices: what the evidence of each of them binds.
 func (t Transcript) Alone() Transcript {
 	t.Devices = nil

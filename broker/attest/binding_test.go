@@ -60,6 +60,24 @@ func TestEveryFieldIsBound(t *testing.T) {
 	}
 }
 
+// TestWholeFollowsSpecification builds the bytes that proto/README.md describes by hand.
+func TestWholeFollowsSpecification(t *testing.T) {
+	lp := func(b []byte) []byte { return append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...) }
+	cat := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	tr, evidence := transcript(), []Evidence{{Type: "a", Report: []byte("r"), Endorsements: []byte("e"), EventLog: []byte("l")}, {Type: "b", Report: []byte("s")}}
+	bound := tr.Digest32()
+	first := sha256.Sum256(cat([]byte("claviger/v1/evidence"), lp([]byte("a")), lp([]byte("r")), lp([]byte("e")), lp([]byte("l"))))
+	second := sha256.Sum256(cat([]byte("claviger/v1/evidence"), lp([]byte("b")), lp([]byte("s")), lp(nil), lp(nil)))
+	want := sha256.Sum256(cat([]byte("claviger/v1/whole"), lp([]byte("watch")), lp(bound[:]), lp(cat(lp(first[:]), lp(second[:])))))
+	if got := tr.Whole(PurposeWatch, evidence...); got != want {
+		t.Errorf("got %x, want %x", got, want)
+	}
+	tr.Devices = [][32]byte{second} // which follow in the list
+	if got := tr.Whole(PurposeWatch, evidence...); got != want {
+		t.Errorf("with devices: got %x, want %x", got, want)
+	}
+}
+
 func TestBindingCheck(t *testing.T) {
 	d := transcript().Digest64()
 	if ok, err := BindTo(transcript()).Check(d[:]); !ok || err != nil {

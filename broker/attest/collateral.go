@@ -36,7 +36,7 @@ type CollateralRef struct {
 	Key string
 }
 
-// CollateralItem is a piece of collateral as obtained: unverified. The verifier checks its signature.
+// CollateralItem is a piece of collateral as obtained. Whatever a source has checked, the verifier checks its signature.
 type CollateralItem struct {
 	Data        []byte
 	IssuerChain []byte    // PEM, where the service sends it beside the data (PCS headers); else nil
@@ -47,8 +47,9 @@ type CollateralItem struct {
 	Stale bool
 }
 
-// Collateral finds collateral. Get returns an *Error with ReasonCollateralMissing
-// or ReasonCollateralExpired. It is safe for concurrent use.
+// Collateral finds collateral. Get returns an *Error with ReasonCollateralMissing,
+// ReasonCollateralExpired, or ReasonCollateralInvalid if what there was is not
+// genuine. It is safe for concurrent use.
 type Collateral interface {
 	Get(ctx context.Context, ref CollateralRef) (CollateralItem, error)
 }

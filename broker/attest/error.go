@@ -36,6 +36,10 @@ func (e *Error) Error() string {
 	if e.Err == nil {
 		return fmt.Sprintf("%s: %s", e.Check, e.Reason)
 	}
+	// What only passes on another one with the same reason, as that of a source of collateral, says it once.
+	if in, ok := errors.AsType[*Error](e.Err); ok && in.Err != nil && in.Reason == e.Reason && e.Err.Error() == in.Error() {
+		return fmt.Sprintf("%s: %s: %v", e.Check, e.Reason, in.Err)
+	}
 	return fmt.Sprintf("%s: %s: %v", e.Check, e.Reason, e.Err)
 }
 

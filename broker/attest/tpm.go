@@ -1,12 +1,11 @@
 package attest
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"time"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // TPMReport is Evidence.Report of type "tpm": JSON, byte strings in standard
@@ -19,6 +18,9 @@ type TPMReport struct {
 	// Cmdline is what the guest says its kernel command line is; it becomes a
 	// claim only if the event log holds its digest.
 	Cmdline string `json:"cmdline,omitempty"`
+	// SystemdLog are the records of systemd's log (/run/log/systemd/tpm2-measure.log) about PCR 9; it too is
+	// believed only if the PCR bears it out.
+	SystemdLog []byte `json:"systemd_log,omitempty"`
 	// Ticket and Secret prove that the attestation key is in a TPM with a
 	// certified endorsement key (KeyBroker.ActivateTPM). Empty where
 	// Evidence.Endorsements holds a certificate of the attestation key.
@@ -39,6 +41,9 @@ const (
 	maxCmdline        = 8 << 10
 )
 
+// MaxSystemdLog bounds TPMReport.SystemdLog. A guest sends no longer one.
+const MaxSystemdLog = 16 << 10
+
 // Encode is the JSON form.
 func (r TPMReport) Encode() ([]byte, error) { return json.Marshal(r) }
 
@@ -53,6 +58,7 @@ func DecodeTPMReport(b []byte) (TPMReport, error) {
 		length{"signature", len(r.Signature), 1, maxQuoteSignature},
 		length{"ak_public", len(r.AKPublic), 1, 2 << 10},
 		length{"cmdline", len(r.Cmdline), 0, maxCmdline},
+		length{"systemd_log", len(r.SystemdLog), 0, MaxSystemdLog},
 		length{"ticket", len(r.Ticket), 0, 4 << 10},
 		length{"secret", len(r.Secret), 0, 64},
 	)
@@ -64,15 +70,7 @@ func DecodeTPMReport(b []byte) (TPMReport, error) {
 
 // decodeStrict reads one JSON value into v, and nothing but it.
 func decodeStrict(b []byte, v any) error {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("data after its end")
-	}
-	return nil
+	return strictjson.UnmarshalKnown(b, v)
 }
 
 // length of a field, and what it may be.

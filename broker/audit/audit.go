@@ -4,11 +4,13 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"strings"
 	"sync/atomic"
@@ -200,12 +202,21 @@ type Entry struct {
 	Data  []byte // JSON of broker.Record
 }
 
-// Entries yields entries from index first on, up to the newest checkpoint.
+// Entries yields entries from index first on, up to the newest checkpoint. Of one that was pruned it yields fs.ErrNotExist.
 func (r *Reader) Entries(ctx context.Context, first uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		size, err := r.Size(ctx)
 		if err != nil {
 			yield(Entry{}, err)
+			return
+		}
+		kept, err := r.First(ctx)
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		if first < kept {
+			yield(Entry{}, fmt.Errorf("entry %d: its content was pruned: %w", first, fs.ErrNotExist))
 			return
 		}
 		for i := first; i < size; {
@@ -276,13 +287,18 @@ func VerifyProof(p Proof, verifierKey string) (uint64, error) {
 	return cp.Size, nil
 }
 
-// Verify checks the whole log: every entry, tile and the checkpoint's signature. It returns the number of entries.
+// Verify checks the whole log: every entry, tile and the checkpoint's signature. It returns the number of
+// entries. Of those before First it checks the hashes, which is all that is left of them.
 func (r *Reader) Verify(ctx context.Context) (uint64, error) {
 	size, err := r.Size(ctx)
 	if err != nil {
 		return 0, err
 	}
-	err = fsck.New(r.origin, r.verifier, r.files, leafHashes, fsck.Opts{N: 2}).Check(ctx)
+	pruned, err := r.First(ctx)
+	if err != nil {
+		return size, err
+	}
+	err = fsck.New(r.origin, r.verifier, prunedFiles{r.files, pruned}, leafHashes, fsck.Opts{N: 2}).Check(ctx)
 	if err != nil {
 		msg := err.Error()
 		if len(msg) > 300 { // fsck quotes whole tiles in hex
@@ -294,6 +310,13 @@ func (r *Reader) Verify(ctx context.Context) (uint64, error) {
 }
 
 func leafHashes(bundle []byte) ([][]byte, error) {
+	if hashes, ok := bytes.CutPrefix(bundle, []byte(hashesOnly)); ok {
+		var t api.HashTile
+		if err := t.UnmarshalText(hashes); err != nil {
+			return nil, fmt.Errorf("parse tile: %w", err)
+		}
+		return t.Nodes, nil
+	}
 	var b api.EntryBundle
 	if err := b.UnmarshalText(bundle); err != nil {
 		return nil, fmt.Errorf("parse entry bundle: %w", err)

@@ -65,6 +65,8 @@ func TestKinds(t *testing.T) {
 		c.Tokens = server.Tokens{Issuer: "https://" + tokens, Listen: tokens}
 		c.Catalog = append(c.Catalog,
 			server.Entry{Pattern: "kv/{name}", Source: "vault", Key: "db/{name}", Policy: "disks", Field: "*"},
+			server.Entry{Pattern: "short/{vm}", Source: "vault", Kind: "pki", Key: "workload", Policy: "disks", Options: map[string]string{"common_name": "{vm}.claviger.internal", "ttl": "6s"}},
+			server.Entry{Pattern: "capped/{vm}", Source: "vault", Kind: "pki", Key: "workload", Policy: "disks", TTL: server.Duration(2 * time.Minute), Options: map[string]string{"common_name": "{vm}.claviger.internal", "ttl": "1h"}},
 			server.Entry{Pattern: "certs/{vm}", Source: "vault", Kind: "pki", Key: "workload", Policy: "disks", Options: map[string]string{"common_name": "{vm}.claviger.internal"}},
 			server.Entry{Pattern: "decrypt/app", Source: "vault", Kind: "transit_decrypt", Key: "app", Policy: "disks"},
 			server.Entry{Pattern: "datakey/app", Source: "vault", Kind: "transit_datakey", Key: "app", Policy: "disks"},
@@ -114,6 +116,91 @@ func TestKinds(t *testing.T) {
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil || !cert.PublicKey.(*ecdsa.PublicKey).Equal(&k.PublicKey) || cert.Subject.CommonName != "vm-7.claviger.internal" {
 			t.Errorf("%v %v", cert.Subject, err)
+		}
+	})
+	t.Run("a certificate lives no longer than the catalog allows", func(t *testing.T) {
+		der, _ := csr(t, "vm-7.claviger.internal")
+		block, _ := pem.Decode(one(t, c, der, "capped/vm-7").Value)
+		if block == nil {
+			t.Fatal("no PEM")
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := time.Until(cert.NotAfter); left > 2*time.Minute+10*time.Second {
+			t.Errorf("it lives %s", left)
+		}
+	})
+	t.Run("names that are not what they look like", func(t *testing.T) {
+		for name, says := range map[string]string{"VM-7": "capital letters", "db.prod": "no DNS label", "-": "no DNS label"} {
+			der, _ := csr(t, name+".claviger.internal")
+			if _, _, err := c.GetWith(t.Context(), map[string][]byte{"certs/" + name: der}, "certs/"+name); !errors.Is(err, agent.ErrDenied) {
+				t.Errorf("%s: %v", name, err)
+			}
+			b.told(t, says)
+			b.told(t, "resource_name")
+		}
+	})
+	t.Run("a KV secret deleted with its history, and written again", func(t *testing.T) {
+		put := func(value string) {
+			w.do(t, http.MethodPost, "secret/data/db/again", map[string]any{"data": map[string]any{"password": value}}, new(any))
+		}
+		put("one")
+		g := watch(t, c, "kv/again")
+		if s := g.next(t, 20*time.Second); string(s.Value) != `{"password":"one"}` || s.Version != "1" {
+			t.Fatalf("%s, version %s", s.Value, s.Version)
+		}
+		w.do(t, http.MethodDelete, "secret/metadata/db/again", nil, new(any))
+		g.quiet(t, 3*time.Second)
+		put("two")
+		if s := g.next(t, 20*time.Second); string(s.Value) != `{"password":"two"}` || s.Version != "1" {
+			t.Errorf("%s, version %s", s.Value, s.Version)
+		}
+		g.quiet(t, 3*time.Second) // once is enough
+		h, err := b.Admin.ListHolders(t.Context(), &pb.ListHoldersRequest{Resource: "kv/again"})
+		if err != nil || h.GetCurrentVersion() != "1" || len(h.GetHolders()) != 1 || h.GetHolders()[0].GetVersion() != "1" {
+			t.Errorf("holders: %v, %v", h, err)
+		}
+	})
+	t.Run("a certificate that is renewed", func(t *testing.T) {
+		der, k := csr(t, "vm-7.claviger.internal")
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		serials := make(chan string, 10)
+		done := make(chan error, 1)
+		go func() {
+			inputs := func() (map[string][]byte, error) { return map[string][]byte{"short/vm-7": der}, nil }
+			done <- c.WatchWith(ctx, inputs, []string{"short/vm-7"}, func(_ context.Context, s agent.Secret) error {
+				block, _ := pem.Decode(s.Value)
+				if block == nil {
+					return fmt.Errorf("no PEM: %s", s.Value)
+				}
+				cert, err := x509.ParseCertificate(block.Bytes)
+				if err == nil && !cert.PublicKey.(*ecdsa.PublicKey).Equal(&k.PublicKey) {
+					err = errors.New("for another key")
+				}
+				if err == nil {
+					serials <- cert.SerialNumber.String()
+				}
+				return err
+			})
+		}()
+		seen := map[string]bool{}
+		for len(seen) < 2 {
+			select {
+			case s := <-serials:
+				seen[s] = true
+			case err := <-done:
+				t.Fatalf("the watch ended: %v", err)
+			case <-time.After(30 * time.Second):
+				t.Fatalf("certificates %v only", seen)
+			}
+		}
+		cancel()
+		<-done
+		if err := c.WatchWith(t.Context(), func() (map[string][]byte, error) { return map[string][]byte{"others": der}, nil }, []string{"short/vm-7"}, nil); err == nil {
+			t.Error("an input for what is not asked for is accepted")
 		}
 	})
 	t.Run("a certificate for somebody else", func(t *testing.T) {

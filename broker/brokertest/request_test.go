@@ -10,8 +10,8 @@ import (
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
-// releaseRequest makes a good request by hand, for tests that replay or change it.
-func releaseRequest(t *testing.T, b *Broker) *pb.ReleaseRequest {
+// releaseRequest makes a good request by hand, for tests that replay or change it; for db/orders if nothing else is named.
+func releaseRequest(t *testing.T, b *Broker, resources ...string) *pb.ReleaseRequest {
 	t.Helper()
 	ch, err := b.Workload.Challenge(t.Context(), &pb.ChallengeRequest{})
 	if err != nil {
@@ -21,7 +21,10 @@ func releaseRequest(t *testing.T, b *Broker) *pb.ReleaseRequest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	suites, resources := []string{string(seal.Hybrid)}, []string{"db/orders"}
+	if len(resources) == 0 {
+		resources = []string{"db/orders"}
+	}
+	suites := []string{string(seal.Hybrid)}
 	ev, err := b.Device(teesim.ReportOptions{}).Evidence(t.Context(), attest.Transcript{
 		Nonce: ch.GetNonce(), BrokerID: sha256.Sum256(b.Server.Identity()), KeyAlgorithm: suites[0], PublicKey: key.Public(),
 		OfferedSuites: suites, Resources: resources,

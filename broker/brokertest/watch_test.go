@@ -101,13 +101,16 @@ func (b *Broker) holders(t *testing.T, resource string) *pb.ListHoldersResponse 
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 200 {
-		if ok() {
-			return
+	awaited(t, 5*time.Second, what, ok)
+}
+
+func awaited(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(25 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", limit, what)
 		}
-		time.Sleep(25 * time.Millisecond)
 	}
-	t.Fatalf("never: %s", what)
 }
 
 // TestRotationReachesRunningWorkloads: the job of issue 3.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -65,43 +66,43 @@ func WriteBundle(path, folder string, key ed25519.PrivateKey) error {
 		return fmt.Errorf("pack %s: %w", folder, err)
 	}
 	sig := ed25519.Sign(key, append([]byte(bundleSigLabel), buf.Bytes()...))
-	if err := writeAtomic(path, buf.Bytes()); err != nil {
+	if err := writeFile(path, buf.Bytes()); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
-	if err := writeAtomic(path+bundleSuffix, []byte(base64.StdEncoding.EncodeToString(sig)+"\n")); err != nil {
+	if err := writeFile(path+bundleSuffix, []byte(base64.StdEncoding.EncodeToString(sig)+"\n")); err != nil {
 		return fmt.Errorf("write bundle signature: %w", err)
 	}
 	return nil
 }
 
 // ReadBundle verifies the signature before it unpacks anything.
-func ReadBundle(path string, key ed25519.PublicKey) (*Bundle, error) {
-	f, err := os.Open(path)
+func ReadBundle(file string, key ed25519.PublicKey) (*Bundle, error) {
+	f, err := os.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("open collateral bundle: %w", err)
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
 	if err != nil {
-		return nil, fmt.Errorf("read collateral bundle %s: %w", path, err)
+		return nil, fmt.Errorf("read collateral bundle %s: %w", file, err)
 	}
 	if len(raw) > maxBundle {
-		return nil, fmt.Errorf("read collateral bundle %s: more than %d bytes", path, maxBundle)
+		return nil, fmt.Errorf("read collateral bundle %s: more than %d bytes", file, maxBundle)
 	}
-	text, err := os.ReadFile(path + bundleSuffix)
+	text, err := os.ReadFile(file + bundleSuffix)
 	if err != nil {
 		return nil, fmt.Errorf("read collateral bundle's signature: %w", err)
 	}
 	sig, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(text)))
 	if err != nil || len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, append([]byte(bundleSigLabel), raw...), sig) {
-		return nil, fmt.Errorf("collateral bundle %s: signature does not verify", path)
+		return nil, fmt.Errorf("collateral bundle %s: signature does not verify", file)
 	}
 	zr, err := gzip.NewReader(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("unpack collateral bundle: %w", err)
 	}
 	b := &Bundle{items: map[string]attest.CollateralItem{}}
-	chains := map[string][]byte{}
+	chains, seen := map[string][]byte{}, map[string]bool{}
 	tr := tar.NewReader(io.LimitReader(zr, 4*maxBundle))
 	for {
 		h, err := tr.Next()
@@ -111,6 +112,11 @@ func ReadBundle(path string, key ed25519.PublicKey) (*Bundle, error) {
 		if err != nil {
 			return nil, fmt.Errorf("unpack collateral bundle: %w", err)
 		}
+		// Readers of tar differ in which of two entries counts, and in what a link or an odd path is.
+		if h.Typeflag != tar.TypeReg || path.Clean("/"+h.Name) != "/"+h.Name || seen[h.Name] {
+			return nil, fmt.Errorf("unpack collateral bundle: %q is no file, comes twice, or is an unusual path", h.Name)
+		}
+		seen[h.Name] = true
 		data, err := io.ReadAll(io.LimitReader(tr, maxPiece+1))
 		if err != nil || len(data) > maxPiece {
 			return nil, fmt.Errorf("unpack collateral bundle: %s: %w", h.Name, errors.Join(err, errors.New("too large or damaged")))

@@ -113,8 +113,28 @@ type clock struct{ offset atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.offset.Load())) }
 func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
 
+// anybody is a Checker that believes all that has the form of a piece: the tests
+// of ages, outages and editions replay answers to other questions.
+type anybody struct{}
+
+func (anybody) CheckCollateral(_ context.Context, ref attest.CollateralRef, it attest.CollateralItem, _ attest.Collateral) error {
+	if err := plausible(ref.Kind, it.Data); err != nil {
+		return attest.Errorf("anybody", attest.ReasonCollateralInvalid, "%w", err)
+	}
+	return nil
+}
+
+func writeFolder(t *testing.T, folder string, ref attest.CollateralRef, it attest.CollateralItem) error {
+	t.Helper()
+	_, err := newSource(t, Config{}).WriteFolder(t.Context(), folder, ref, it)
+	return err
+}
+
 func newSource(t *testing.T, cfg Config) *Source {
 	t.Helper()
+	if cfg.Checker == nil {
+		cfg.Checker = anybody{}
+	}
 	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -195,7 +215,7 @@ func TestURLs(t *testing.T) {
 
 // TestKeys: a key that a guest influences names nothing but a piece.
 func TestKeys(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	if err := os.WriteFile(filepath.Join(dir, "secret"), tdxdata.RootCrlBody, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +226,7 @@ func TestKeys(t *testing.T) {
 		"milan/vcek\x00", "milan/vcek?x=1", "milan/vcek#", "a b", "%2e%2e", "milan/.hidden", "milan/vcek\n", strings.Repeat("a", 257),
 	} {
 		wantReason(t, s, attest.CollateralRef{Kind: attest.SNPCRL, Key: key}, attest.ReasonUnsupported)
-		if _, err := WriteFolder(dir, attest.CollateralRef{Kind: attest.SNPCRL, Key: key}, attest.CollateralItem{Data: []byte("x")}); err == nil && len(key) <= 256 {
+		if err := writeFolder(t, dir, attest.CollateralRef{Kind: attest.SNPCRL, Key: key}, attest.CollateralItem{Data: []byte("x")}); err == nil && len(key) <= 256 {
 			t.Errorf("WriteFolder took %q", key)
 		}
 	}
@@ -225,11 +245,11 @@ func TestKeys(t *testing.T) {
 // TestOrder: bundle, folder, cache, service; the next one where one is missing or too old.
 func TestOrder(t *testing.T) {
 	v := newVendor(t)
-	dir := t.TempDir()
+	dir := tempDir(t)
 	pack, folder, cache := filepath.Join(dir, "pack"), filepath.Join(dir, "folder"), filepath.Join(dir, "cache")
 	pub, key, _ := ed25519.GenerateKey(nil)
 	for _, d := range []string{pack, folder} {
-		if _, err := WriteFolder(d, milanCRL, attest.CollateralItem{Data: v.snpCRL}); err != nil {
+		if err := writeFolder(t, d, milanCRL, attest.CollateralItem{Data: v.snpCRL}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -280,10 +300,10 @@ func TestOrder(t *testing.T) {
 
 // TestIssuerChainInFolder: what Intel sends in a header survives folder and bundle.
 func TestIssuerChainInFolder(t *testing.T) {
-	v, dir := newVendor(t), t.TempDir()
+	v, dir := newVendor(t), tempDir(t)
 	ref := attest.CollateralRef{Kind: attest.TDXQEID}
 	it := mustGet(t, newSource(t, Config{Services: v.services()}), ref)
-	if _, err := WriteFolder(dir, ref, it); err != nil {
+	if err := writeFolder(t, dir, ref, it); err != nil {
 		t.Fatal(err)
 	}
 	got := mustGet(t, newSource(t, Config{Folder: dir}), ref)
@@ -291,7 +311,7 @@ func TestIssuerChainInFolder(t *testing.T) {
 		t.Error("folder changed the piece")
 	}
 	pub, key, _ := ed25519.GenerateKey(nil)
-	path := filepath.Join(t.TempDir(), "b")
+	path := filepath.Join(tempDir(t), "b")
 	if err := WriteBundle(path, dir, key); err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +432,7 @@ func TestBackoff(t *testing.T) {
 
 // TestOutageOverRestart: a broker that restarts while the vendor is down goes on with its cache.
 func TestOutageOverRestart(t *testing.T) {
-	v, c, dir := newVendor(t), &clock{}, t.TempDir()
+	v, c, dir := newVendor(t), &clock{}, tempDir(t)
 	cfg := Config{Services: v.services(), Now: c.now, CacheDir: dir}
 	refs := []attest.CollateralRef{milanCRL, {Kind: attest.SNPChain, Key: "milan/vcek"}, {Kind: attest.TDXTCBInfo, Key: "50806f000000"}, {Kind: attest.PCKCRL, Key: "platform"}}
 	s := newSource(t, cfg)
@@ -449,7 +469,7 @@ func TestGarbage(t *testing.T) {
 		"500": fail500,
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, c, dir := newVendor(t), &clock{}, t.TempDir()
+			v, c, dir := newVendor(t), &clock{}, tempDir(t)
 			cfg := Config{Services: v.services(), Now: c.now, CacheDir: dir}
 			for _, ref := range []attest.CollateralRef{
 				milanCRL, {Kind: attest.SNPChain, Key: "milan/vcek"}, {Kind: attest.SNPVCEK, Key: "milan/00/d315000000000004"},
@@ -537,29 +557,29 @@ func TestBoundedMemory(t *testing.T) {
 		return attest.CollateralRef{Kind: attest.SNPVCEK, Key: fmt.Sprintf("milan/%08x/0000000000000000", i)}
 	}
 	for i := range maxItems + 100 {
-		s.remember(ref(i), attest.CollateralItem{FetchedAt: time.Now()})
+		s.remember(ref(i), piece{CollateralItem: attest.CollateralItem{FetchedAt: time.Now()}})
 		s.fail(ref(i), errors.New("x"))
 	}
-	if s.lru.Len() != maxItems || len(s.items) != maxItems || len(s.fails) > maxItems {
-		t.Errorf("%d, %d, %d", s.lru.Len(), len(s.items), len(s.fails))
+	if s.items.Len() != maxItems || s.fails.Len() != maxItems {
+		t.Errorf("%d, %d", s.items.Len(), s.fails.Len())
 	}
-	if _, ok := s.remembered(ref(0)); ok {
+	if p, err := s.remembered(ref(0)); p != nil || err != nil {
 		t.Error("the oldest is still there")
 	}
-	if _, ok := s.remembered(ref(maxItems + 99)); !ok {
+	if p, err := s.remembered(ref(maxItems + 99)); p == nil || err != nil {
 		t.Error("the newest is gone")
 	}
 }
 
 // TestBundleSignature: nothing is unpacked that the operator did not sign.
 func TestBundleSignature(t *testing.T) {
-	v, dir := newVendor(t), t.TempDir()
-	if _, err := WriteFolder(dir, milanCRL, attest.CollateralItem{Data: v.snpCRL}); err != nil {
+	v, dir := newVendor(t), tempDir(t)
+	if err := writeFolder(t, dir, milanCRL, attest.CollateralItem{Data: v.snpCRL}); err != nil {
 		t.Fatal(err)
 	}
 	pub, key, _ := ed25519.GenerateKey(nil)
 	other, _, _ := ed25519.GenerateKey(nil)
-	path := filepath.Join(t.TempDir(), "b.tar.gz")
+	path := filepath.Join(tempDir(t), "b.tar.gz")
 	if err := WriteBundle(path, dir, key); err != nil {
 		t.Fatal(err)
 	}
@@ -603,8 +623,27 @@ func TestBundleSignature(t *testing.T) {
 
 func TestAges(t *testing.T) {
 	for _, a := range []Age{{0, time.Hour}, {time.Hour, time.Minute}, {-1, 1}} {
-		if _, err := New(Config{Ages: map[attest.CollateralKind]Age{attest.SNPCRL: a}}); err == nil {
+		if _, err := New(Config{Checker: anybody{}, Ages: map[attest.CollateralKind]Age{attest.SNPCRL: a}}); err == nil {
 			t.Errorf("accepted %v", a)
 		}
 	}
+}
+
+// tempDir is t.TempDir for folders that a refresh in the background may still write to when the test ends.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "collateral")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 100 {
+			if err = os.RemoveAll(dir); err == nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Error(err)
+	})
+	return dir
 }

@@ -6,18 +6,20 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 // maxPiece bounds one piece of collateral, in bytes. Intel's TCB info is about 30 KiB, AMD's CRLs a few KiB.
@@ -58,7 +60,11 @@ func (s Services) fetch(ctx context.Context, c *http.Client, lim *rate.Limiter, 
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return attest.CollateralItem{}, fmt.Errorf("fetch %s: %s", u, resp.Status)
+		err := fmt.Errorf("fetch %s: %d %s", u, resp.StatusCode, http.StatusText(resp.StatusCode)) // not the service's own words
+		if after := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
+			err = retryLater{err, after}
+		}
+		return attest.CollateralItem{}, err
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxPiece+1))
 	if err != nil {
@@ -87,16 +93,40 @@ func (s Services) fetch(ctx context.Context, c *http.Client, lim *rate.Limiter, 
 	return it, nil
 }
 
+// retryLater is an answer with a Retry-After.
+type retryLater struct {
+	error
+	after time.Duration
+}
+
+func (r retryLater) Unwrap() error { return r.error }
+
+// parseRetryAfter reads seconds or a date (RFC 9110 §10.2.3); 0: nothing usable.
+func parseRetryAfter(s string, now time.Time) time.Duration {
+	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	if at, err := http.ParseTime(s); err == nil {
+		return max(0, at.Sub(now))
+	}
+	return 0
+}
+
+// base is where a kind is asked for; empty: nowhere.
+func (s Services) base(kind attest.CollateralKind) string {
+	switch kind {
+	case attest.SNPChain, attest.SNPVCEK, attest.SNPCRL:
+		return s.KDS
+	case attest.IntelRootCRL:
+		return s.IntelRootCRL
+	}
+	return s.PCS
+}
+
 // url follows AMD's VCEK certificate and KDS interface specification (57230)
 // and Intel's PCS API v4. It also names the header that carries the issuers.
 func (s Services) url(ref attest.CollateralRef) (u, chainHeader string, err error) {
-	base := s.PCS
-	switch ref.Kind {
-	case attest.SNPChain, attest.SNPVCEK, attest.SNPCRL:
-		base = s.KDS
-	case attest.IntelRootCRL:
-		base = s.IntelRootCRL
-	}
+	base := s.base(ref.Kind)
 	if base == "" {
 		return "", "", errNoService
 	}
@@ -166,8 +196,8 @@ func plausible(kind attest.CollateralKind, data []byte) error {
 			return fmt.Errorf("not a DER certificate: %w", err)
 		}
 	case attest.SNPChain:
-		if b, _ := pem.Decode(data); b == nil || b.Type != "CERTIFICATE" {
-			return errors.New("not a PEM certificate chain")
+		if _, err := pemfile.BareCertificates(data); err != nil {
+			return fmt.Errorf("not a PEM certificate chain: %w", err)
 		}
 	case attest.TDXTCBInfo, attest.SGXTCBInfo, attest.TDXQEID, attest.SGXQEID:
 		if !json.Valid(data) || !bytes.Contains(data, []byte(`"signature"`)) {

@@ -6,21 +6,29 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
+	_ "embed"
 	"encoding/asn1"
 	"encoding/hex"
-	"encoding/pem"
 	"math/big"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/memo"
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 // intelRootSHA256 is the SHA-256 of the Intel SGX Root CA certificate (DER),
 // serial 22650cd65a9d3489f383b49552bf501b392706ac, valid 2018-05-21 to 2049-12-31.
 const intelRootSHA256 = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
+
+// intelPEM holds that root, and the PCK Platform and Processor CAs below it
+// (valid until 2033). Quotes bring their own; collateral is checked without one.
+//
+//go:embed intel.pem
+var intelPEM []byte
 
 // Roles of Intel's certificates, by the end of their common name. The root
 // signs CAs and the TCB signing key alike, so the name is what keeps one from
@@ -122,7 +130,7 @@ func (v *Verifier) checkRoot(root *x509.Certificate) (simulated bool, err error)
 	if hex.EncodeToString(sum[:]) == intelRootSHA256 {
 		return false, nil
 	}
-	if slices.Contains(v.testRoots, sum) {
+	if slices.ContainsFunc(v.testRoots, root.Equal) {
 		return true, nil
 	}
 	return false, faultf(attest.ReasonChain, "root %q (SHA-256 %x) is not trusted", root.Subject.CommonName, sum)
@@ -133,29 +141,18 @@ func parseChain(b []byte) ([]*x509.Certificate, error) {
 	if len(b) > maxChain {
 		return nil, malformed("certificate chain of %d bytes", len(b))
 	}
-	var certs []*x509.Certificate
-	for {
-		b = bytes.Trim(b, " \t\r\n\x00")
-		if len(b) == 0 {
-			return certs, nil
-		}
-		if !bytes.HasPrefix(b, []byte("-----BEGIN")) {
-			return nil, malformed("certificate chain is not PEM")
-		}
-		block, rest := pem.Decode(b)
-		if block == nil || block.Type != "CERTIFICATE" {
-			return nil, malformed("certificate chain is not PEM")
-		}
-		if len(certs) == 4 {
-			return nil, malformed("more than four certificates in a chain")
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, malformed("parse certificate: %w", err)
-		}
-		certs = append(certs, cert)
-		b = rest
+	b = bytes.Trim(b, " \t\r\n\x00")
+	if len(b) == 0 {
+		return nil, nil
 	}
+	chain, err := pemfile.BareCertificates(b, certs.P256, certs.P384) // of which checkIssued takes P-256
+	if err != nil {
+		return nil, malformed("certificate chain is not PEM certificates: %w", err)
+	}
+	if len(chain) > 4 {
+		return nil, malformed("%d certificates in a chain, want at most 4", len(chain))
+	}
+	return chain, nil
 }
 
 // checkIssued checks that issuer, a CA, signed cert, and that both are what Intel issues.
@@ -329,6 +326,9 @@ func (v *Verifier) crl(der []byte, issuer *x509.Certificate) (*crl, error) {
 		list, err := x509.ParseRevocationList(der)
 		if err != nil {
 			return nil, invalid("parse CRL: %w", err)
+		}
+		if n := len(der) - len(list.Raw); n != 0 {
+			return nil, invalid("%d bytes after the CRL", n) // x509 lets them pass
 		}
 		// A list of another CA says nothing about this one's certificates.
 		if !bytes.Equal(list.RawIssuer, issuer.RawSubject) {

@@ -44,6 +44,20 @@ func parseExt(t testing.TB, items any) (PCK, error) {
 	return p, p.parse(&x509.Certificate{Extensions: []pkix.Extension{{Id: oid(), Value: der}}})
 }
 
+// TestIntelPEM: what is compiled in is the pinned root, and the CAs below it.
+func TestIntelPEM(t *testing.T) {
+	v := New(Config{})
+	if simulated, err := v.checkRoot(v.intel[0]); err != nil || simulated || len(v.intel) != 3 {
+		t.Fatalf("%d certificates, the first: %v", len(v.intel), err)
+	}
+	for i, role := range []string{cnPlatformCA, cnProcessorCA} {
+		ca := v.intel[i+1]
+		if err := checkIssued(ca, v.intel[0]); err != nil || !hasRole(ca, role) {
+			t.Errorf("%q, want %q: %v", ca.Subject, role, err)
+		}
+	}
+}
+
 func TestPCKExtension(t *testing.T) {
 	der, err := asn1.Marshal(extItems(tcbItems()))
 	if err != nil {

@@ -1,27 +1,21 @@
 package dcap
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
-	"io"
 	"math/big"
-	"strings"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/memo"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
-const (
-	// maxCollateral bounds one piece of collateral, in bytes; Intel's are below 64 KiB.
-	maxCollateral = 1 << 20
-	maxJSONDepth  = 16
-)
+// maxCollateral bounds one piece of collateral, in bytes; Intel's are below 64 KiB.
+const maxCollateral = 1 << 20
 
 // tcbInfo is TCB info version 3 as Intel signed it ("Intel SGX and TDX
 // Provisioning Certification Service", V4 API).
@@ -175,18 +169,9 @@ func openSigned(it attest.CollateralItem, member string, root *x509.Certificate)
 	if err != nil {
 		return nil, nil, err
 	}
-	certs, err := parseChain(it.IssuerChain)
+	signer, err := signerOf(it.IssuerChain, root)
 	if err != nil {
-		return nil, nil, invalid("issuer chain: %w", err)
-	}
-	// The root must be the one that the quote leads to: a test root's word
-	// about a real platform counts for nothing.
-	if len(certs) == 0 || len(certs) > 2 || len(certs) == 2 && !certs[1].Equal(root) {
-		return nil, nil, invalid("issuer chain of %s is not a TCB signing certificate under the quote's root", member)
-	}
-	signer := certs[0]
-	if err := checkIssued(signer, root); err != nil {
-		return nil, nil, invalid("issuer chain: %w", err)
+		return nil, nil, err
 	}
 	if signer.IsCA || !hasRole(signer, cnTCBSigning) {
 		return nil, nil, invalid("%q may not sign %s", signer.Subject.CommonName, member)
@@ -197,93 +182,53 @@ func openSigned(it attest.CollateralItem, member string, root *x509.Certificate)
 	return raw, signer, nil
 }
 
+// signerOf is the certificate at the head of an issuer chain, which the root
+// issued. The chain may leave the root out.
+func signerOf(chain []byte, root *x509.Certificate) (*x509.Certificate, error) {
+	certs, err := parseChain(chain)
+	if err != nil {
+		return nil, invalid("issuer chain: %w", err)
+	}
+	// The root must be the one that the quote leads to: a test root's word
+	// about a real platform counts for nothing.
+	if len(certs) == 0 || len(certs) > 2 || len(certs) == 2 && !certs[1].Equal(root) {
+		return nil, invalid("issuer chain: want one certificate under %q, and at most that root after it", root.Subject.CommonName)
+	}
+	if err := checkIssued(certs[0], root); err != nil {
+		return nil, invalid("issuer chain: %w", err)
+	}
+	return certs[0], nil
+}
+
 // splitSigned takes {"<member>": …, "signature": "<hex>"} apart. Any other name,
 // in whatever case, and any name twice is refused: a lenient decoder could
 // otherwise be shown one value and the signature check another.
 func splitSigned(data []byte, member string) (raw json.RawMessage, sig []byte, err error) {
-	d := json.NewDecoder(bytes.NewReader(data))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, nil, invalid("%s is not in a JSON object", member)
-	}
-	var sigHex string
-	var haveMember, haveSig bool
-	for d.More() {
-		name, err := d.Token()
-		if err != nil {
-			return nil, nil, invalid("read %s: %w", member, err)
-		}
-		switch {
-		case name == member && !haveMember:
-			haveMember = true
-			err = d.Decode(&raw)
-		case name == "signature" && !haveSig:
-			haveSig = true
-			err = d.Decode(&sigHex)
-		default:
-			return nil, nil, invalid("unexpected or repeated name %q beside %s", name, member)
-		}
-		if err != nil {
-			return nil, nil, invalid("read %s: %w", member, err)
-		}
-	}
-	if _, err := d.Token(); err != nil {
+	var members map[string]json.RawMessage
+	if err := strictjson.Unmarshal(data, &members); err != nil {
 		return nil, nil, invalid("read %s: %w", member, err)
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, nil, invalid("data after %s", member)
+	for name := range members {
+		if name != member && name != "signature" {
+			return nil, nil, invalid("unexpected name %q beside %s", name, member)
+		}
 	}
-	if !haveMember || !haveSig {
+	if len(members) != 2 {
 		return nil, nil, invalid("%s or its signature is missing", member)
+	}
+	var sigHex string
+	if err := strictjson.Unmarshal(members["signature"], &sigHex); err != nil {
+		return nil, nil, invalid("signature of %s: %w", member, err)
 	}
 	if sig, err = hex.DecodeString(sigHex); err != nil || len(sig) != 64 {
 		return nil, nil, invalid("signature of %s is not 64 bytes of hex", member)
 	}
-	return raw, sig, nil
+	return members[member], sig, nil
 }
 
-// decodeStrict decodes one JSON value. encoding/json matches names without
-// regard to case and lets the last of two win, so names that differ only in
-// case are refused first, at every depth.
+// decodeStrict decodes one JSON value that has one reading.
 func decodeStrict(raw []byte, dst any) error {
-	if err := checkNames(json.NewDecoder(bytes.NewReader(raw)), 0); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(raw, dst); err != nil {
-		return invalid("decode: %w", err)
-	}
-	return nil
-}
-
-func checkNames(d *json.Decoder, depth int) error {
-	if depth > maxJSONDepth {
-		return invalid("JSON nested too deeply")
-	}
-	t, err := d.Token()
-	if err != nil {
-		return invalid("decode: %w", err)
-	}
-	delim, ok := t.(json.Delim)
-	if !ok {
-		return nil
-	}
-	seen := map[string]bool{}
-	for d.More() {
-		if delim == '{' {
-			name, err := d.Token()
-			if err != nil {
-				return invalid("decode: %w", err)
-			}
-			fold := strings.ToLower(name.(string)) // d reads an object: its names are strings
-			if seen[fold] {
-				return invalid("name %q repeated", name)
-			}
-			seen[fold] = true
-		}
-		if err := checkNames(d, depth+1); err != nil {
-			return err
-		}
-	}
-	if _, err := d.Token(); err != nil {
+	if err := strictjson.Unmarshal(raw, dst); err != nil {
 		return invalid("decode: %w", err)
 	}
 	return nil

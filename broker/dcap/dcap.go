@@ -39,7 +39,8 @@ type Config struct {
 // Verifier verifies quotes. It is safe for concurrent use. It remembers
 // signatures that verified, never dates or revocation.
 type Verifier struct {
-	testRoots          [][32]byte
+	testRoots          []*x509.Certificate
+	intel              []*x509.Certificate // of intelPEM
 	collateralOptional bool
 
 	chains       memo.Memo[*pckChain]
@@ -51,12 +52,13 @@ type Verifier struct {
 
 // New makes a Verifier.
 func New(cfg Config) *Verifier {
-	v := &Verifier{collateralOptional: cfg.CollateralOptional}
+	v := &Verifier{testRoots: cfg.TestRoots, collateralOptional: cfg.CollateralOptional}
+	var err error
+	if v.intel, err = parseChain(intelPEM); err != nil {
+		panic("dcap: intel.pem: " + err.Error()) // it is compiled in
+	}
 	// Of Intel's documents there are some per year and processor, not one per machine.
 	v.crls.Size, v.tcbInfos.Size, v.qeIdentities.Size = 32, 256, 32
-	for _, r := range cfg.TestRoots {
-		v.testRoots = append(v.testRoots, sha256.Sum256(r.Raw))
-	}
 	return v
 }
 

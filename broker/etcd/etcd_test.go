@@ -1,10 +1,16 @@
 package etcd
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/state"
@@ -14,7 +20,7 @@ import (
 
 func embedded(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := Embedded(t.Context(), dir)
+	s, err := StartMember(t.Context(), Member{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,6 +43,18 @@ func TestCluster(t *testing.T) {
 func TestDialRefusesPlainHTTPBeyondLoopback(t *testing.T) {
 	if _, err := Dial(t.Context(), Cluster{Endpoints: []string{"http://10.0.0.1:2379"}}); err == nil {
 		t.Fatal("accepted")
+	}
+}
+
+// TestOldEtcd: before these versions a watch said that it was further than it was.
+func TestOldEtcd(t *testing.T) {
+	for version, want := range map[string]bool{
+		"3.4.24": false, "3.4.25": true, "3.5.7": false, "3.5.8": true, "3.5.21": true, "3.6.0": true, "3.6.0-rc.1": true, "3.7.3": true, "4.0.0": true,
+		"3.3.99": false, "2.3.8": false, "": false, "newest": false,
+	} {
+		if provesProgress(version) != want {
+			t.Errorf("%q: %t", version, !want)
+		}
 	}
 }
 
@@ -111,6 +129,36 @@ func TestNonceIsSpentOnceOverRestart(t *testing.T) {
 	st = newState(t, embedded(t, dir))
 	if err := st.Redeem(t.Context(), id, time.Now().Add(time.Minute)); !errors.Is(err, broker.ErrSpent) {
 		t.Fatalf("after a restart: got %v, want ErrSpent", err)
+	}
+}
+
+// TestForgottenNonceStaysSpent: when a spent nonce is no longer in the store, a
+// broker whose clock is behind, and which believes that it is still honoured, cannot spend it.
+func TestForgottenNonceStaysSpent(t *testing.T) {
+	a := embedded(t, t.TempDir())
+	b := &Store{client: a.client, leases: map[int64]clientv3.LeaseID{}, room: newRoom(nil)} // another broker
+	ctx := t.Context()
+	expires := time.Now().Add(time.Minute)
+	first, err := a.openBucket(ctx, expires.UnixNano()/int64(nonceBucket), time.Second) // a lease that ends soon
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := b.CreateUntil(ctx, "nonces/x", expires); !ok || err != nil {
+		t.Fatalf("cannot spend it: %v", err)
+	}
+	if b.leases[expires.UnixNano()/int64(nonceBucket)] != first {
+		t.Error("two brokers have two leases for one bucket")
+	}
+	eventually(t, "it is forgotten", func() bool { _, rev, err := a.Get(ctx, "nonces/x"); return err == nil && rev == 0 })
+	for name, s := range map[string]*Store{"the same": b, "another": a} {
+		for _, key := range []string{"nonces/x", "nonces/y"} {
+			if ok, err := s.CreateUntil(ctx, key, expires); ok || err != nil {
+				t.Errorf("%s broker spent %s: %t %v", name, key, ok, err)
+			}
+		}
+		if ok, err := s.CreateUntil(ctx, "nonces/"+name, expires.Add(nonceBucket)); !ok || err != nil {
+			t.Errorf("%s broker cannot spend others: %v", name, err)
+		}
 	}
 }
 
@@ -270,3 +318,169 @@ func TestCopiesAreSealed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestListingsArePaged: however many records there are, a caller holds a page.
+// What does not decode is left out of a page, and hides nothing after it.
+func TestListingsArePaged(t *testing.T) {
+	kv := embedded(t, t.TempDir())
+	st, ctx := newState(t, kv), t.Context()
+	for i := range 5 {
+		name := fmt.Sprintf("s%d", i)
+		left := time.Minute
+		if i == 2 {
+			left = -time.Minute
+		}
+		if err := errors.Join(st.PutSession(ctx, broker.Session{ID: name, ExpiresAt: time.Now().Add(left)}),
+			st.Revoke(ctx, broker.Revocation{Subject: broker.Subject{Kind: broker.RevokeChip, Value: fmt.Sprintf("%02x", i)}})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := kv.Put(ctx, "sessions/s1", []byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	sessions := pages(t, func(after string) (out []string, next string, err error) {
+		page, next, err := st.SessionsPage(ctx, after, 2)
+		for _, s := range page {
+			out = append(out, s.ID)
+		}
+		return out, next, err
+	})
+	if got := strings.Join(sessions, " "); got != "s0 s3 s4" {
+		t.Errorf("sessions %q", got)
+	}
+	revoked := pages(t, func(after string) (out []string, next string, err error) {
+		page, next, err := st.ListRevocations(ctx, after, 2)
+		for _, r := range page {
+			out = append(out, r.Value)
+		}
+		return out, next, err
+	})
+	if got := strings.Join(revoked, " "); got != "00 01 02 03 04" {
+		t.Errorf("revocations %q", got)
+	}
+}
+
+func pages(t *testing.T, page func(after string) ([]string, string, error)) []string {
+	t.Helper()
+	var all []string
+	for after, n := "", 0; n == 0 || after != ""; n++ {
+		out, next, err := page(after)
+		if err != nil || n > 10 {
+			t.Fatalf("page %d: %v", n, err)
+		}
+		all, after = append(all, out...), next
+	}
+	return all
+}
+
+// TestWritesWaitUntilInForce: a write returns when what it wrote is in force
+// here, or says at the caller's deadline that it is stored and not in force. A
+// revocation, which needs no hook, does not wait for one that takes its time.
+func TestWritesWaitUntilInForce(t *testing.T) {
+	st, err := state.New(state.Config{KV: embedded(t, t.TempDir()), SealKey: make([]byte, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entered, leave := make(chan int, 16), make(chan struct{}, 16)
+	st.OnReferences = func(sets []broker.ReferenceSet, _ error) error {
+		entered <- len(sets)
+		<-leave
+		return nil
+	}
+	ready := make(chan struct{})
+	leave <- struct{}{}
+	go st.Run(t.Context(), ready)
+	<-ready
+	<-entered
+	set := broker.ReferenceSet{Name: "a", Type: "sev-snp", State: broker.ReferenceActive, Values: map[string][]string{"measurement": {strings.Repeat("ab", 48)}}}
+	done := make(chan error, 1)
+	go func() { done <- st.PutReferenceSet(t.Context(), set) }()
+	if n := <-entered; n != 1 {
+		t.Errorf("the hook is told of %d sets", n)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("returned before the set was in force: %v", err)
+	default:
+	}
+	if err := st.Revoke(t.Context(), broker.Revocation{Subject: broker.Subject{Kind: broker.RevokeChip, Value: "ab"}}); err != nil {
+		t.Errorf("a revocation waits for reference sets: %v", err)
+	}
+	if _, yes, err := st.Revoked(broker.Subject{Kind: broker.RevokeChip, Value: "ab"}); !yes || err != nil {
+		t.Errorf("a revocation that was acknowledged is not in force: %t %v", yes, err)
+	}
+	leave <- struct{}{}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	set.State = broker.ReferenceRetired
+	if err := st.PutReferenceSet(short, set); !errors.Is(err, state.ErrNotInForce) {
+		t.Errorf("a write that is not in force: %v", err)
+	}
+	close(leave)
+	if ok, err := st.DeleteReferenceSet(t.Context(), "a"); !ok || err != nil {
+		t.Errorf("delete: %t %v", ok, err)
+	}
+	if ok, err := st.DeleteReferenceSet(t.Context(), "a"); ok || err != nil {
+		t.Errorf("deleted again: %t %v", ok, err)
+	}
+}
+
+// TestLimits: what there may be is bounded, and refused with the reason.
+func TestLimits(t *testing.T) {
+	st := newState(t, embedded(t, t.TempDir()))
+	chip := broker.Subject{Kind: broker.RevokeChip, Value: "ab"}
+	for what, err := range map[string]error{
+		"a long reason": st.Revoke(t.Context(), broker.Revocation{Subject: chip, Reason: strings.Repeat("x", 5000)}),
+		"many labels": st.PutCatalogEntry(t.Context(), broker.CatalogEntry{
+			Pattern: "a", Source: "local", Key: "a", Policy: "disks", Labels: map[string]string{"x": strings.Repeat("x", 20000)},
+		}),
+		"a pin of nothing": st.PinPolicy(t.Context(), "newest"),
+	} {
+		if !errors.Is(err, broker.ErrRefused) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if all, err := st.Revocations(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("stored: %v %v", all, err)
+	}
+}
+
+// TestPasswordOfToday: a password that is changed in etcd and in its file needs no restart.
+func TestPasswordOfToday(t *testing.T) {
+	e := testservers.StartEtcd(t, 1)
+	admin, err := clientv3.New(clientv3.Config{Endpoints: e.Endpoints, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	var password atomic.Value
+	password.Store("first")
+	ctx := t.Context()
+	for _, err := range []error{
+		second(admin.UserAdd(ctx, "root", "first")), second(admin.RoleAdd(ctx, "root")), second(admin.UserGrantRole(ctx, "root", "root")), second(admin.AuthEnable(ctx)),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := Dial(ctx, Cluster{Endpoints: e.Endpoints, Username: "root", Password: func() string { return password.Load().(string) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.client.UserChangePassword(ctx, "root", "second"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Get(ctx, "probe"); err == nil {
+		t.Error("the old password still counts: this test shows nothing")
+	}
+	password.Store("second")
+	if _, _, err := s.Get(ctx, "probe"); err != nil {
+		t.Errorf("with the new password: %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }

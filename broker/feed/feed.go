@@ -46,7 +46,7 @@ type Feed struct {
 
 	mu       sync.Mutex
 	followed map[string]*secret // guarded by mu; by key
-	current  map[string]string  // guarded by mu; version by key
+	current  map[string]string  // guarded by mu; version and edition, with a NUL between them, by key
 }
 
 type secret struct {
@@ -104,7 +104,16 @@ func (f *Feed) Follow(e broker.CatalogEntry, wake chan<- struct{}) (stop func())
 func (f *Feed) Current(e broker.CatalogEntry) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.current[key(e)]
+	version, _, _ := strings.Cut(f.current[key(e)], "\x00")
+	return version
+}
+
+// Edition implements broker.Editions.
+func (f *Feed) Edition(e broker.CatalogEntry) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, edition, _ := strings.Cut(f.current[key(e)], "\x00")
+	return edition
 }
 
 // Run follows what other brokers learn, and asks about what nobody else asks about, until ctx ends.
@@ -139,10 +148,13 @@ func (f *Feed) watch(ctx context.Context) {
 	}
 }
 
-func (f *Feed) apply(all []state.Pair) {
+func (f *Feed) apply(u state.Update) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, p := range all {
+	for _, p := range u.Pairs {
+		if p.Deleted {
+			continue // what is known stays known
+		}
 		f.learn(strings.TrimPrefix(p.Key, versions), string(p.Value))
 	}
 }
@@ -240,7 +252,7 @@ func (f *Feed) ask(ctx context.Context, e broker.CatalogEntry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	version, err := src.CurrentVersion(ctx, e)
+	version, err := current(ctx, src, e)
 	if err != nil {
 		return err
 	}
@@ -258,6 +270,19 @@ func (f *Feed) ask(ctx context.Context, e broker.CatalogEntry) error {
 	defer f.mu.Unlock()
 	f.learn(k, version)
 	return nil
+}
+
+// current is the version and, if the source knows editions, a NUL and the edition.
+func current(ctx context.Context, src broker.Versioner, e broker.CatalogEntry) (string, error) {
+	ed, ok := src.(broker.Editioner)
+	if !ok {
+		return src.CurrentVersion(ctx, e)
+	}
+	version, edition, err := ed.CurrentEdition(ctx, e)
+	if edition != "" {
+		version += "\x00" + edition
+	}
+	return version, err
 }
 
 // Notify asks about a secret at once, because somebody says that it changed.

@@ -50,7 +50,7 @@ const interval = 50 * time.Millisecond
 // brokers are n feeds over one real (embedded) etcd and one source.
 func brokers(t *testing.T, n int, src *source) (feeds []*Feed, stops []func()) {
 	t.Helper()
-	kv, err := etcd.Embedded(t.Context(), t.TempDir())
+	kv, err := etcd.StartMember(t.Context(), etcd.Member{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

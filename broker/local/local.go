@@ -56,6 +56,17 @@ type record struct {
 	Version uint64    `json:"version"`
 	Updated time.Time `json:"updated"`
 	Value   []byte    `json:"value"`
+	// Deleted says that there is no such secret any more. The record stays, so that no later version has the name of
+	// an earlier one: who holds version 3 is not told that the next version 3 is what it has.
+	Deleted bool `json:"deleted,omitempty"`
+}
+
+// current is the version that can be had, 0 if there is none.
+func (r record) current() uint64 {
+	if r.Deleted {
+		return 0
+	}
+	return r.Version
 }
 
 // Info describes a secret without its value.
@@ -82,6 +93,8 @@ func (s *Store) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, erro
 			return broker.Secret{}, err
 		}
 		switch {
+		case r.Deleted: // and not made anew: a key that was deleted is not replaced by one that opens nothing
+			return broker.Secret{}, fmt.Errorf("local %s: deleted: %w", e.Key, broker.ErrNoSecret)
 		case ask.Version > 0 && uint64(ask.Version) != r.Version:
 			clear(r.Value)
 			return s.fetchEarlier(ctx, e.Key, ask.Version)
@@ -153,7 +166,7 @@ func (s *Store) CurrentVersion(ctx context.Context, e broker.CatalogEntry) (stri
 		return "", err
 	}
 	clear(r.Value)
-	if r.Version == 0 {
+	if r.current() == 0 {
 		return "", fmt.Errorf("local %s: %w", e.Key, broker.ErrNoSecret)
 	}
 	return strconv.FormatUint(r.Version, 10), nil
@@ -169,6 +182,11 @@ func (s *Store) Rotate(ctx context.Context, e broker.CatalogEntry) (string, erro
 		return "", fmt.Errorf("read random: %w", err)
 	}
 	defer clear(value)
+	if r, _, err := s.read(ctx, e.Key); err != nil {
+		return "", err
+	} else if clear(r.Value); r.Deleted {
+		return "", fmt.Errorf("local %s: deleted: %w", e.Key, broker.ErrNoSecret)
+	}
 	v, err := s.Put(ctx, e.Key, value, nil)
 	return strconv.FormatUint(v, 10), err
 }
@@ -184,8 +202,8 @@ func (s *Store) Put(ctx context.Context, key string, value []byte, expected *uin
 			return 0, err
 		}
 		clear(r.Value)
-		if expected != nil && r.Version != *expected {
-			return 0, fmt.Errorf("%s is at version %d, expected %d: %w", key, r.Version, *expected, state.ErrConflict)
+		if expected != nil && r.current() != *expected {
+			return 0, fmt.Errorf("%s is at version %d, expected %d: %w", key, r.current(), *expected, state.ErrConflict)
 		}
 		won, err := s.write(ctx, key, record{Version: r.Version + 1, Updated: s.now().UTC(), Value: value}, rev)
 		if err != nil {
@@ -214,23 +232,45 @@ func (s *Store) List(ctx context.Context, p string) ([]Info, error) {
 			return nil, err
 		}
 		clear(r.Value)
+		if r.Deleted {
+			continue
+		}
 		infos = append(infos, Info{Key: strings.TrimPrefix(pair.Key, prefix), Version: r.Version, Updated: r.Updated})
 	}
 	return infos, nil
 }
 
-// Delete removes a secret and its earlier versions; a later Put starts at version 1. It says whether there was one.
+// Delete removes a secret and its earlier versions, and says whether there was one. A later Put goes on
+// with the next version; until then there is no such secret, and none is made.
 func (s *Store) Delete(ctx context.Context, key string) (bool, error) {
+	for range 3 {
+		r, rev, err := s.read(ctx, key)
+		if err != nil || r.current() == 0 {
+			return false, err
+		}
+		clear(r.Value)
+		won, err := s.write(ctx, key, record{Version: r.Version, Updated: s.now().UTC(), Deleted: true}, rev)
+		if err != nil {
+			return false, err
+		}
+		if won {
+			return true, s.deleteEarlier(ctx, key)
+		}
+	}
+	return false, fmt.Errorf("delete %s: %w", key, state.ErrConflict)
+}
+
+func (s *Store) deleteEarlier(ctx context.Context, key string) error {
 	pairs, err := s.kv.List(ctx, prefix+key+"@")
 	if err != nil {
-		return false, err
+		return err
 	}
 	for _, p := range pairs {
 		if _, err := s.kv.Delete(ctx, p.Key); err != nil {
-			return false, err
+			return err
 		}
 	}
-	return s.kv.Delete(ctx, prefix+key)
+	return nil
 }
 
 func (s *Store) read(ctx context.Context, key string) (record, int64, error) {

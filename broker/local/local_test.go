@@ -108,8 +108,22 @@ func TestVersions(t *testing.T) {
 	if _, err := s.Fetch(t.Context(), mint(broker.CatalogEntry{Key: "db/a"})); !errors.Is(err, broker.ErrNoSecret) {
 		t.Errorf("got %v", err)
 	}
-	if v := put(t, s, "db/a", "again"); v != 1 {
-		t.Errorf("version %d after delete", v)
+	// Nothing is made in its place, and no later version has the name of one that somebody may still hold.
+	if _, err := s.Fetch(t.Context(), mint(broker.CatalogEntry{Key: "db/a", CreateBytes: 32})); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("a deleted secret was made anew: %v", err)
+	}
+	if _, err := s.Rotate(t.Context(), broker.CatalogEntry{Key: "db/a", CreateBytes: 32, Rotatable: true}); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("a deleted secret was rotated: %v", err)
+	}
+	if infos, err := s.List(t.Context(), "db/"); err != nil || len(infos) != 1 {
+		t.Errorf("listed %+v: %v", infos, err)
+	}
+	none := uint64(0)
+	if v, err := s.Put(t.Context(), "db/a", []byte("again"), &none); v != 4 || err != nil {
+		t.Errorf("version %d after delete: %v", v, err)
+	}
+	if secret, err := s.Fetch(t.Context(), mint(broker.CatalogEntry{Key: "db/a"})); err != nil || string(secret.Value) != "again" {
+		t.Errorf("%q, %v", secret.Value, err)
 	}
 	for _, value := range [][]byte{nil, {}, make([]byte, MaxValue+1)} {
 		if _, err := s.Put(t.Context(), "db/a", value, nil); err == nil {

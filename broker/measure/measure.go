@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -27,6 +28,20 @@ type Values map[string][]string
 func (v Values) set(claim string, digests ...[]byte) {
 	for _, d := range digests {
 		v[claim] = append(v[claim], hex.EncodeToString(d))
+	}
+}
+
+// osSeparated are the PCRs into which systemd 259 and later measures a last word early in the boot.
+var osSeparated = []int{0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14}
+
+// setPCR sets a PCR of the SHA-256 bank to what firmware and boot loader leave
+// there, and to what it is once systemd has separated the operating system from
+// them: which of the two is quoted depends on the version in the initrd.
+func (v Values) setPCR(i int, digest []byte) {
+	name := "pcr" + strconv.Itoa(i)
+	v.set(name, digest)
+	if slices.Contains(osSeparated, i) {
+		v.set(name, sum256(append(slices.Clone(digest), sum256([]byte("os-separator"))...)))
 	}
 }
 
@@ -58,7 +73,7 @@ func ObservedTPM(log []byte, more ...int) (Values, error) {
 		if !touched[i] {
 			return nil, bad("from-log", "nothing is measured into PCR %d", i)
 		}
-		v.set("pcr"+strconv.Itoa(i), pcr[i])
+		v.setPCR(i, pcr[i])
 	}
 	return v, nil
 }

@@ -33,7 +33,7 @@ func (d DirectBoot) TPM() (Values, error) {
 
 func (v Values) directKernel(digest []byte) {
 	v.bootChain(digest)
-	v.set("pcr4", extend(sum256, digest, sum256(callingApp), sum256(separator)))
+	v.setPCR(4, extend(sum256, digest, sum256(callingApp), sum256(separator)))
 }
 
 // linuxStub is PCR 9 with the load options and, if there is one, the initrd.
@@ -42,7 +42,7 @@ func (v Values) linuxStub(digests [][]byte) {
 	if len(digests) > 1 {
 		v.set("initrd", digests[1])
 	}
-	v.set("pcr9", extend(sum256, digests...))
+	v.setPCR(9, extend(sum256, digests...))
 }
 
 // bootChain is the claim that lists the programs started.
@@ -67,7 +67,7 @@ func Chain(digests ...[]byte) Values {
 // programs: the boot option is called, then each program is measured as it is loaded.
 func (v Values) programs(digests ...[]byte) {
 	v.bootChain(digests...)
-	v.set("pcr4", extend(sum256, append([][]byte{sum256(callingApp), sum256(separator)}, digests...)...))
+	v.setPCR(4, extend(sum256, append([][]byte{sum256(callingApp), sum256(separator)}, digests...)...))
 }
 
 // Sections of a unified kernel image that systemd-stub measures, in its order

@@ -180,7 +180,7 @@ func TestUKI(t *testing.T) {
 	} {
 		v.want(t, claim, want)
 	}
-	if len(v["pcr11"]) != 2 || len(v["pcr9"]) != 1 || v["uki_sbat"] != nil || v["uki_uname"] != nil {
+	if len(v["pcr11"]) != 2 || len(v["pcr9"]) != 2 || v["uki_sbat"] != nil || v["uki_uname"] != nil {
 		t.Errorf("%v", v)
 	}
 	if n := strings.Count(v["boot_chain"][0], ","); n != 1 {

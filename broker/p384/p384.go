@@ -3,11 +3,11 @@ package p384
 
 import (
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"math/big"
+
+	"github.com/claviger/claviger/broker/certs"
 )
 
 // SignatureSize is that of r ‖ s, 48 bytes each, big endian.
@@ -16,12 +16,9 @@ const SignatureSize = 96
 // ParseCertificate takes P-384 keys, and signatures by such, only. A leaf on
 // another curve is what made other verifiers panic.
 func ParseCertificate(der []byte) (*x509.Certificate, error) {
-	c, err := x509.ParseCertificate(der)
+	c, err := certs.Parse(der, certs.P384)
 	if err != nil {
 		return nil, err
-	}
-	if key, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
-		return nil, errors.New("its key is not on P-384")
 	}
 	if c.SignatureAlgorithm != x509.ECDSAWithSHA384 {
 		return nil, fmt.Errorf("signed with %s, want ECDSA-SHA384", c.SignatureAlgorithm)

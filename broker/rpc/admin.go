@@ -2,9 +2,12 @@ package rpc
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -22,13 +25,15 @@ import (
 // State is the shared state that operators steer.
 type State interface {
 	PutReferenceSet(context.Context, broker.ReferenceSet) error
+	// ChangeReferenceSet changes a set that exists: broker.ErrNoSecret if it does not.
+	ChangeReferenceSet(ctx context.Context, name string, change func(*broker.ReferenceSet)) (broker.ReferenceSet, error)
 	DeleteReferenceSet(ctx context.Context, name string) (bool, error)
-	ReferenceSets(context.Context) ([]broker.ReferenceSet, error)
+	ListReferenceSets(ctx context.Context, after string, limit int) (page []broker.ReferenceSet, next string, err error)
 	PutCatalogEntry(context.Context, broker.CatalogEntry) error
 	DeleteCatalogEntry(ctx context.Context, pattern string) (bool, error)
 	Revoke(context.Context, broker.Revocation) error
 	Unrevoke(context.Context, broker.Subject) (bool, error)
-	Revocations(context.Context) ([]broker.Revocation, error)
+	ListRevocations(ctx context.Context, after string, limit int) (page []broker.Revocation, next string, err error)
 	PinPolicy(ctx context.Context, digest string) error
 }
 
@@ -45,10 +50,12 @@ type Admin struct {
 	Secrets  Secrets
 	Sessions Sessions
 	// RotateKey makes a new key for tokens; nil where none are issued.
-	RotateKey   func(ctx context.Context, replace bool) (kid string, err error)
-	ListSecret  func(ctx context.Context, prefix string) ([]*pb.SecretInfo, error)
-	Catalog     func() []broker.CatalogEntry
-	Policy      func() *pb.GetPolicyResponse
+	RotateKey  func(ctx context.Context, replace bool) (kid string, err error)
+	ListSecret func(ctx context.Context, prefix string) ([]*pb.SecretInfo, error)
+	Catalog    func() []broker.CatalogEntry
+	Policy     func() *pb.GetPolicyResponse
+	// Pinnable says why this broker could not release by the bundle, now and after a restart.
+	Pinnable    func(digest string) error
 	GetStatusFn func(ctx context.Context) (*pb.GetStatusResponse, error)
 	Decisions   func(ctx context.Context, before uint64, limit int) ([]*pb.Decision, error)
 	// Conflict tells a check-and-set failure from others.
@@ -77,12 +84,13 @@ var needs = map[string]Role{
 	pb.Admin_ListDecisions_FullMethodName:      Viewer,
 	pb.Admin_ListHolders_FullMethodName:        Viewer,
 	pb.Admin_ListSessions_FullMethodName:       Viewer,
-	pb.Admin_BlastRadius_FullMethodName:        Operator,
+	pb.Admin_BlastRadius_FullMethodName:        Viewer, // what it tells is in the log, which viewers read
 	pb.Admin_RotateSecret_FullMethodName:       Operator,
 	pb.Admin_Notify_FullMethodName:             Operator,
 	pb.Admin_RotateTokenKey_FullMethodName:     Operator,
 	pb.Admin_ActivatePolicy_FullMethodName:     Operator,
 	pb.Admin_PutReferenceSet_FullMethodName:    Operator,
+	pb.Admin_ChangeReferenceSet_FullMethodName: Operator,
 	pb.Admin_DeleteReferenceSet_FullMethodName: Operator,
 	pb.Admin_PutCatalogEntry_FullMethodName:    Operator,
 	pb.Admin_DeleteCatalogEntry_FullMethodName: Operator,
@@ -97,17 +105,27 @@ type Operators map[string]Role
 
 type operatorKey struct{}
 
+// Refusals counts operators' calls that were turned away.
+type Refusals struct {
+	Unknown atomic.Int64 // the certificate names no operator
+	Role    atomic.Int64 // the operator's role does not allow it
+}
+
 // Authorise lets in whom the certificate names and the method's role allows,
-// and logs every change that an operator asks for.
-func (o Operators) Authorise(log *slog.Logger) grpc.UnaryServerInterceptor {
+// and logs every change that an operator asks for, and every refusal.
+func (o Operators) Authorise(log *slog.Logger, count *Refusals) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		name := certificateName(ctx)
 		role, known := o[name]
 		if name == "" || !known {
+			count.Unknown.Add(1)
+			refused(ctx, log, name, info.FullMethod, "not a known operator")
 			return nil, status.Error(codes.Unauthenticated, "no client certificate of a known operator")
 		}
 		need, ok := needs[info.FullMethod]
 		if !ok || (need == Operator && role != Operator) {
+			count.Role.Add(1)
+			refused(ctx, log, name, info.FullMethod, fmt.Sprintf("role %q, needs %q", role, need))
 			return nil, status.Errorf(codes.PermissionDenied, "%s has role %q, %s needs %q", name, role, info.FullMethod, need)
 		}
 		out, err := next(context.WithValue(ctx, operatorKey{}, name), req)
@@ -116,6 +134,15 @@ func (o Operators) Authorise(log *slog.Logger) grpc.UnaryServerInterceptor {
 		}
 		return out, err
 	}
+}
+
+// refused leaves a word of who was turned away, and from where.
+func refused(ctx context.Context, log *slog.Logger, name, method, why string) {
+	from := ""
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		from = p.Addr.String()
+	}
+	log.WarnContext(ctx, "operator refused", "operator", name, "method", method, "why", why, "from", from)
 }
 
 func certificateName(ctx context.Context) string {
@@ -140,6 +167,8 @@ func (a *Admin) adminError(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, broker.ErrRefused):
+		return status.Error(codes.InvalidArgument, err.Error())
 	case a.Conflict(err):
 		return status.Error(codes.FailedPrecondition, err.Error())
 	default:
@@ -167,32 +196,59 @@ func (a *Admin) GetPolicy(context.Context, *pb.GetPolicyRequest) (*pb.GetPolicyR
 
 // ActivatePolicy implements Admin.
 func (a *Admin) ActivatePolicy(ctx context.Context, r *pb.ActivatePolicyRequest) (*pb.ActivatePolicyResponse, error) {
-	p := a.Policy()
-	if d := r.GetDigest(); d != "" && d != p.GetDigest() && !slices.Contains(p.GetCandidates(), d) {
-		return nil, status.Errorf(codes.FailedPrecondition, "this broker has not loaded a bundle %s; candidates: %v", d, p.GetCandidates())
+	if d := r.GetDigest(); d != "" {
+		if err := a.Pinnable(d); err != nil {
+			return nil, status.Errorf(codes.FailedPrecondition, "%v; candidates: %v", err, a.Policy().GetCandidates())
+		}
 	}
 	return &pb.ActivatePolicyResponse{}, a.adminError(a.State.PinPolicy(ctx, r.GetDigest()))
 }
 
 // ListReferenceSets implements Admin.
-func (a *Admin) ListReferenceSets(ctx context.Context, _ *pb.ListReferenceSetsRequest) (*pb.ListReferenceSetsResponse, error) {
-	sets, err := a.State.ReferenceSets(ctx)
+func (a *Admin) ListReferenceSets(ctx context.Context, r *pb.ListReferenceSetsRequest) (*pb.ListReferenceSetsResponse, error) {
+	page, next, err := pageOf(ctx, r, a.State.ListReferenceSets, referenceSet)
+	return &pb.ListReferenceSetsResponse{Sets: page, NextPageToken: next}, a.listError(err)
+}
+
+func referenceSet(s broker.ReferenceSet) *pb.ReferenceSet {
+	m := &pb.ReferenceSet{
+		Name: s.Name, Type: string(s.Type), State: string(s.State), Values: map[string]*pb.ReferenceValues{},
+		NotBefore: stamp(s.NotBefore), NotAfter: stamp(s.NotAfter),
+		Source: s.Provenance.Source, Comment: s.Provenance.Comment, AddedBy: s.Provenance.AddedBy, AddedAt: stamp(s.Provenance.AddedAt),
+	}
+	for k, v := range s.Values {
+		m.Values[k] = &pb.ReferenceValues{Values: v}
+	}
+	return m
+}
+
+// ChangeReferenceSet implements Admin.
+func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSetRequest) (*pb.ChangeReferenceSetResponse, error) {
+	changed, err := a.State.ChangeReferenceSet(ctx, r.GetName(), func(s *broker.ReferenceSet) {
+		if r.State != nil {
+			s.State = broker.ReferenceState(r.GetState())
+		}
+		if r.NotBefore != nil {
+			s.NotBefore = unstamp(r.GetNotBefore())
+		}
+		if r.NotAfter != nil {
+			s.NotAfter = unstamp(r.GetNotAfter())
+		}
+		if r.Source != nil {
+			s.Provenance.Source = r.GetSource()
+		}
+		if r.Comment != nil {
+			s.Provenance.Comment = r.GetComment()
+		}
+		s.Provenance.AddedBy, s.Provenance.AddedAt = operator(ctx), a.Now().UTC()
+	})
+	if errors.Is(err, broker.ErrNoSecret) {
+		return nil, status.Errorf(codes.NotFound, "no reference set %q; one that is new needs values", r.GetName())
+	}
 	if err != nil {
 		return nil, a.adminError(err)
 	}
-	out := &pb.ListReferenceSetsResponse{}
-	for _, s := range sets {
-		m := &pb.ReferenceSet{
-			Name: s.Name, Type: string(s.Type), State: string(s.State), Values: map[string]*pb.ReferenceValues{},
-			NotBefore: stamp(s.NotBefore), NotAfter: stamp(s.NotAfter),
-			Source: s.Provenance.Source, Comment: s.Provenance.Comment, AddedBy: s.Provenance.AddedBy, AddedAt: stamp(s.Provenance.AddedAt),
-		}
-		for k, v := range s.Values {
-			m.Values[k] = &pb.ReferenceValues{Values: v}
-		}
-		out.Sets = append(out.Sets, m)
-	}
-	return out, nil
+	return &pb.ChangeReferenceSetResponse{Set: referenceSet(changed)}, nil
 }
 
 // PutReferenceSet implements Admin.
@@ -216,16 +272,17 @@ func (a *Admin) DeleteReferenceSet(ctx context.Context, r *pb.DeleteReferenceSet
 }
 
 // ListCatalog implements Admin.
-func (a *Admin) ListCatalog(context.Context, *pb.ListCatalogRequest) (*pb.ListCatalogResponse, error) {
-	out := &pb.ListCatalogResponse{}
-	for _, e := range a.Catalog() {
-		out.Entries = append(out.Entries, &pb.CatalogEntry{
-			Pattern: e.Pattern, Source: e.Source, Kind: string(e.Kind), Mount: e.Mount, Key: e.Key, Field: e.Field, Policy: e.Policy,
-			PinVersion: uint32(e.PinVersion), Options: e.Options, CreateBytes: uint32(e.CreateBytes), TtlSeconds: int64(e.TTL / time.Second),
-			GraceSeconds: int64(e.Grace / time.Second), Rotatable: e.Rotatable, Rekey: e.Rekey, Priority: e.Priority, Labels: e.Labels,
-		})
+func (a *Admin) ListCatalog(ctx context.Context, r *pb.ListCatalogRequest) (*pb.ListCatalogResponse, error) {
+	page, next, err := pageOf(ctx, r, slice(a.Catalog(), func(e broker.CatalogEntry) string { return e.Pattern }), catalogEntry)
+	return &pb.ListCatalogResponse{Entries: page, NextPageToken: next}, a.listError(err)
+}
+
+func catalogEntry(e broker.CatalogEntry) *pb.CatalogEntry {
+	return &pb.CatalogEntry{
+		Pattern: e.Pattern, Source: e.Source, Kind: string(e.Kind), Mount: e.Mount, Key: e.Key, Field: e.Field, Policy: e.Policy,
+		PinVersion: uint32(e.PinVersion), Options: e.Options, CreateBytes: uint32(e.CreateBytes), TtlSeconds: int64(e.TTL / time.Second),
+		GraceSeconds: int64(e.Grace / time.Second), Rotatable: e.Rotatable, Rekey: e.Rekey, Priority: e.Priority, Labels: e.Labels,
 	}
-	return out, nil
 }
 
 // PutCatalogEntry implements Admin. An entry that would make the catalog ambiguous is refused.
@@ -267,7 +324,12 @@ func (a *Admin) PutSecret(ctx context.Context, r *pb.PutSecretRequest) (*pb.PutS
 // ListSecrets implements Admin.
 func (a *Admin) ListSecrets(ctx context.Context, r *pb.ListSecretsRequest) (*pb.ListSecretsResponse, error) {
 	infos, err := a.ListSecret(ctx, r.GetPrefix())
-	return &pb.ListSecretsResponse{Secrets: infos}, a.adminError(err)
+	if err != nil {
+		return nil, a.adminError(err)
+	}
+	same := func(i *pb.SecretInfo) *pb.SecretInfo { return i }
+	page, next, err := pageOf(ctx, r, slice(infos, (*pb.SecretInfo).GetKey), same)
+	return &pb.ListSecretsResponse{Secrets: page, NextPageToken: next}, a.listError(err)
 }
 
 // DeleteSecret implements Admin.
@@ -276,38 +338,12 @@ func (a *Admin) DeleteSecret(ctx context.Context, r *pb.DeleteSecretRequest) (*p
 	return &pb.DeleteSecretResponse{}, found("secret", ok, err, a)
 }
 
-// Revoke implements Admin. On return the revocation is durable; within a second it holds on every replica.
-func (a *Admin) Revoke(ctx context.Context, r *pb.RevokeRequest) (*pb.RevokeResponse, error) {
-	m := r.GetRevocation()
-	rev := broker.Revocation{
-		Subject: broker.Subject{Kind: broker.RevocationKind(m.GetKind()), Value: m.GetValue()},
-		Reason:  m.GetReason(), RevokedBy: operator(ctx), RevokedAt: a.Now().UTC(),
-	}
-	if err := rev.Validate(); err != nil {
-		return nil, status.Error(codes.InvalidArgument, "revocation."+err.Error())
-	}
-	return &pb.RevokeResponse{}, a.adminError(a.State.Revoke(ctx, rev))
-}
-
-// Unrevoke implements Admin.
-func (a *Admin) Unrevoke(ctx context.Context, r *pb.UnrevokeRequest) (*pb.UnrevokeResponse, error) {
-	ok, err := a.State.Unrevoke(ctx, broker.Subject{Kind: broker.RevocationKind(r.GetKind()), Value: r.GetValue()})
-	return &pb.UnrevokeResponse{}, found("revocation", ok, err, a)
-}
-
 // ListRevocations implements Admin.
-func (a *Admin) ListRevocations(ctx context.Context, _ *pb.ListRevocationsRequest) (*pb.ListRevocationsResponse, error) {
-	revs, err := a.State.Revocations(ctx)
-	if err != nil {
-		return nil, a.adminError(err)
-	}
-	out := &pb.ListRevocationsResponse{}
-	for _, r := range revs {
-		out.Revocations = append(out.Revocations, &pb.Revocation{
-			Kind: string(r.Kind), Value: r.Value, Reason: r.Reason, RevokedBy: r.RevokedBy, RevokedAt: stamp(r.RevokedAt),
-		})
-	}
-	return out, nil
+func (a *Admin) ListRevocations(ctx context.Context, r *pb.ListRevocationsRequest) (*pb.ListRevocationsResponse, error) {
+	page, next, err := pageOf(ctx, r, a.State.ListRevocations, func(r broker.Revocation) *pb.Revocation {
+		return &pb.Revocation{Kind: string(r.Kind), Value: r.Value, Reason: r.Reason, RevokedBy: r.RevokedBy, RevokedAt: stamp(r.RevokedAt)}
+	})
+	return &pb.ListRevocationsResponse{Revocations: page, NextPageToken: next}, a.listError(err)
 }
 
 // ListDecisions implements Admin.
@@ -317,7 +353,7 @@ func (a *Admin) ListDecisions(ctx context.Context, r *pb.ListDecisionsRequest) (
 		limit = 20
 	}
 	ds, err := a.Decisions(ctx, r.GetBefore(), limit)
-	return &pb.ListDecisionsResponse{Decisions: ds}, a.adminError(err)
+	return &pb.ListDecisionsResponse{Decisions: ds[:fitting(ds)]}, a.adminError(err)
 }
 
 func stamp(t time.Time) *timestamppb.Timestamp {

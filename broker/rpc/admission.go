@@ -3,6 +3,8 @@ package rpc
 import (
 	"container/list"
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -14,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 
+	"github.com/claviger/claviger/broker/attest"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
@@ -22,26 +25,43 @@ type Limits struct {
 	Concurrency int           // releases appraised at once
 	Queue       int           // releases waiting beyond those
 	QueueTime   time.Duration // longest wait
-	PeerRate    float64       // requests per second per address, 0: no limit
+	PeerRate    float64       // requests, and connections, per second per address, 0: no limit
 	PeerBurst   int
+	// Share56 and Share48 are how many times an address's limits an IPv6 network of
+	// that size has. An address of IPv6 is its /64.
+	Share56, Share48 int
+
+	// Of a listener: see Gate.
+	Connections     int           // in all, 0: no limit
+	PeerConnections int           // per address, 0: no limit
+	Streams         int           // requests that have not arrived whole, in all, 0: no limit
+	PeerStreams     int           // the same per address, 0: no limit
+	Patience        time.Duration // until a request has arrived, 0: for ever
+
+	// Releases that wait for a vendor's service, outside the slots.
+	Away     int // in all, 0: no limit
+	PeerAway int // per address, 0: no limit
 }
 
 // DefaultLimits suit two cores and a fleet that boots at once from many addresses.
 func DefaultLimits() Limits {
-	return Limits{Concurrency: 16, Queue: 1024, QueueTime: 5 * time.Second, PeerRate: 50, PeerBurst: 200}
+	return Limits{
+		Concurrency: 16, Queue: 1024, QueueTime: 5 * time.Second, PeerRate: 50, PeerBurst: 200, Share56: 4, Share48: 16,
+		Connections: 32768, PeerConnections: 256, Streams: 2048, PeerStreams: 64, Patience: time.Minute,
+		Away: 256, PeerAway: 16,
+	}
 }
 
 // GuestPatience is how long an agent that knows other brokers waits for an
 // answer of this one. Who waits longer in a queue than his guest does is served in vain.
 const GuestPatience = 15 * time.Second
 
-// maxPeers bounds the memory for addresses; the least recently seen are forgotten.
-const maxPeers = 65536
-
 // Admission holds the limits. Disk keys (entries with priority boot) go before
 // everything else: machines that wait for them cannot do anything.
 type Admission struct {
 	limits Limits
+	peers  *budgets
+	away   *census
 	// boot says whether a resource is a disk key; nil: none is. It is asked before
 	// anything is proven: a guest that names a disk key that is not its own gets
 	// a denial sooner, within the rate of its address.
@@ -56,8 +76,6 @@ type Admission struct {
 	took      time.Duration // how long a slot is held, smoothed
 	back      [2]time.Time  // by class, when the last one that was refused has been asked to come back
 	displaced int
-	peers     map[string]*list.Element // guarded by mu
-	lru       *list.List               // of peerLimit, the newest in front; guarded by mu
 }
 
 // Classes of requests.
@@ -78,65 +96,127 @@ type waiter struct {
 	err   error
 }
 
-type peerLimit struct {
-	addr string
-	lim  *rate.Limiter
-}
-
 // NewAdmission makes an interceptor's state. isBoot says which resources are disk keys; nil: none.
 func NewAdmission(l Limits, isBoot func(resource string) bool) *Admission {
-	return &Admission{limits: l, boot: isBoot, waiting: [2]*list.List{list.New(), list.New()}, peers: map[string]*list.Element{}, lru: list.New()}
+	return &Admission{limits: l, boot: isBoot, waiting: [2]*list.List{list.New(), list.New()}, peers: newBudgets(l), away: newCensus(l, l.Away, l.PeerAway)}
 }
 
 // Intercept refuses with RESOURCE_EXHAUSTED and RetryInfo what is over a limit.
 func (a *Admission) Intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if d := a.peerDelay(ctx); d > 0 {
+	if d := a.peers.take(peerAddr(ctx)); d > 0 {
 		return nil, retry(codes.ResourceExhausted, "too many requests from this address", d)
 	}
 	class := normal
 	switch info.FullMethod {
 	case pb.KeyBroker_Release_FullMethodName:
-		if r, ok := req.(*pb.ReleaseRequest); ok {
-			class = a.class(r.GetResources())
-		}
+		r, _ := req.(*pb.ReleaseRequest)
+		class = a.class(r.GetResources())
 	case pb.KeyBroker_ActivateTPM_FullMethodName: // the step before a machine's disk key
 		class = boot
 	case pb.KeyBroker_Attest_FullMethodName:
 	default:
 		return next(ctx, req)
 	}
-	release, err := a.slot(ctx, class)
-	if err != nil {
+	p := &place{a: a, class: class, addr: peerAddr(ctx)}
+	if err := p.take(ctx); err != nil {
 		return nil, err
 	}
-	defer release()
-	return next(ctx, req)
+	defer p.leave()
+	return next(attest.WithPlace(ctx, p), req)
 }
+
+// place is a request's slot, which it may give up and take again.
+type place struct {
+	a     *Admission
+	class int
+	addr  netip.Addr
+
+	mu      sync.Mutex
+	release func() // guarded by mu; nil: holds no slot
+}
+
+// take waits for a slot, in place of the one that is held, if any.
+func (p *place) take(ctx context.Context) error {
+	release, err := p.a.slot(ctx, p.class)
+	if err != nil {
+		return err
+	}
+	p.leave()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.release = release
+	return nil
+}
+
+func (p *place) leave() (held bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.release == nil {
+		return false
+	}
+	p.release()
+	p.release = nil
+	return true
+}
+
+// Leave implements attest.Place.
+func (p *place) Leave() (back func(context.Context) error, err error) {
+	out, ok := p.a.away.enter(p.addr)
+	if !ok {
+		return nil, errAway
+	}
+	held := p.leave()
+	return func(ctx context.Context) error {
+		out()
+		if !held {
+			return nil
+		}
+		if err := p.take(ctx); err != nil {
+			return fmt.Errorf("take a turn again: %v", err) // not its gRPC status: the verifier's words around it are not the guest's
+		}
+		return nil
+	}, nil
+}
+
+var errAway = errors.New("too many requests wait for a vendor's service")
 
 // InterceptStream does the same for Watch: each message with evidence waits for a slot.
 func (a *Admission) InterceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if info.FullMethod != pb.KeyBroker_Watch_FullMethodName {
 		return next(srv, ss)
 	}
-	if d := a.peerDelay(ss.Context()); d > 0 {
+	if d := a.peers.take(peerAddr(ss.Context())); d > 0 {
 		return retry(codes.ResourceExhausted, "too many requests from this address", d)
 	}
-	st := &admitted{ServerStream: ss, a: a}
-	defer st.leave()
+	p := &place{a: a, class: normal, addr: peerAddr(ss.Context())}
+	st := &admitted{ServerStream: ss, ctx: attest.WithPlace(ss.Context(), p), place: p, messages: rate.NewLimiter(messageRate, messageBurst)}
+	defer p.leave()
 	return next(srv, st)
 }
+
+// A watcher says that it holds what it got, and attests again now and then.
+const (
+	messageRate  = 10 // a second
+	messageBurst = 200
+)
 
 // admitted holds a slot from the arrival of evidence until it is answered.
 type admitted struct {
 	grpc.ServerStream
-	a *Admission
-
-	mu      sync.Mutex
-	release func() // guarded by mu; nil: holds no slot
+	ctx      context.Context
+	place    *place
+	messages *rate.Limiter
 }
+
+// Context implements grpc.ServerStream.
+func (s *admitted) Context() context.Context { return s.ctx }
 
 // RecvMsg implements grpc.ServerStream.
 func (s *admitted) RecvMsg(m any) error {
+	// Who says too much is heard later, not sent away: he may be running on what he holds.
+	if err := s.messages.Wait(s.Context()); err != nil {
+		return err
+	}
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
@@ -144,30 +224,13 @@ func (s *admitted) RecvMsg(m any) error {
 	if !ok || r.GetSubscribe() == nil {
 		return nil
 	}
-	release, err := s.a.slot(s.Context(), normal)
-	if err != nil {
-		return err
-	}
-	s.leave() // of a Subscribe that was never answered
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.release = release
-	return nil
+	return s.place.take(s.ctx) // and leaves that of a Subscribe that was never answered
 }
 
 // SendMsg implements grpc.ServerStream.
 func (s *admitted) SendMsg(m any) error {
-	s.leave()
+	s.place.leave()
 	return s.ServerStream.SendMsg(m)
-}
-
-func (s *admitted) leave() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.release != nil {
-		s.release()
-		s.release = nil
-	}
 }
 
 func (a *Admission) class(resources []string) int {
@@ -220,7 +283,7 @@ func (a *Admission) slot(ctx context.Context, class int) (release func(), err er
 func (a *Admission) enter(class int) (*waiter, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.running < a.limits.Concurrency && a.queued() == 0 {
+	if a.running < a.limits.Concurrency { // then nobody waits: see fill
 		a.running++
 		return nil, nil
 	}
@@ -236,7 +299,6 @@ func (a *Admission) enter(class int) (*waiter, error) {
 	}
 	w := &waiter{ready: make(chan struct{})}
 	a.waiting[class].PushBack(w)
-	a.fill()
 	return w, nil
 }
 
@@ -249,7 +311,7 @@ func (a *Admission) leave(began time.Time) {
 	a.fill()
 }
 
-// fill gives free slots to those who wait: disk keys first, but not for ever. a.mu is held.
+// fill gives a slot that became free to who waits: disk keys first, but not for ever. a.mu is held.
 func (a *Admission) fill() {
 	for a.running < a.limits.Concurrency && a.queued() > 0 {
 		class := boot
@@ -327,6 +389,12 @@ func (a *Admission) Waiting() int {
 	return a.queued() + a.running
 }
 
+// Away is how many wait for a vendor's service.
+func (a *Admission) Away() int {
+	n, _ := a.away.counts()
+	return n
+}
+
 // Queued is how many of a class are in the queue, by its name.
 func (a *Admission) Queued(class string) int {
 	a.mu.Lock()
@@ -341,51 +409,11 @@ func (a *Admission) Displaced() int {
 	return a.displaced
 }
 
-func (a *Admission) peerDelay(ctx context.Context) time.Duration {
-	if a.limits.PeerRate <= 0 {
-		return 0
-	}
-	addr := "unknown"
-	if p, ok := peer.FromContext(ctx); ok {
-		addr = p.Addr.String()
-	}
-	if ip := peerAddr(ctx); ip.IsValid() {
-		addr = ip.String()
-	}
-	r := a.limiter(addr).Reserve()
-	d := r.Delay()
-	if d > 0 {
-		r.Cancel()
-	}
-	return d
-}
-
 // peerAddr is the address of the connection's other end; the zero value if it is none of TCP/IP.
 func peerAddr(ctx context.Context) netip.Addr {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return netip.Addr{}
 	}
-	a, err := netip.ParseAddrPort(p.Addr.String())
-	if err != nil {
-		return netip.Addr{}
-	}
-	return a.Addr().Unmap()
-}
-
-func (a *Admission) limiter(addr string) *rate.Limiter {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if e, ok := a.peers[addr]; ok {
-		a.lru.MoveToFront(e)
-		return e.Value.(peerLimit).lim
-	}
-	if a.lru.Len() >= maxPeers {
-		old := a.lru.Back()
-		delete(a.peers, old.Value.(peerLimit).addr)
-		a.lru.Remove(old)
-	}
-	lim := rate.NewLimiter(rate.Limit(a.limits.PeerRate), a.limits.PeerBurst)
-	a.peers[addr] = a.lru.PushFront(peerLimit{addr, lim})
-	return lim
+	return addrOf(p.Addr)
 }

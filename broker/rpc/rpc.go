@@ -3,12 +3,15 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -16,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -56,6 +60,27 @@ type Workload struct {
 	Version  string
 	// Prove returns ErrNotYet-like errors as ready = false.
 	Prove func(ctx context.Context, index uint64) (p Proof, ready bool, err error)
+	// Log is told, now and then, of guests that pin another identity; may be nil.
+	Log *slog.Logger
+
+	told atomic.Int64 // when it was, in Unix seconds
+}
+
+// wrongPin tells operators of guests that will be denied for that alone.
+func (w *Workload) wrongPin(ctx context.Context) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	ids := md.Get("claviger-broker-id")
+	if len(ids) != 1 || w.Log == nil {
+		return
+	}
+	pinned, err := hex.DecodeString(ids[0])
+	if err != nil || len(pinned) != len(w.BrokerID) || bytes.Equal(pinned, w.BrokerID[:]) {
+		return
+	}
+	now, last := time.Now().Unix(), w.told.Load()
+	if now-last >= 10 && w.told.CompareAndSwap(last, now) {
+		w.Log.WarnContext(ctx, "a guest pins the identity of another broker: what it asks for would be denied", "pinned_id", hex.EncodeToString(pinned), "id", hex.EncodeToString(w.BrokerID[:]), "peer", peerAddr(ctx))
+	}
 }
 
 // GetCapabilities implements KeyBroker.
@@ -73,7 +98,8 @@ func (w *Workload) GetCapabilities(context.Context, *pb.GetCapabilitiesRequest) 
 }
 
 // Challenge implements KeyBroker.
-func (w *Workload) Challenge(context.Context, *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
+func (w *Workload) Challenge(ctx context.Context, _ *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
+	w.wrongPin(ctx)
 	nonce, expires, err := w.Broker.Challenge()
 	if err != nil {
 		return nil, Status(err)
@@ -89,6 +115,7 @@ func (w *Workload) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Relea
 	}
 	out, err := w.Broker.Release(ctx, req)
 	if err != nil {
+		_ = grpc.SetTrailer(ctx, denialTrailer(err))
 		return nil, Status(err)
 	}
 	resp := &pb.ReleaseResponse{Receipt: receipt(out.Receipt)}
@@ -111,13 +138,13 @@ func request(ctx context.Context, r *pb.ReleaseRequest) (broker.Request, error) 
 	for _, in := range r.GetInputs() {
 		i := slices.Index(req.Resources, in.GetResource())
 		if i < 0 {
-			return req, fmt.Errorf("%w: inputs: %q is not among the resources", broker.ErrInvalid, in.GetResource())
+			return broker.Request{}, fmt.Errorf("%w: inputs: %q is not among the resources", broker.ErrInvalid, in.GetResource())
 		}
 		if req.Inputs == nil {
 			req.Inputs = make([][]byte, len(req.Resources))
 		}
 		if req.Inputs[i] != nil {
-			return req, fmt.Errorf("%w: inputs: two for %q", broker.ErrInvalid, in.GetResource())
+			return broker.Request{}, fmt.Errorf("%w: inputs: two for %q", broker.ErrInvalid, in.GetResource())
 		}
 		req.Inputs[i] = in.GetInput()
 	}
@@ -147,23 +174,43 @@ func (w *Workload) ProveInclusion(ctx context.Context, r *pb.ProveInclusionReque
 	return &pb.ProveInclusionResponse{Checkpoint: p.Checkpoint, Proof: p.Path, LeafHash: p.LeafHash}, nil
 }
 
+// DenialTrailer is where a denial's statement stands.
+const DenialTrailer = "claviger-denial"
+
+// denialTrailer has the proof that goes with a denial; nothing goes with other errors.
+func denialTrailer(err error) metadata.MD {
+	if d, ok := errors.AsType[*broker.Denial](err); ok {
+		return metadata.Pairs(DenialTrailer, d.Statement)
+	}
+	return nil
+}
+
 // Status is the one table that turns errors into codes. A guest sees the
 // sentinel's own text; only a request that breaks the protocol is told more.
 func Status(err error) error {
 	switch {
 	case errors.Is(err, broker.ErrInvalid):
-		return status.Error(codes.InvalidArgument, err.Error())
+		return invalid(err)
 	case errors.Is(err, broker.ErrChallenge):
 		return status.Error(codes.FailedPrecondition, broker.ErrChallenge.Error())
 	case errors.Is(err, broker.ErrDenied):
 		return status.Error(codes.PermissionDenied, broker.ErrDenied.Error())
-	default:
-		// Of a stream: the field rules' and admission's own words.
-		if s, ok := status.FromError(err); ok && (s.Code() == codes.InvalidArgument || s.Code() == codes.ResourceExhausted) {
-			return s.Err()
-		}
-		return retry(codes.Unavailable, broker.ErrUnavailable.Error(), time.Second)
+	case errors.Is(err, broker.ErrTooLarge):
+		return status.Error(codes.OutOfRange, broker.SizeOf(err))
 	}
+	// Of a stream: the field rules' and admission's own words. What stands within another error is a server's that we asked.
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		switch s.GRPCStatus().Code() {
+		case codes.InvalidArgument, codes.ResourceExhausted:
+			return err
+		}
+	}
+	return retry(codes.Unavailable, broker.ErrUnavailable.Error(), time.Second)
+}
+
+// invalid tells a guest what is wrong with its request, with words of the request in it.
+func invalid(err error) error {
+	return status.Error(codes.InvalidArgument, broker.Clip(err.Error(), 1<<10))
 }
 
 func retry(c codes.Code, msg string, after time.Duration) error {
@@ -184,9 +231,15 @@ func ServerOptions(log *slog.Logger, more ...grpc.UnaryServerInterceptor) ([]grp
 	chain := append([]grpc.UnaryServerInterceptor{recoverPanic(log)}, more...)
 	chain = append(chain, validate(v))
 	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(MaxRequest), grpc.MaxConcurrentStreams(256), grpc.ConnectionTimeout(10 * time.Second),
+		grpc.MaxRecvMsgSize(MaxRequest), grpc.MaxConcurrentStreams(128), grpc.MaxHeaderListSize(16 << 10),
+		grpc.ConnectionTimeout(10 * time.Second), // from the connection to the end of the handshakes
+		// A connection of which nothing is asked takes 16 KiB less.
+		grpc.ReadBufferSize(8 << 10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		// An old connection ends when its last stream does: who does not read our answers keeps them in our memory.
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: 2 * time.Minute, MaxConnectionAge: 10 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second,
+		}),
 		grpc.ChainUnaryInterceptor(chain...), grpc.ChainStreamInterceptor(recoverStream(log), validateStream(v)),
 	}, nil
 }
@@ -219,7 +272,7 @@ func validate(v protovalidate.Validator) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		if m, ok := req.(proto.Message); ok {
 			if err := v.Validate(m); err != nil {
-				return nil, status.Error(codes.InvalidArgument, err.Error())
+				return nil, invalid(err)
 			}
 		}
 		return next(ctx, req)

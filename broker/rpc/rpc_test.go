@@ -9,14 +9,17 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -24,6 +27,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -46,6 +50,7 @@ func TestStatus(t *testing.T) {
 		{broker.ErrChallenge, codes.FailedPrecondition, broker.ErrChallenge.Error(), false},
 		{broker.ErrDenied, codes.PermissionDenied, broker.ErrDenied.Error(), false},
 		{broker.ErrUnavailable, codes.Unavailable, broker.ErrUnavailable.Error(), true},
+		{broker.ErrTooLarge, codes.OutOfRange, broker.ErrTooLarge.Error(), false},
 		{errors.New("something else"), codes.Unavailable, broker.ErrUnavailable.Error(), true},
 		{context.Canceled, codes.Unavailable, broker.ErrUnavailable.Error(), true},
 		{broker.ErrSpent, codes.Unavailable, broker.ErrUnavailable.Error(), true},
@@ -58,6 +63,9 @@ func TestStatus(t *testing.T) {
 				"after":  fmt.Errorf("%w: %s", c.sentinel, inside),
 				"joined": errors.Join(errors.New(inside), c.sentinel),
 				"two":    fmt.Errorf("%w: %w", c.sentinel, attest.Errorf("x", attest.ReasonRevoked, "%s", inside)),
+				// Of a server that we asked, such as etcd.
+				"a status":    fmt.Errorf("%w: %w", c.sentinel, status.Error(codes.ResourceExhausted, inside)),
+				"another one": fmt.Errorf("%w: %w", status.Error(codes.InvalidArgument, inside), c.sentinel),
 			} {
 				s := status.Convert(Status(err))
 				if s.Code() != c.code || s.Message() != c.text {
@@ -77,6 +85,16 @@ func TestStatus(t *testing.T) {
 	if s.Code() != codes.InvalidArgument || !strings.Contains(s.Message(), "nonce: want 48 bytes") {
 		t.Errorf("got %v", s)
 	}
+	s = status.Convert(Status(fmt.Errorf("%w: %s", broker.ErrInvalid, strings.Repeat("x", 5<<10)))) // a guest's words come back to it, but not all
+	if n := len(s.Message()); n != 1024 {
+		t.Errorf("a message of %d bytes", n)
+	}
+	// Our own words about a message of a stream reach the guest; those of other codes do not.
+	for code, own := range map[codes.Code]bool{codes.InvalidArgument: true, codes.ResourceExhausted: true, codes.Internal: false, codes.NotFound: false} {
+		if s := status.Convert(Status(status.Error(code, "in our words"))); (s.Code() == code && s.Message() == "in our words") != own || !own && s.Code() != codes.Unavailable {
+			t.Errorf("%s: %v", code, s)
+		}
+	}
 }
 
 func retryDelay(s *status.Status) time.Duration {
@@ -90,24 +108,31 @@ func retryDelay(s *status.Status) time.Duration {
 
 // fakeBroker runs a function in place of a release.
 type fakeBroker struct {
-	release func(context.Context, broker.Request) (broker.Response, error)
+	release  func(context.Context, broker.Request) (broker.Response, error)
+	watch    func(broker.Stream) error
+	activate func(attest.TPMActivation) (attest.TPMChallenge, error)
+	down     error // of Challenge
 }
 
-func (fakeBroker) Challenge() ([]byte, time.Time, error) { return make([]byte, 48), time.Now(), nil }
+func (f fakeBroker) Challenge() ([]byte, time.Time, error) {
+	return []byte("nonce"), time.Unix(1000, 0), f.down
+}
 func (f fakeBroker) Release(ctx context.Context, r broker.Request) (broker.Response, error) {
 	return f.release(ctx, r)
 }
-func (fakeBroker) ActivateTPM(context.Context, attest.TPMActivation) (attest.TPMChallenge, error) {
-	return attest.TPMChallenge{}, broker.ErrDenied
+func (f fakeBroker) ActivateTPM(_ context.Context, a attest.TPMActivation) (attest.TPMChallenge, error) {
+	return f.activate(a)
 }
 
 func (f fakeBroker) Attest(ctx context.Context, r broker.Request) (broker.Response, error) {
 	return f.Release(ctx, r)
 }
-func (fakeBroker) Watch(context.Context, broker.Stream) error { return broker.ErrDenied }
-func (fakeBroker) Identity() []byte                           { return []byte("identity") }
-func (fakeBroker) EvidenceTypes() []attest.Type               { return []attest.Type{attest.TypeSNP} }
-func (fakeBroker) AcceptsSimulated() bool                     { return false }
+func (f fakeBroker) Watch(_ context.Context, st broker.Stream) error { return f.watch(st) }
+func (fakeBroker) Identity() []byte                                  { return []byte("identity") }
+func (fakeBroker) EvidenceTypes() []attest.Type {
+	return []attest.Type{attest.TypeSNP, attest.TypeTDX}
+}
+func (fakeBroker) AcceptsSimulated() bool { return true }
 
 // serve runs a server on loopback and returns its address.
 func serve(t *testing.T, register func(*grpc.Server), opts ...grpc.ServerOption) string {
@@ -157,9 +182,12 @@ func goodRequest(t *testing.T) *pb.ReleaseRequest {
 
 func TestFieldRules(t *testing.T) {
 	released := 0
-	c := workload(t, slog.New(slog.DiscardHandler), fakeBroker{func(context.Context, broker.Request) (broker.Response, error) {
+	c := workload(t, slog.New(slog.DiscardHandler), fakeBroker{release: func(context.Context, broker.Request) (broker.Response, error) {
 		released++
 		return broker.Response{}, broker.ErrDenied
+	}, watch: func(st broker.Stream) error {
+		_, err := st.Recv()
+		return err
 	}})
 	if _, err := c.Release(t.Context(), goodRequest(t)); status.Code(err) != codes.PermissionDenied || released != 1 {
 		t.Fatalf("a good request: %v", err)
@@ -175,6 +203,14 @@ func TestFieldRules(t *testing.T) {
 		_, err := c.Release(t.Context(), r)
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(status.Convert(err).Message(), field) {
 			t.Errorf("%s: %v", field, err)
+		}
+		st, err := c.Watch(t.Context()) // the messages of a stream obey them as well
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = st.Send(&pb.WatchRequest{Message: &pb.WatchRequest_Subscribe{Subscribe: &pb.Subscribe{Request: r}}})
+		if _, err := st.Recv(); status.Code(err) != codes.InvalidArgument || !strings.Contains(status.Convert(err).Message(), field) {
+			t.Errorf("%s in a stream: %v", field, err)
 		}
 	}
 	r := goodRequest(t)
@@ -207,27 +243,119 @@ func (l *lockedBuffer) String() string {
 // TestPanic: a bug costs one request, is logged, and the guest learns nothing of it.
 func TestPanic(t *testing.T) {
 	log := &lockedBuffer{}
-	c := workload(t, slog.New(slog.NewTextHandler(log, nil)), fakeBroker{func(context.Context, broker.Request) (broker.Response, error) {
-		panic("index out of hvs.CAESIJ")
-	}})
+	c := workload(t, slog.New(slog.NewTextHandler(log, nil)), fakeBroker{
+		release: func(context.Context, broker.Request) (broker.Response, error) { panic("index out of hvs.CAESIJ") },
+		watch:   func(broker.Stream) error { panic("slice of hvs.CAESIJ") },
+	})
 	for range 2 {
 		_, err := c.Release(t.Context(), goodRequest(t))
-		s := status.Convert(err)
-		if s.Code() != codes.Unavailable || s.Message() != broker.ErrUnavailable.Error() || retryDelay(s) == 0 {
-			t.Fatalf("got %v", err)
+		st, serr := c.Watch(t.Context())
+		if serr != nil {
+			t.Fatal(serr)
+		}
+		_, serr = st.Recv()
+		for _, err := range []error{err, serr} {
+			s := status.Convert(err)
+			if s.Code() != codes.Unavailable || s.Message() != broker.ErrUnavailable.Error() || retryDelay(s) == 0 {
+				t.Fatalf("got %v", err)
+			}
 		}
 	}
-	for _, want := range []string{"level=ERROR", "KeyBroker/Release", "index out of", "rpc_test.go"} {
+	for _, want := range []string{"level=ERROR", "KeyBroker/Release", "index out of", "KeyBroker/Watch", "slice of", "rpc_test.go"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log does not say %q", want)
 		}
 	}
 }
 
+// TestWorkload: what the broker says reaches the guest, and what the guest sends the broker, each in its place.
+func TestWorkload(t *testing.T) {
+	var asked broker.Request
+	var activation attest.TPMActivation
+	b := fakeBroker{release: func(_ context.Context, r broker.Request) (broker.Response, error) {
+		asked = r
+		return broker.Response{Receipt: broker.Receipt{Promise: "promise", LogIndex: 7}, Secrets: []broker.Wrapped{{Resource: "db/orders", JWE: "jwe"}, {Resource: "db/users", JWE: "other"}}}, nil
+	}, activate: func(a attest.TPMActivation) (attest.TPMChallenge, error) {
+		activation = a
+		return attest.TPMChallenge{CredentialBlob: []byte("blob"), EncryptedSecret: []byte("secret"), Ticket: []byte("ticket"), Expires: time.Unix(1000, 0)}, nil
+	}}
+	w := &Workload{Broker: b, BrokerID: [32]byte{1}, Version: "1.2", Prove: func(_ context.Context, index uint64) (Proof, bool, error) {
+		return Proof{Checkpoint: []byte("checkpoint"), LeafHash: []byte("leaf"), Path: [][]byte{{byte(index)}}}, true, nil
+	}}
+	opts, err := ServerOptions(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := pb.NewKeyBrokerClient(dial(t, serve(t, func(s *grpc.Server) { pb.RegisterKeyBrokerServer(s, w) }, opts...), insecure.NewCredentials()))
+
+	caps, err := c.GetCapabilities(t.Context(), &pb.GetCapabilitiesRequest{})
+	if err != nil || !bytes.Equal(caps.GetBrokerId(), w.BrokerID[:]) || string(caps.GetIdentityKey()) != "identity" || caps.GetVersion() != "1.2" || !caps.GetSimulated() ||
+		fmt.Sprint(caps.GetEvidenceTypes()) != "[sev-snp tdx]" || fmt.Sprint(caps.GetSuites()) != fmt.Sprint(seal.Suites()) {
+		t.Errorf("capabilities %v, %v", caps, err)
+	}
+	ch, err := c.Challenge(t.Context(), &pb.ChallengeRequest{})
+	if err != nil || string(ch.GetNonce()) != "nonce" || !ch.GetExpiresAt().AsTime().Equal(time.Unix(1000, 0)) || !bytes.Equal(ch.GetBrokerId(), w.BrokerID[:]) {
+		t.Errorf("challenge %v, %v", ch, err)
+	}
+	req := goodRequest(t)
+	rel, err := c.Release(t.Context(), req)
+	if err != nil || rel.GetReceipt().GetPromise() != "promise" || rel.GetReceipt().GetLogIndex() != 7 || len(rel.GetSecrets()) != 2 ||
+		rel.GetSecrets()[0].GetResource() != "db/orders" || rel.GetSecrets()[0].GetJwe() != "jwe" || rel.GetSecrets()[1].GetJwe() != "other" {
+		t.Errorf("release %v, %v", rel, err)
+	}
+	if !bytes.Equal(asked.PublicKey, req.GetPublicKey()) || asked.Peer.String() != "127.0.0.1" {
+		t.Errorf("asked %+v", asked)
+	}
+	act, err := c.ActivateTPM(t.Context(), &pb.ActivateTPMRequest{EkCertificates: [][]byte{[]byte("ek")}, EkPublic: []byte("public"), AkPublic: []byte("ak")})
+	if err != nil || string(act.GetCredentialBlob()) != "blob" || string(act.GetEncryptedSecret()) != "secret" || string(act.GetTicket()) != "ticket" || !act.GetExpiresAt().AsTime().Equal(time.Unix(1000, 0)) {
+		t.Errorf("activation %v, %v", act, err)
+	}
+	if len(activation.EKCertificates) != 1 || string(activation.EKCertificates[0]) != "ek" || string(activation.EKPublic) != "public" || string(activation.AKPublic) != "ak" {
+		t.Errorf("asked to activate %+v", activation)
+	}
+	proof, err := c.ProveInclusion(t.Context(), &pb.ProveInclusionRequest{LogIndex: 9})
+	if err != nil || string(proof.GetCheckpoint()) != "checkpoint" || string(proof.GetLeafHash()) != "leaf" || len(proof.GetProof()) != 1 || proof.GetProof()[0][0] != 9 {
+		t.Errorf("proof %v, %v", proof, err)
+	}
+}
+
+// TestWorkloadFails: each call answers with the table's codes.
+func TestWorkloadFails(t *testing.T) {
+	log := &lockedBuffer{}
+	w := &Workload{Log: slog.New(slog.NewTextHandler(log, nil)), Broker: fakeBroker{
+		down: errors.New("no nonces"),
+		activate: func(attest.TPMActivation) (attest.TPMChallenge, error) {
+			return attest.TPMChallenge{}, broker.ErrDenied
+		},
+	}}
+	pinned := metadata.NewIncomingContext(t.Context(), metadata.Pairs("claviger-broker-id", strings.Repeat("02", 32)))
+	if r, err := w.Challenge(pinned, nil); status.Code(err) != codes.Unavailable || r != nil || !strings.Contains(log.String(), "pins the identity of another broker") {
+		t.Errorf("challenge: %v; logged %s", err, log)
+	}
+	if r, err := w.ActivateTPM(t.Context(), &pb.ActivateTPMRequest{}); status.Code(err) != codes.PermissionDenied || r != nil {
+		t.Errorf("activation: %v", err)
+	}
+	req := goodRequest(t)
+	req.Inputs = []*pb.ResourceInput{{Resource: "db/other", Input: []byte("x")}}
+	if r, err := w.Release(t.Context(), req); status.Code(err) != codes.InvalidArgument || r != nil {
+		t.Errorf("a request that is none: %v", err)
+	}
+}
+
+// TestDenialTrailer: the statement goes with a denial, and with nothing else.
+func TestDenialTrailer(t *testing.T) {
+	if md := denialTrailer(fmt.Errorf("release: %w", &broker.Denial{Statement: "signed"})); len(md) != 1 || len(md.Get(DenialTrailer)) != 1 || md.Get(DenialTrailer)[0] != "signed" {
+		t.Errorf("trailer %v", md)
+	}
+	if md := denialTrailer(broker.ErrDenied); md != nil {
+		t.Errorf("trailer %v", md)
+	}
+}
+
 func TestProveNotYet(t *testing.T) {
 	w := &Workload{Prove: func(context.Context, uint64) (Proof, bool, error) { return Proof{}, false, nil }}
 	_, err := w.ProveInclusion(t.Context(), &pb.ProveInclusionRequest{})
-	if s := status.Convert(err); s.Code() != codes.Unavailable || retryDelay(s) == 0 {
+	if s := status.Convert(err); s.Code() != codes.Unavailable || retryDelay(s) != 250*time.Millisecond {
 		t.Errorf("got %v", err)
 	}
 	w.Prove = func(context.Context, uint64) (Proof, bool, error) {
@@ -336,13 +464,16 @@ func TestPeerRate(t *testing.T) {
 // TestPeersBounded: an attacker with many addresses does not fill the memory.
 func TestPeersBounded(t *testing.T) {
 	a := NewAdmission(Limits{Concurrency: 1, PeerRate: 1, PeerBurst: 1}, nil)
+	peer := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+	}
 	for i := range maxPeers + 1000 {
-		a.limiter(fmt.Sprint(i))
+		a.peers.limiter(0, peer(i))
 	}
-	if len(a.peers) != maxPeers || a.lru.Len() != maxPeers {
-		t.Errorf("%d, %d", len(a.peers), a.lru.Len())
+	if n := a.peers.by[0].Len(); n != maxPeers {
+		t.Errorf("%d are remembered", n)
 	}
-	if _, ok := a.peers["0"]; ok {
+	if a.peers.by[0].Contains(peer(0)) {
 		t.Error("the least recently seen is still there")
 	}
 }
@@ -354,7 +485,7 @@ func TestEveryMethodHasARole(t *testing.T) {
 		name := "/" + pb.Admin_ServiceDesc.ServiceName + "/" + m.MethodName
 		known[name] = true
 		want := Operator
-		if strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") {
+		if strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || m.MethodName == "BlastRadius" {
 			want = Viewer
 		}
 		if needs[name] != want {
@@ -420,8 +551,9 @@ func TestAuthorise(t *testing.T) {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.cert)
 	log := &lockedBuffer{}
+	count := &Refusals{}
 	ops := Operators{"vera": Viewer, "olga": Operator, "nobody": ""}
-	opts, err := ServerOptions(slog.New(slog.DiscardHandler), ops.Authorise(slog.New(slog.NewTextHandler(log, nil))))
+	opts, err := ServerOptions(slog.New(slog.DiscardHandler), ops.Authorise(slog.New(slog.NewTextHandler(log, nil)), count))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -481,14 +613,25 @@ func TestAuthorise(t *testing.T) {
 			t.Errorf("a name without a role on %s: %s", name, got)
 		}
 	}
-	if s := log.String(); !strings.Contains(s, "operator=olga") || strings.Contains(s, "operator=vera") || strings.Contains(s, "mallory") {
-		t.Errorf("log of changes:\n%s", s)
+	said := map[string]bool{}
+	for line := range strings.Lines(log.String()) {
+		for _, who := range []string{"olga", "vera", "mallory"} {
+			for _, what := range []string{"operator action", "operator refused"} {
+				said[who+": "+what] = said[who+": "+what] || strings.Contains(line, "operator="+who) && strings.Contains(line, what)
+			}
+		}
+	}
+	if !said["olga: operator action"] || said["vera: operator action"] || said["mallory: operator action"] || !said["vera: operator refused"] || !said["mallory: operator refused"] {
+		t.Errorf("log of changes and refusals:\n%s", log)
+	}
+	if lines := int64(strings.Count(log.String(), "operator refused")); count.Unknown.Load()+count.Role.Load() != lines || count.Unknown.Load() == 0 || count.Role.Load() == 0 {
+		t.Errorf("counted %d of unknown names and %d of roles, and logged %d", count.Unknown.Load(), count.Role.Load(), lines)
 	}
 }
 
 // TestMethodNotInTable: forgetting a method closes it.
 func TestMethodNotInTable(t *testing.T) {
-	i := Operators{"olga": Operator}.Authorise(slog.New(slog.DiscardHandler))
+	i := Operators{"olga": Operator}.Authorise(slog.New(slog.DiscardHandler), &Refusals{})
 	ctx := peer.NewContext(t.Context(), &peer.Peer{AuthInfo: credentials.TLSInfo{State: tls.ConnectionState{
 		VerifiedChains: [][]*x509.Certificate{{{Subject: pkix.Name{CommonName: "olga"}}}},
 	}}})
@@ -502,4 +645,39 @@ func TestMethodNotInTable(t *testing.T) {
 	if _, err := i(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: pb.Admin_Revoke_FullMethodName}, next); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("without a peer: %v", err)
 	}
+}
+
+// TestWrongPinIsLogged: an operator hears of guests that pin another broker, and not for each of their requests.
+func TestWrongPinIsLogged(t *testing.T) {
+	other, own := strings.Repeat("02", 32), hex.EncodeToString(append([]byte{1}, make([]byte, 31)...))
+	says := func(w *Workload, ids ...string) {
+		md := metadata.MD{}
+		md.Append("claviger-broker-id", ids...)
+		w.wrongPin(metadata.NewIncomingContext(t.Context(), md))
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		guest := func() *Workload {
+			out.Reset()
+			return &Workload{BrokerID: [32]byte{1}, Log: slog.New(slog.NewTextHandler(&out, nil))}
+		}
+		w := guest()
+		for _, c := range []struct {
+			after time.Duration
+			lines int
+		}{{0, 1}, {0, 1}, {9 * time.Second, 1}, {time.Second, 2}} {
+			time.Sleep(c.after)
+			says(w, other)
+			if got := out.String(); strings.Count(got, "pinned_id="+other) != c.lines {
+				t.Errorf("%s later: want %d lines, logged %s", c.after, c.lines, got)
+			}
+		}
+		for _, ids := range [][]string{{own}, {"zz"}, {"02"}, {other + "0"}, {other + "zz"}, {}, {other, other}} {
+			says(guest(), ids...)
+			if out.Len() > 0 {
+				t.Errorf("of %q logged %s", ids, out.String())
+			}
+		}
+	})
+	says(&Workload{BrokerID: [32]byte{1}}, other) // no log: nothing happens
 }

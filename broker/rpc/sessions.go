@@ -14,13 +14,17 @@ import (
 
 // Sessions is what operators see and do about running workloads.
 type Sessions interface {
-	Sessions(ctx context.Context) ([]broker.Session, error)
+	// Page lists those that have not expired, a page at a time; see pageOf.
+	Page(ctx context.Context, after string, limit int) (page []broker.Session, next string, err error)
 	// Current is the newest version known of a secret, "" if none is.
 	Current(e broker.CatalogEntry) string
 	// Notify has the brokers look at a secret at once.
 	Notify(ctx context.Context, e broker.CatalogEntry) error
 	// Rotate has the source make a new version.
 	Rotate(ctx context.Context, e broker.CatalogEntry) (version string, err error)
+	// Seen lists values of the subject's kind that begin with its value, whatever their case: of
+	// releases, sessions, reference sets, policies. Of very many, some.
+	Seen(ctx context.Context, s broker.Subject) ([]string, error)
 	// Exposed reads the audit log for what went to a subject.
 	Exposed(ctx context.Context, s broker.Subject, since time.Time) (broker.Exposure, error)
 	// Lookup finds a path's entry.
@@ -28,26 +32,23 @@ type Sessions interface {
 }
 
 // ListSessions implements Admin.
-func (a *Admin) ListSessions(ctx context.Context, _ *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
-	all, err := a.Sessions.Sessions(ctx)
-	if err != nil {
-		return nil, a.adminError(err)
+func (a *Admin) ListSessions(ctx context.Context, r *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
+	page, next, err := pageOf(ctx, r, a.Sessions.Page, session)
+	return &pb.ListSessionsResponse{Sessions: page, NextPageToken: next}, a.listError(err)
+}
+
+func session(s broker.Session) *pb.Session {
+	m := &pb.Session{
+		Id: s.ID, StartedAt: stamp(s.StartedAt), AttestedAt: stamp(s.AttestedAt), ExpiresAt: stamp(s.ExpiresAt), EvidenceType: string(s.EvidenceType),
+		HardwareModel: s.HardwareModel, ChipId: s.ChipID, Measurements: s.Measurements, Simulated: s.Simulated, Broker: s.Broker,
 	}
-	out := &pb.ListSessionsResponse{}
-	for _, s := range all {
-		m := &pb.Session{
-			Id: s.ID, StartedAt: stamp(s.StartedAt), AttestedAt: stamp(s.AttestedAt), ExpiresAt: stamp(s.ExpiresAt), EvidenceType: string(s.EvidenceType),
-			HardwareModel: s.HardwareModel, ChipId: s.ChipID, Measurements: s.Measurements, Simulated: s.Simulated, Broker: s.Broker,
+	for _, h := range s.Holdings {
+		m.Resources = append(m.Resources, h.Resource)
+		if h.Leased {
+			m.Leases++
 		}
-		for _, h := range s.Holdings {
-			m.Resources = append(m.Resources, h.Resource)
-			if h.Leased {
-				m.Leases++
-			}
-		}
-		out.Sessions = append(out.Sessions, m)
 	}
-	return out, nil
+	return m
 }
 
 // ListHolders implements Admin.
@@ -56,23 +57,13 @@ func (a *Admin) ListHolders(ctx context.Context, r *pb.ListHoldersRequest) (*pb.
 	if !ok {
 		return nil, status.Errorf(codes.NotFound, "resource: no catalog entry matches %q", r.GetResource())
 	}
-	all, err := a.Sessions.Sessions(ctx)
-	if err != nil {
-		return nil, a.adminError(err)
-	}
-	out := &pb.ListHoldersResponse{CurrentVersion: a.Sessions.Current(e)}
-	for _, s := range all {
-		for _, h := range s.Holdings {
-			if h.Resource != r.GetResource() {
-				continue
-			}
-			out.Holders = append(out.Holders, &pb.Holder{
-				SessionId: s.ID, Version: h.Version, AcknowledgedAt: stamp(h.AcknowledgedAt), PendingVersion: h.Pending, RetiresAt: stamp(h.RetiresAt),
-				ChipId: s.ChipID, EvidenceType: string(s.EvidenceType), Simulated: s.Simulated,
-			})
+	page, next, err := pageOf(ctx, r, holders(a.Sessions, r.GetResource()), func(h holding) *pb.Holder {
+		return &pb.Holder{
+			SessionId: h.session.ID, Version: h.Version, AcknowledgedAt: stamp(h.AcknowledgedAt), PendingVersion: h.Pending, RetiresAt: stamp(h.RetiresAt),
+			ChipId: h.session.ChipID, EvidenceType: string(h.session.EvidenceType), Simulated: h.session.Simulated,
 		}
-	}
-	return out, nil
+	})
+	return &pb.ListHoldersResponse{CurrentVersion: a.Sessions.Current(e), Holders: page, NextPageToken: next}, a.listError(err)
 }
 
 // Notify implements Admin.
@@ -102,26 +93,6 @@ func (a *Admin) RotateSecret(ctx context.Context, r *pb.RotateSecretRequest) (*p
 		return nil, a.adminError(err)
 	}
 	return &pb.RotateSecretResponse{Version: version}, a.adminError(a.Sessions.Notify(ctx, e))
-}
-
-// BlastRadius implements Admin.
-func (a *Admin) BlastRadius(ctx context.Context, r *pb.BlastRadiusRequest) (*pb.BlastRadiusResponse, error) {
-	s := broker.Subject{Kind: broker.RevocationKind(r.GetKind()), Value: r.GetValue()}
-	if err := s.Validate(); err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	x, err := a.Sessions.Exposed(ctx, s, unstamp(r.GetSince()))
-	if err != nil {
-		return nil, a.adminError(err)
-	}
-	out := &pb.BlastRadiusResponse{Releases: x.Releases, Entries: x.Entries, LogOrigin: x.Log}
-	for _, v := range x.Versions {
-		e, ok := a.Sessions.Lookup(v.Resource)
-		out.Exposures = append(out.Exposures, &pb.Exposure{
-			Resource: v.Resource, Version: v.Version, Releases: v.Releases, First: stamp(v.First), Last: stamp(v.Last), Rotatable: ok && e.Rotatable,
-		})
-	}
-	return out, nil
 }
 
 // RotateTokenKey implements Admin.

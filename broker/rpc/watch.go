@@ -6,8 +6,6 @@ import (
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,6 +21,7 @@ func (w *Workload) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.AttestR
 	}
 	out, err := w.Broker.Attest(ctx, req)
 	if err != nil {
+		_ = grpc.SetTrailer(ctx, denialTrailer(err))
 		return nil, Status(err)
 	}
 	return &pb.AttestResponse{Token: wrapped(out.Secrets[0]), Receipt: receipt(out.Receipt)}, nil
@@ -31,6 +30,7 @@ func (w *Workload) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.AttestR
 // Watch implements KeyBroker.
 func (w *Workload) Watch(st grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	if err := w.Broker.Watch(st.Context(), watchStream{st}); err != nil {
+		st.SetTrailer(denialTrailer(err))
 		return Status(err)
 	}
 	return nil
@@ -119,7 +119,7 @@ func (c checked) RecvMsg(m any) error {
 	}
 	if p, ok := m.(proto.Message); ok {
 		if err := c.v.Validate(p); err != nil {
-			return status.Error(codes.InvalidArgument, err.Error())
+			return invalid(err)
 		}
 	}
 	return nil

@@ -1,15 +1,16 @@
 package seal
 
 import (
-	"bytes"
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // PinName is the name of the clevis pin.
@@ -51,39 +52,18 @@ func EncryptPin(resource string, secret, plain []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	iv := make([]byte, gcm.NonceSize())
-	rand.Read(iv)
-	protected := encode(header)
-	sealed := gcm.Seal(nil, iv, plain, []byte(protected))
-	tag := len(sealed) - gcm.Overhead()
-	return protected + ".." + encode(iv) + "." + encode(sealed[:tag]) + "." + encode(sealed[tag:]), nil
+	return compactJWE(gcm, header, nil, plain), nil
 }
 
 // PinResource is the secret that a pin's JWE wants. Nothing of it is proven before DecryptPin.
 func PinResource(token string) (string, error) {
-	parts, err := pinParts(token)
-	if err != nil {
-		return "", err
-	}
-	var h pinHeader
-	dec := json.NewDecoder(bytes.NewReader(parts[0]))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&h); err != nil {
-		return "", fmt.Errorf("protected header: %w", err)
-	}
-	if h.Alg != "dir" || h.Enc != "A256GCM" || h.Clevis.Pin != PinName || h.Clevis.Claviger.Resource == "" {
-		return "", errors.New("protected header: not one of the pin claviger")
-	}
-	return h.Clevis.Claviger.Resource, nil
+	resource, _, err := readPin(token)
+	return resource, err
 }
 
 // DecryptPin opens what EncryptPin made. The caller wipes the result.
 func DecryptPin(token string, secret []byte) ([]byte, error) {
-	resource, err := PinResource(token)
-	if err != nil {
-		return nil, err
-	}
-	parts, err := pinParts(token)
+	resource, parts, err := readPin(token)
 	if err != nil {
 		return nil, err
 	}
@@ -94,26 +74,38 @@ func DecryptPin(token string, secret []byte) ([]byte, error) {
 	if len(parts[2]) != gcm.NonceSize() || len(parts[4]) != gcm.Overhead() {
 		return nil, errors.New("not a JWE with A256GCM")
 	}
-	plain, err := gcm.Open(nil, parts[2], append(bytes.Clone(parts[3]), parts[4]...), []byte(encode(parts[0])))
+	plain, err := gcm.Open(nil, parts[2], slices.Concat(parts[3], parts[4]), []byte(encode(parts[0])))
 	if err != nil {
 		return nil, errors.New("decrypt: the secret is another one, or the JWE was changed")
 	}
 	return plain, nil
 }
 
-func pinParts(token string) ([5][]byte, error) {
-	var out [5][]byte
-	texts := bytes.Split(bytes.TrimSpace([]byte(token)), []byte("."))
-	if len(token) > 4*maxPin || len(texts) != 5 || len(texts[1]) != 0 {
-		return out, errors.New("not a compact JWE with a direct key")
+// readPin returns the secret that a pin's JWE wants, and the JWE's parts.
+func readPin(token string) (string, [][]byte, error) {
+	if len(token) > 4*maxPin {
+		return "", nil, fmt.Errorf("JWE of %d bytes, at most %d", len(token), 4*maxPin)
 	}
+	texts := strings.Split(strings.TrimSpace(token), ".")
+	if len(texts) != 5 || texts[1] != "" {
+		return "", nil, errors.New("not a compact JWE with a direct key")
+	}
+	var parts [][]byte
 	for i, t := range texts {
-		var err error
-		if out[i], err = Decode(string(t)); err != nil {
-			return out, fmt.Errorf("part %d: %w", i, err)
+		part, err := Decode(t)
+		if err != nil {
+			return "", nil, fmt.Errorf("part %d: %w", i, err)
 		}
+		parts = append(parts, part)
 	}
-	return out, nil
+	var h pinHeader
+	if err := strictjson.UnmarshalKnown(parts[0], &h); err != nil {
+		return "", nil, fmt.Errorf("protected header: %w", err)
+	}
+	if h.Alg != "dir" || h.Enc != "A256GCM" || h.Clevis.Pin != PinName || h.Clevis.Claviger.Resource == "" {
+		return "", nil, errors.New("protected header: not one of the pin claviger")
+	}
+	return h.Clevis.Claviger.Resource, parts, nil
 }
 
 func pinCipher(secret []byte, resource string) (cipher.AEAD, error) {
@@ -122,9 +114,5 @@ func pinCipher(secret []byte, resource string) (cipher.AEAD, error) {
 		return nil, fmt.Errorf("derive key: %w", err)
 	}
 	defer clear(key)
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, fmt.Errorf("derive key: %w", err)
-	}
-	return cipher.NewGCM(block)
+	return newGCM(key)
 }

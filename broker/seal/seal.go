@@ -13,18 +13,28 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwe"
 	"github.com/lestrrat-go/jwx/v3/jws"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // JWS types (the "typ" header), so that one kind of signed statement can never stand in for another.
 const (
 	typeSecret  = "claviger-secret+jwt"
 	TypeReceipt = "claviger-receipt+jwt"
+	TypeDenial  = "claviger-denial+jwt"
 )
+
+// ErrTime: a statement is the pinned broker's and the one asked for, but by this machine's clock it is not its time.
+var ErrTime = errors.New("not its time")
+
+// MaxSecret bounds a secret.
+const MaxSecret = 64 << 10
 
 // MaxJWE bounds what a guest reads: a 64 KiB secret, twice in base64, with headers.
 const MaxJWE = 192 << 10
@@ -41,11 +51,9 @@ type Identity struct {
 
 // NewIdentity makes a fresh identity.
 func NewIdentity() (*Identity, error) {
-	_, k, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generate identity: %w", err)
-	}
-	return IdentityFromSeed(k.Seed())
+	seed := make([]byte, ed25519.SeedSize)
+	rand.Read(seed)
+	return IdentityFromSeed(seed)
 }
 
 // IdentityFromSeed restores an identity from its 32-byte seed (RFC 8032).
@@ -101,18 +109,45 @@ func Verify(identity []byte, typ, token string) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("broker identity is not an Ed25519 key")
 	}
+	var h struct {
+		Alg string `json:"alg"`
+		Kid string `json:"kid"`
+		Typ string `json:"typ"`
+	}
+	if err := compactHeader(token, 3, &h); err != nil {
+		return nil, fmt.Errorf("signed statement: %w", err)
+	}
 	payload, err := jws.Verify([]byte(token), jws.WithKey(jwa.EdDSA(), key))
 	if err != nil {
 		return nil, fmt.Errorf("verify broker signature: %w", err)
 	}
-	msg, err := jws.Parse([]byte(token))
-	if err != nil || len(msg.Signatures()) != 1 {
-		return nil, errors.New("not a single signature")
-	}
-	if got, _ := msg.Signatures()[0].ProtectedHeaders().Type(); got != typ {
-		return nil, fmt.Errorf("signed statement is a %q, want %q", got, typ)
+	if h.Typ != typ {
+		return nil, fmt.Errorf("signed statement is a %q, want %q", h.Typ, typ)
 	}
 	return payload, nil
+}
+
+// compactHeader decodes the header of a compact JWS or JWE. The library also
+// reads other forms of them, with headers outside of the signature, and acts on
+// members that nothing here expects: compression, b64, crit.
+func compactHeader(token string, parts int, h any) error {
+	texts := strings.SplitN(token, ".", parts+1)
+	if len(texts) != parts {
+		return fmt.Errorf("not the compact form, in %d parts", parts)
+	}
+	for _, t := range texts {
+		if strings.ContainsAny(t, "\r\n") {
+			return errors.New("not the compact form: it has a line end")
+		}
+	}
+	header, err := Decode(texts[0])
+	if err != nil {
+		return fmt.Errorf("header: %w", err)
+	}
+	if err := strictjson.UnmarshalKnown(header, h); err != nil {
+		return fmt.Errorf("header: %w", err)
+	}
+	return nil
 }
 
 // Statement is what the broker signs about one secret. JSON names are the
@@ -213,39 +248,37 @@ func sealHybrid(to hpke.PublicKey, inner []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode header: %w", err)
 	}
-	block, err := aes.NewCipher(cek[:])
+	gcm, err := newGCM(cek[:])
 	if err != nil {
 		return "", fmt.Errorf("encrypt: %w", err)
 	}
-	gcm, err := cipher.NewGCM(block)
-	if err != nil {
-		return "", fmt.Errorf("encrypt: %w", err)
-	}
-	var iv [12]byte
-	rand.Read(iv[:])
-	enc := base64.RawURLEncoding
-	parts := []int{len(header), len(encryptedKey), len(iv), len(inner), gcm.Overhead()}
-	size := len(parts) - 1
-	for _, n := range parts {
-		size += enc.EncodedLen(n)
-	}
-	token := enc.AppendEncode(make([]byte, 0, size), header)
-	sealed := gcm.Seal(nil, iv[:], inner, token) // additional data: the protected header, encoded
-	text, tag := sealed[:len(inner)], sealed[len(inner):]
-	for _, part := range [][]byte{encryptedKey, iv[:], text, tag} {
-		token = enc.AppendEncode(append(token, '.'), part)
-	}
-	return string(token), nil
+	return compactJWE(gcm, header, encryptedKey, inner), nil
 }
 
-type hybridDecrypter struct{ key hpke.PrivateKey }
-
-func (d hybridDecrypter) DecryptKey(_ jwa.KeyEncryptionAlgorithm, encrypted []byte, _ jwe.Recipient, m *jwe.Message) ([]byte, error) {
-	var ek string
-	if err := m.ProtectedHeaders().Get("ek", &ek); err != nil {
-		return nil, errors.New(`no "ek" in the protected header`)
+func newGCM(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
 	}
-	enc, err := Decode(ek)
+	return cipher.NewGCM(block)
+}
+
+func compactJWE(gcm cipher.AEAD, header, encryptedKey, plain []byte) string {
+	iv := make([]byte, gcm.NonceSize())
+	rand.Read(iv)
+	protected := encode(header)
+	sealed := gcm.Seal(nil, iv, plain, []byte(protected))
+	text, tag := sealed[:len(plain)], sealed[len(plain):]
+	return strings.Join([]string{protected, encode(encryptedKey), encode(iv), encode(text), encode(tag)}, ".")
+}
+
+type hybridDecrypter struct {
+	key hpke.PrivateKey
+	ek  string // of the protected header
+}
+
+func (d hybridDecrypter) DecryptKey(_ jwa.KeyEncryptionAlgorithm, encrypted []byte, _ jwe.Recipient, _ *jwe.Message) ([]byte, error) {
+	enc, err := Decode(d.ek)
 	if err != nil {
 		return nil, fmt.Errorf(`decode "ek": %w`, err)
 	}
@@ -272,13 +305,24 @@ func Open(k *PrivateKey, token string, want Expect) (Statement, error) {
 	if len(token) > MaxJWE {
 		return Statement{}, fmt.Errorf("wrapped secret has %d bytes, at most %d are accepted", len(token), MaxJWE)
 	}
+	var h struct {
+		Alg string          `json:"alg"`
+		Cty string          `json:"cty"`
+		EK  string          `json:"ek"`
+		EPK json.RawMessage `json:"epk"`
+		Enc string          `json:"enc"`
+		Typ string          `json:"typ"`
+	}
+	if err := compactHeader(token, 5, &h); err != nil {
+		return Statement{}, fmt.Errorf("wrapped secret: %w", err)
+	}
 	alg, err := k.suite.algorithm()
 	if err != nil {
 		return Statement{}, err
 	}
 	key := k.key
 	if k.suite == Hybrid {
-		key = hybridDecrypter{k.key.(hpke.PrivateKey)}
+		key = hybridDecrypter{k.key.(hpke.PrivateKey), h.EK}
 	}
 	inner, err := jwe.Decrypt([]byte(token), jwe.WithKey(alg, key))
 	if err != nil {
@@ -291,7 +335,7 @@ func Open(k *PrivateKey, token string, want Expect) (Statement, error) {
 	}
 	defer clear(payload)
 	var w wire
-	if err := json.Unmarshal(payload, &w); err != nil {
+	if err := strictjson.Unmarshal(payload, &w); err != nil {
 		return Statement{}, fmt.Errorf("decode statement: %w", err)
 	}
 	st := w.Statement
@@ -305,6 +349,7 @@ func Open(k *PrivateKey, token string, want Expect) (Statement, error) {
 
 func check(st Statement, k *PrivateKey, want Expect) error {
 	id, thumb := sha256.Sum256(want.Identity), Thumbprint(k.suite, k.public)
+	issued, expires := time.Unix(st.IssuedAt, 0), time.Unix(st.Expires, 0)
 	switch {
 	case st.Issuer != encode(id[:]):
 		return errors.New("issuer is not the pinned broker")
@@ -314,19 +359,24 @@ func check(st Statement, k *PrivateKey, want Expect) error {
 		return errors.New("secret answers another challenge")
 	case st.Thumbprint != encode(thumb[:]):
 		return errors.New("secret was sealed to another key")
-	case want.Now.Add(want.Skew).Before(time.Unix(st.IssuedAt, 0)):
-		return fmt.Errorf("issued at %s: by this machine's clock that is in %s, and %s is let pass; is the clock slow?", at(st.IssuedAt), off(time.Unix(st.IssuedAt, 0).Sub(want.Now)), want.Skew)
-	case !want.Now.Add(-want.Skew).Before(time.Unix(st.Expires, 0)):
-		return fmt.Errorf("expired at %s: by this machine's clock that was %s ago, and %s is let pass; is the clock fast?", at(st.Expires), off(want.Now.Sub(time.Unix(st.Expires, 0))), want.Skew)
+	case want.Now.Add(want.Skew).Before(issued):
+		return fmt.Errorf("%w: issued at %s: by this machine's clock that is in %s, and %s is let pass; is the clock slow?", ErrTime, at(issued), off(issued.Sub(want.Now)), want.Skew)
+	case !want.Now.Add(-want.Skew).Before(expires):
+		return fmt.Errorf("%w: expired at %s: by this machine's clock that was %s ago, and %s is let pass; is the clock fast?", ErrTime, at(expires), off(want.Now.Sub(expires)), want.Skew)
 	}
 	return nil
 }
 
-func at(unix int64) string { return time.Unix(unix, 0).UTC().Format(time.RFC3339) }
+func at(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 func off(d time.Duration) time.Duration { return d.Round(time.Second) }
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-// Decode reads base64url without padding, strictly.
-func Decode(s string) ([]byte, error) { return base64.RawURLEncoding.Strict().DecodeString(s) }
+// Decode reads base64url without padding, strictly. The library skips line ends.
+func Decode(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, errors.New("base64url with a line end")
+	}
+	return base64.RawURLEncoding.Strict().DecodeString(s)
+}

@@ -114,6 +114,9 @@ func ParseRecipient(s Suite, public []byte) (*Recipient, error) {
 		if n := pub.N.BitLen(); n < 3072 || n > 4096 {
 			return nil, fmt.Errorf("parse %s key: %d bits, want 3072 to 4096", s, n)
 		}
+		if pub.N.Bit(0) == 0 {
+			return nil, fmt.Errorf("parse %s key: even modulus", s)
+		}
 		if pub.E != 65537 {
 			return nil, fmt.Errorf("parse %s key: public exponent is not 65537", s)
 		}

@@ -63,19 +63,14 @@ func (s *State) DeleteCopy(ctx context.Context, key string) error {
 }
 
 func (s *State) sweepCopies(ctx context.Context) error {
-	pairs, err := s.kv.List(ctx, copies)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, p := range pairs {
+	return s.each(ctx, copies, func(p Pair) error {
 		var c sealedCopy
 		if err := json.Unmarshal(p.Value, &c); err == nil && s.now().Before(c.Until) {
-			continue
+			return nil
 		}
 		if _, err := s.kv.Delete(ctx, p.Key); err != nil {
-			errs = append(errs, fmt.Errorf("delete %s: %w", p.Key, err))
+			return fmt.Errorf("delete %s: %w", p.Key, err)
 		}
-	}
-	return errors.Join(errs...)
+		return nil
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/claviger/claviger/broker"
@@ -34,7 +35,7 @@ func (s *State) DeleteSession(ctx context.Context, id string) error {
 
 // Sessions lists the sessions that have not expired.
 func (s *State) Sessions(ctx context.Context) ([]broker.Session, error) {
-	all, err := listJSON[broker.Session](ctx, s.kv, sessions)
+	all, err := listJSON[broker.Session](ctx, s, sessions)
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +46,13 @@ func (s *State) Sessions(ctx context.Context) ([]broker.Session, error) {
 		}
 	}
 	return live, nil
+}
+
+// SessionsPage lists sessions that have not expired: of at most limit records,
+// as ListReferenceSets does. A page may be empty without being the last.
+func (s *State) SessionsPage(ctx context.Context, after string, limit int) (page []broker.Session, next string, err error) {
+	page, next, err = pageJSON[broker.Session](ctx, s, sessions, after, limit)
+	return slices.DeleteFunc(page, func(v broker.Session) bool { return !s.now().Before(v.ExpiresAt) }), next, err
 }
 
 // Sweep forgets sessions and copies that expired, now and then, until ctx ends.
@@ -63,18 +71,16 @@ func (s *State) Sweep(ctx context.Context) error {
 	}
 }
 
+// sweepSessions leaves alone what does not decode: a newer broker may have written it.
 func (s *State) sweepSessions(ctx context.Context) error {
-	all, err := listJSON[broker.Session](ctx, s.kv, sessions)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, v := range all {
-		if s.now().Sub(v.ExpiresAt) > 10*time.Minute {
-			errs = append(errs, s.DeleteSession(ctx, v.ID))
+	return s.each(ctx, sessions, func(p Pair) error {
+		var v broker.Session
+		if err := json.Unmarshal(p.Value, &v); err != nil || s.now().Sub(v.ExpiresAt) <= 10*time.Minute {
+			return err
 		}
-	}
-	return errors.Join(errs...)
+		_, err := s.kv.Delete(ctx, p.Key)
+		return err
+	})
 }
 
 // PutLease implements broker.LeaseBook.
@@ -107,22 +113,38 @@ func (s *State) DeleteLease(ctx context.Context, session string) error {
 	return err
 }
 
-// Leases implements broker.LeaseBook.
+// Leases implements broker.LeaseBook. A record that does not decode is left out: it must not keep the others from being kept.
 func (s *State) Leases(ctx context.Context) ([]broker.LeaseRecord, error) {
-	pairs, err := s.kv.List(ctx, leases)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]broker.LeaseRecord, 0, len(pairs))
-	for _, p := range pairs {
+	var out []broker.LeaseRecord
+	err := s.each(ctx, leases, func(p Pair) error {
 		var r broker.LeaseRecord
 		if err := json.Unmarshal(p.Value, &r); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", p.Key, err)
+			s.log.ErrorContext(ctx, "nobody keeps the leases of a session: their record does not decode", "key", p.Key, "error", err)
+			return nil
 		}
 		r.Revision = p.Revision
 		out = append(out, r)
+		return nil
+	})
+	return out, err
+}
+
+// each calls f with all pairs under prefix, a page at a time, and joins its errors.
+func (s *State) each(ctx context.Context, prefix string, f func(Pair) error) error {
+	var errs []error
+	for after := ""; ; {
+		page, err := s.kv.Page(ctx, prefix, after, listPage)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		for _, p := range page {
+			errs = append(errs, f(p))
+		}
+		if len(page) < listPage {
+			return errors.Join(errs...)
+		}
+		after = page[listPage-1].Key
 	}
-	return out, nil
 }
 
 func getJSON[T any](ctx context.Context, kv KV, key string) (v T, revision int64, err error) {

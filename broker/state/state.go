@@ -5,14 +5,13 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/claviger/claviger/broker"
@@ -40,17 +39,35 @@ type State struct {
 	log  *slog.Logger
 	now  func() time.Time
 
-	// The hooks are called from Run, one at a time, with the whole new value.
-	OnReferences func([]broker.ReferenceSet)
-	OnCatalog    func([]broker.CatalogEntry)
-	OnPolicyPin  func(digest string)
-	// OnChange is called after the others.
-	OnChange func()
+	// The hooks put in force what is followed. They are called from Run, one at a
+	// time, with the whole new value, of a burst of changes with the last.
 
-	mu         sync.RWMutex
-	revoked    map[broker.Subject]broker.Revocation // guarded by mu
-	unreadable string                               // guarded by mu; key of a revocation that does not decode
-	current    time.Time                            // guarded by mu; when the view was last known to be current
+	// OnReferences gets the sets that are usable; unusable says what is wrong with
+	// the others, nil if there are none. What is not in force when it returns an error must not be used.
+	OnReferences func(sets []broker.ReferenceSet, unusable error) error
+	// OnCatalog gets the entries that decode, and the patterns of the others,
+	// with the reason. It returns those that it could not put in force, likewise by
+	// pattern. Paths of either must be released to nobody.
+	OnCatalog   func(entries []broker.CatalogEntry, unusable map[string]error) map[string]error
+	OnPolicyPin func(digest string)
+	// OnChange is called after the others, and after changes of revocations, a few times a second at most.
+	OnChange func()
+	// CheckCatalog says why an entry cannot be put into the catalog, which is
+	// after with it and was before without.
+	CheckCatalog func(put broker.CatalogEntry, before, after []broker.CatalogEntry) error
+
+	running atomic.Bool
+	work    chan struct{} // the view changed
+	tell    chan struct{} // OnChange is due
+
+	mu      sync.RWMutex
+	view    *view              // guarded by mu; read-only for those who do not hold it for writing
+	current time.Time          // guarded by mu; when the view was last known to be current
+	due     changes            // guarded by mu; what the hooks have not been told
+	telling changes            // guarded by mu; what they are being told
+	inForce int64              // guarded by mu; the revision that the hooks have put in force
+	moved   chan struct{}      // guarded by mu; closed when the view or inForce advances
+	refused map[string]Problem // guarded by mu; what the hooks could not put in force, by key
 }
 
 // Config of a State.
@@ -81,8 +98,15 @@ func New(cfg Config) (*State, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &State{
-		kv: cfg.KV, seal: aead, log: cfg.Logger, now: cfg.Now, revoked: map[broker.Subject]broker.Revocation{},
-		OnReferences: func([]broker.ReferenceSet) {}, OnCatalog: func([]broker.CatalogEntry) {}, OnPolicyPin: func(string) {}, OnChange: func() {},
+		kv: cfg.KV, seal: aead, log: cfg.Logger, now: cfg.Now, view: newView(),
+		work: make(chan struct{}, 1), tell: make(chan struct{}, 1), moved: make(chan struct{}),
+		OnReferences: func([]broker.ReferenceSet, error) error { return nil },
+		OnCatalog:    func([]broker.CatalogEntry, map[string]error) map[string]error { return nil },
+		OnPolicyPin:  func(string) {}, OnChange: func() {},
+		CheckCatalog: func(_ broker.CatalogEntry, _, after []broker.CatalogEntry) error {
+			_, err := broker.NewCatalog(after)
+			return err
+		},
 	}, nil
 }
 
@@ -96,159 +120,6 @@ func (s *State) Redeem(ctx context.Context, id broker.NonceID, expires time.Time
 		return broker.ErrSpent
 	}
 	return nil
-}
-
-// Run follows the shared configuration until ctx ends. ready is closed after the first view.
-func (s *State) Run(ctx context.Context, ready chan<- struct{}) error {
-	var once sync.Once
-	for {
-		err := s.kv.Watch(ctx, config, func(all []Pair) {
-			s.apply(all)
-			once.Do(func() { close(ready) })
-		}, s.alive)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		s.log.Warn("lost the view of shared state, trying again", "error", err)
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (s *State) alive(asOf time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.current = asOf
-}
-
-func (s *State) apply(all []Pair) {
-	revoked := map[broker.Subject]broker.Revocation{}
-	var refs []broker.ReferenceSet
-	var entries []broker.CatalogEntry
-	pin, unreadable := "", ""
-	for _, p := range all {
-		var err error
-		switch {
-		case strings.HasPrefix(p.Key, revocations):
-			var r broker.Revocation
-			if err = json.Unmarshal(p.Value, &r); err == nil {
-				err = r.Validate()
-			}
-			if err == nil {
-				revoked[r.Canonical()] = r
-			} else {
-				unreadable = p.Key
-			}
-		case strings.HasPrefix(p.Key, references):
-			var r broker.ReferenceSet
-			if err = json.Unmarshal(p.Value, &r); err == nil {
-				refs = append(refs, r)
-			}
-		case strings.HasPrefix(p.Key, catalog):
-			var e broker.CatalogEntry
-			if err = json.Unmarshal(p.Value, &e); err == nil {
-				entries = append(entries, e)
-			}
-		case p.Key == policyPin:
-			pin = string(p.Value)
-		}
-		if err != nil {
-			s.log.Error("shared state holds a record that does not decode", "key", p.Key, "error", err)
-		}
-	}
-	s.mu.Lock()
-	s.revoked, s.unreadable = revoked, unreadable
-	s.mu.Unlock()
-	s.OnReferences(refs)
-	s.OnCatalog(entries)
-	s.OnPolicyPin(pin)
-	s.OnChange()
-}
-
-// Revoked implements broker.Revocations: from memory, and never from an old view.
-func (s *State) Revoked(subjects ...broker.Subject) (broker.Subject, bool, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if age := s.now().Sub(s.current); age > MaxStaleness {
-		return broker.Subject{}, false, fmt.Errorf("view of revocations is older than %s", MaxStaleness)
-	}
-	if s.unreadable != "" { // it might be about anything
-		return broker.Subject{}, false, fmt.Errorf("revocation %s does not decode", s.unreadable)
-	}
-	for _, sub := range subjects {
-		if _, ok := s.revoked[sub.Canonical()]; ok {
-			return sub, true, nil
-		}
-	}
-	return broker.Subject{}, false, nil
-}
-
-// Revoke persists a revocation; on return it is durable, and within a second it holds on every replica.
-func (s *State) Revoke(ctx context.Context, r broker.Revocation) error {
-	if err := r.Validate(); err != nil {
-		return err
-	}
-	r.Subject = r.Canonical()
-	return s.putJSON(ctx, revocations+revocationKey(r.Subject), r)
-}
-
-// Unrevoke takes a revocation back and says whether there was one.
-func (s *State) Unrevoke(ctx context.Context, sub broker.Subject) (bool, error) {
-	return s.kv.Delete(ctx, revocations+revocationKey(sub.Canonical()))
-}
-
-// Revocations lists them, from the store.
-func (s *State) Revocations(ctx context.Context) ([]broker.Revocation, error) {
-	return listJSON[broker.Revocation](ctx, s.kv, revocations)
-}
-
-func revocationKey(sub broker.Subject) string {
-	return string(sub.Kind) + "/" + base64.RawURLEncoding.EncodeToString([]byte(sub.Value))
-}
-
-// PutReferenceSet persists a reference-value set.
-func (s *State) PutReferenceSet(ctx context.Context, r broker.ReferenceSet) error {
-	return s.putJSON(ctx, references+r.Name, r)
-}
-
-// DeleteReferenceSet says whether there was one.
-func (s *State) DeleteReferenceSet(ctx context.Context, name string) (bool, error) {
-	return s.kv.Delete(ctx, references+name)
-}
-
-// ReferenceSets lists them, from the store.
-func (s *State) ReferenceSets(ctx context.Context) ([]broker.ReferenceSet, error) {
-	return listJSON[broker.ReferenceSet](ctx, s.kv, references)
-}
-
-// PutCatalogEntry persists a catalog entry, by its pattern.
-func (s *State) PutCatalogEntry(ctx context.Context, e broker.CatalogEntry) error {
-	if err := e.Validate(); err != nil {
-		return err
-	}
-	return s.putJSON(ctx, catalog+base64.RawURLEncoding.EncodeToString([]byte(e.Pattern)), e)
-}
-
-// DeleteCatalogEntry says whether there was one.
-func (s *State) DeleteCatalogEntry(ctx context.Context, pattern string) (bool, error) {
-	return s.kv.Delete(ctx, catalog+base64.RawURLEncoding.EncodeToString([]byte(pattern)))
-}
-
-// CatalogEntries lists them, from the store.
-func (s *State) CatalogEntries(ctx context.Context) ([]broker.CatalogEntry, error) {
-	return listJSON[broker.CatalogEntry](ctx, s.kv, catalog)
-}
-
-// PinPolicy pins a bundle digest on every broker; "" takes the pin away.
-func (s *State) PinPolicy(ctx context.Context, digest string) error {
-	if digest == "" {
-		_, err := s.kv.Delete(ctx, policyPin)
-		return err
-	}
-	return s.kv.Put(ctx, policyPin, []byte(digest))
 }
 
 // SealedKey returns the key of that name, made by generate and sealed at rest
@@ -307,20 +178,4 @@ func (s *State) putJSON(ctx context.Context, key string, v any) error {
 		return fmt.Errorf("encode %s: %w", key, err)
 	}
 	return s.kv.Put(ctx, key, b)
-}
-
-func listJSON[T any](ctx context.Context, kv KV, prefix string) ([]T, error) {
-	pairs, err := kv.List(ctx, prefix)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]T, 0, len(pairs))
-	for _, p := range pairs {
-		var v T
-		if err := json.Unmarshal(p.Value, &v); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", p.Key, err)
-		}
-		out = append(out, v)
-	}
-	return out, nil
 }

@@ -3,6 +3,8 @@ package state
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,6 +47,11 @@ func (f *fake) PutIf(_ context.Context, key string, value []byte, rev int64) (bo
 	return true, nil
 }
 
+func (f *fake) Commit(ctx context.Context, c Change) (int64, bool, error) {
+	err := f.Put(ctx, c.Key, c.Value)
+	return 1, err == nil, err
+}
+
 func (f *fake) CreateUntil(_ context.Context, key string, _ time.Time) (bool, error) {
 	return f.PutIf(context.Background(), key, nil, 0)
 }
@@ -60,10 +67,13 @@ func open(t *testing.T, kv KV, now func() time.Time) *State {
 
 var chip = broker.Subject{Kind: broker.RevokeChip, Value: "00ff"}
 
+// whole is an update that says all there is.
+func whole(pairs ...Pair) Update { return Update{Whole: true, Pairs: pairs} }
+
 func TestRevoked(t *testing.T) {
 	s := open(t, nil, nil)
 	s.alive(time.Now())
-	s.apply([]Pair{{Key: revocations + "chip/x", Value: []byte(`{"kind":"chip","value":"00FF","reason":"stolen"}`)}})
+	s.apply(whole(Pair{Key: revocations + "chip/x", Value: []byte(`{"kind":"chip","value":"00FF","reason":"stolen"}`)}))
 	for _, v := range []string{"00ff", "00FF"} {
 		sub, yes, err := s.Revoked(broker.Subject{Kind: broker.RevokeMeasurement, Value: "a"}, broker.Subject{Kind: broker.RevokeChip, Value: v})
 		if err != nil || !yes || !strings.EqualFold(sub.Value, "00ff") {
@@ -73,41 +83,142 @@ func TestRevoked(t *testing.T) {
 	if _, yes, err := s.Revoked(broker.Subject{Kind: broker.RevokeMeasurement, Value: "00ff"}); yes || err != nil {
 		t.Errorf("a revoked chip revoked a measurement: %v", err)
 	}
-	s.apply(nil)
-	if _, yes, _ := s.Revoked(chip); yes {
-		t.Error("revoked after it was taken back")
+	revoked := func(want bool, after string) {
+		t.Helper()
+		if _, yes, err := s.Revoked(chip); yes != want || err != nil {
+			t.Errorf("after %s revoked is %t, want %t: %v", after, yes, want, err)
+		}
+	}
+	// A second record about the same thing, and one that comes to be about another.
+	s.apply(Update{Pairs: []Pair{{Key: revocations + "chip/y", Value: []byte(`{"kind":"chip","value":"00ff"}`)}}})
+	s.apply(Update{Pairs: []Pair{{Key: revocations + "chip/x", Deleted: true}}})
+	revoked(true, "one of two records was taken back")
+	s.apply(Update{Pairs: []Pair{{Key: revocations + "chip/y", Value: []byte(`{"kind":"chip","value":"11"}`)}}})
+	revoked(false, "the other became another's")
+	s.apply(Update{Pairs: []Pair{{Key: revocations + "chip/x", Value: []byte(`{"kind":"chip","value":"00ff"}`)}}})
+	revoked(true, "it came back")
+	s.apply(whole())
+	revoked(false, "all were taken back")
+}
+
+// TestUnusableRecords: what cannot be used stops what it concerns, and no more, until it is mended.
+func TestUnusableRecords(t *testing.T) {
+	goodEntry := `{"pattern":"disks/{vm}","source":"local","key":"disks/{vm}","policy":"disks"}`
+	goodSet := `{"name":"a","state":"active"}`
+	for _, tc := range []struct {
+		what, key, value string
+		kind             string
+		stopsAll         bool
+		blocks           string
+	}{
+		{"empty revocation", revocations + "chip/a", "", KindRevocation, true, ""},
+		{"cut revocation", revocations + "chip/a", "{", KindRevocation, true, ""},
+		{"null revocation", revocations + "chip/a", "null", KindRevocation, true, ""},
+		{"revocation of nothing", revocations + "chip/a", "{}", KindRevocation, true, ""},
+		{"revocation without a value", revocations + "chip/a", `{"kind":"chip"}`, KindRevocation, true, ""},
+		{"revocation of an unknown kind", revocations + "chip/a", `{"kind":"planet","value":"x"}`, KindRevocation, true, ""},
+		{"revocation that is a list", revocations + "chip/a", `[]`, KindRevocation, true, ""},
+		{"revocation of another type", revocations + "chip/a", `{"kind":1}`, KindRevocation, true, ""},
+		{"cut set", references + "a", "{", KindReference, false, ""},
+		{"set of no state", references + "a", `{"name":"a"}`, KindReference, false, ""},
+		{"set of the year 2300", references + "a", `{"name":"a","state":"active","not_after":"2300-01-01T00:00:00Z"}`, KindReference, false, ""},
+		{"set in another's place", references + "b", goodSet, KindReference, false, ""},
+		{"set with a member that a newer broker knows", references + "a", `{"name":"a","state":"active","only_on_tuesdays":true}`, KindReference, false, ""},
+		{"two sets", references + "a", goodSet + goodSet, KindReference, false, ""},
+		{"cut entry", catalogKey("disks/{vm}"), `{"pattern"`, KindCatalog, false, "disks/{vm}"},
+		{"entry without a policy", catalogKey("disks/{vm}"), `{"pattern":"disks/{vm}","source":"local","key":"x"}`, KindCatalog, false, "disks/{vm}"},
+		{"entry in another's place", catalogKey("disks/{vm}/root"), goodEntry, KindCatalog, false, "disks/{vm} disks/{vm}/root"},
+		{"entry with a member that a newer broker knows", catalogKey("disks/{vm}"), goodEntry[:len(goodEntry)-1] + `,"approvals":2}`, KindCatalog, false, "disks/{vm}"},
+		{"entry of no pattern", catalog + "!", goodEntry, KindCatalog, true, ""},
+		{"entry of an impossible pattern", catalogKey("a//b"), "{", KindCatalog, true, ""},
+		{"empty pin", policyPin, "", KindPin, true, ""},
+		{"odd pin", policyPin, "newest", KindPin, true, ""},
+		{"unknown record", config + "else", "{}", KindUnknown, false, ""},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			s := open(t, nil, nil)
+			var unusable error
+			var blocked map[string]error
+			s.OnReferences = func(_ []broker.ReferenceSet, err error) error { unusable = err; return nil }
+			s.OnCatalog = func(_ []broker.CatalogEntry, b map[string]error) map[string]error { blocked = b; return nil }
+			good := Pair{Key: revocations + "chip/good", Value: []byte(`{"kind":"chip","value":"11"}`)}
+			s.apply(whole(good, Pair{Key: tc.key, Value: []byte(tc.value)}))
+			s.enforceOnce()
+			s.alive(time.Now())
+			if _, _, err := s.Revoked(chip); (err != nil) != tc.stopsAll {
+				t.Errorf("stops all: %v, want %t", err, tc.stopsAll)
+			}
+			if (unusable != nil) != (tc.kind == KindReference) {
+				t.Errorf("reference values are unusable: %v", unusable)
+			}
+			if got := strings.Join(slices.Sorted(maps.Keys(blocked)), " "); got != tc.blocks {
+				t.Errorf("blocks %q, want %q", got, tc.blocks)
+			}
+			if p := s.Problems(); len(p) != 1 || p[0].Kind != tc.kind || p[0].StopsAll != tc.stopsAll || p[0].Reason == "" || p[0].Stops == "" {
+				t.Errorf("reported as %+v", p)
+			}
+			s.apply(Update{Pairs: []Pair{{Key: tc.key, Deleted: true}}})
+			s.enforceOnce()
+			if _, _, err := s.Revoked(chip); err != nil || unusable != nil || len(blocked) > 0 || len(s.Problems()) > 0 {
+				t.Errorf("after it was removed: %v, %v, %v, %v", err, unusable, blocked, s.Problems())
+			}
+		})
 	}
 }
 
-// TestUnreadableRevocation: a revocation that cannot be read may be about anything, so nothing is released.
-func TestUnreadableRevocation(t *testing.T) {
-	for _, bad := range []string{"", "{", "null", "{}", `{"kind":"chip"}`, `{"kind":"planet","value":"x"}`, `[]`, `{"kind":1}`} {
-		s := open(t, nil, nil)
-		s.alive(time.Now())
-		s.apply([]Pair{
-			{Key: revocations + "chip/a", Value: []byte(bad)},
-			{Key: revocations + "chip/b", Value: []byte(`{"kind":"chip","value":"11"}`)},
-		})
-		if _, _, err := s.Revoked(chip); err == nil {
-			t.Errorf("%q: released", bad)
-		}
-		s.apply(nil)
-		if _, _, err := s.Revoked(chip); err != nil {
-			t.Errorf("%q: still refused after it was removed: %v", bad, err)
-		}
-	}
-	// Other records that do not decode are left out, and stop nothing.
+// TestOneOfTwoBadRecords: mending one does not make the other good.
+func TestOneOfTwoBadRecords(t *testing.T) {
 	s := open(t, nil, nil)
 	s.alive(time.Now())
-	sets := -1
-	s.OnReferences = func(r []broker.ReferenceSet) { sets = len(r) }
-	s.apply([]Pair{{Key: references + "a", Value: []byte("{")}, {Key: references + "b", Value: []byte(`{"name":"b"}`)}})
-	if _, _, err := s.Revoked(chip); err != nil || sets != 1 {
-		t.Errorf("%v, %d sets", err, sets)
+	s.apply(whole(Pair{Key: revocations + "chip/a"}, Pair{Key: revocations + "chip/b"}))
+	for _, k := range []string{"a", "b"} {
+		if _, _, err := s.Revoked(chip); err == nil {
+			t.Errorf("released before %s was mended", k)
+		}
+		s.apply(Update{Pairs: []Pair{{Key: revocations + "chip/" + k, Value: []byte(`{"kind":"chip","value":"11"}`)}}})
+	}
+	if _, _, err := s.Revoked(chip); err != nil {
+		t.Error(err)
 	}
 }
 
-// TestStaleness: an old view of revocations releases nothing (G6).
+// TestRefusedByHooks: what a hook could not put in force is reported until it can.
+func TestRefusedByHooks(t *testing.T) {
+	s := open(t, nil, nil)
+	s.alive(time.Now())
+	fail := true
+	s.OnReferences = func([]broker.ReferenceSet, error) error {
+		if fail {
+			return errors.New("no")
+		}
+		return nil
+	}
+	s.OnCatalog = func([]broker.CatalogEntry, map[string]error) map[string]error {
+		if fail {
+			return map[string]error{"a/{b}": errors.New("ambiguous")}
+		}
+		return nil
+	}
+	s.apply(whole())
+	s.enforceOnce()
+	if p := s.Problems(); len(p) != 2 || p[0].Name != "a/{b}" || p[1].Reason != "no" {
+		t.Errorf("%+v", p)
+	}
+	// A change of another kind asks neither again.
+	s.apply(Update{Pairs: []Pair{{Key: revocations + "chip/x", Value: []byte(`{"kind":"chip","value":"11"}`)}}})
+	fail = false
+	s.enforceOnce()
+	if p := s.Problems(); len(p) != 2 {
+		t.Errorf("%+v", p)
+	}
+	s.apply(Update{Pairs: []Pair{{Key: references + "a", Deleted: true}, {Key: catalog + "a", Deleted: true}}})
+	s.enforceOnce()
+	if p := s.Problems(); len(p) != 0 {
+		t.Errorf("%+v", p)
+	}
+}
+
+// TestStaleness: an old view releases nothing, be it of revocations or of what the hooks put in force (G6).
 func TestStaleness(t *testing.T) {
 	now := time.Now()
 	s := open(t, nil, func() time.Time { return now })
@@ -118,15 +229,39 @@ func TestStaleness(t *testing.T) {
 		}
 	}
 	refused(true) // before the first view
+	s.apply(whole())
+	s.enforceOnce()
+	refused(true) // a view alone does not say that it is current
 	s.alive(now)
 	refused(false)
 	now = now.Add(MaxStaleness)
 	refused(false)
 	now = now.Add(time.Millisecond)
 	refused(true)
-	s.apply(nil) // a change alone does not say that the view is current
+	s.apply(Update{}) // nor does a change
 	refused(true)
 	s.alive(now)
+	refused(false)
+
+	// A retired set that the policies do not know of yet.
+	s.apply(Update{Pairs: []Pair{{Key: references + "a", Deleted: true}}})
+	now = now.Add(MaxStaleness / 2)
+	s.apply(Update{Pairs: []Pair{{Key: references + "b", Deleted: true}}})
+	now = now.Add(MaxStaleness/2 + 1)
+	s.alive(now)
+	refused(true)
+	s.enforceOnce()
+	refused(false)
+	// A hook that hangs.
+	s.OnReferences = func([]broker.ReferenceSet, error) error {
+		refused(false)
+		now = now.Add(MaxStaleness + 1)
+		s.alive(now)
+		refused(true)
+		return nil
+	}
+	s.apply(Update{Pairs: []Pair{{Key: references + "b", Deleted: true}}})
+	s.enforceOnce()
 	refused(false)
 }
 
@@ -147,7 +282,7 @@ func TestRevokeValidates(t *testing.T) {
 	}
 	s.alive(time.Now())
 	for k, v := range kv.items {
-		s.apply([]Pair{{Key: k, Value: v}})
+		s.apply(whole(Pair{Key: k, Value: v}))
 	}
 	if _, yes, err := s.Revoked(chip); !yes || err != nil {
 		t.Errorf("%v %v", yes, err)

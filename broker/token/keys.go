@@ -16,6 +16,8 @@ import (
 
 	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwk"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // A generation is one signing key. Generations are numbered from 1, and kept
@@ -180,7 +182,7 @@ func newKey(alg string, now time.Time, replaces bool) ([]byte, error) {
 
 func parseKey(n int, b []byte) (generation, error) {
 	var st stored
-	if err := json.Unmarshal(b, &st); err != nil {
+	if err := strictjson.UnmarshalKnown(b, &st); err != nil {
 		return generation{}, fmt.Errorf("token: decode key %d: %w", n, err)
 	}
 	defer clear(st.PKCS8)

@@ -53,6 +53,11 @@ type Claims struct {
 	PCRsUnexplained []string          `json:"pcrs_unexplained,omitempty"` // quoted, not zero, and not in the log (IMA's 10, for one)
 	// SystemdPhase is the last phase that systemd measured into PCR 11 ("enter-initrd", …); empty: none.
 	SystemdPhase string `json:"systemd_phase,omitempty"`
+	// OSSeparator are the quoted PCRs that end with systemd's word "os-separator" (systemd 259 and later):
+	// the operating system runs, and what precedes it there was measured by firmware and boot loader.
+	OSSeparator []string `json:"os_separator,omitempty"`
+	// SystemdWords is what systemd measured into PCR 9 after the firmware's log, in order.
+	SystemdWords []string `json:"systemd_words,omitempty"`
 
 	Boot Boot `json:"boot"`
 
@@ -162,10 +167,18 @@ func (c *Claims) Measurements() map[string]string {
 	return m
 }
 
+// Hints are the guest's own words about its boot. They become claims only where quoted PCRs bear them out.
+type Hints struct {
+	Cmdline    string // of the kernel
+	SystemdLog []byte // its records about PCR 9
+}
+
 // Explain makes the check event_log: it replays the log against the quoted PCRs
 // and takes claims from it. A PCR that the log touches has to come out right, or
-// every entry may be a lie. cmdline is the guest's word for its command line.
-func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, cmdline string) error {
+// every entry may be a lie: with the log alone, or with what systemd is known to
+// measure after it. Only PCR 9, into which systemd measures words of each
+// machine's own, may stay unexplained; then nothing is claimed about it.
+func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, hints Hints) error {
 	if len(raw) == 0 {
 		t.Skip("event_log", "no event log")
 		return nil
@@ -178,18 +191,10 @@ func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, cmdline s
 	proven := map[int][]*eventlog.Event{}
 	c.EventLog = EventLogVerified
 	for _, p := range pcrs {
-		phases, ok := 0, bytes.Equal(replayed[p.Index], p.Digest)
-		if !ok && p.Index == 11 {
-			// systemd goes on measuring where the firmware's log cannot see it.
-			phases, ok = systemdPhases(replayed[11], p.Digest)
-		}
 		switch {
-		case ok:
+		case bytes.Equal(replayed[p.Index], p.Digest) || c.explainedBySystemd(p, replayed[p.Index], hints.SystemdLog):
 			proven[p.Index] = []*eventlog.Event{}
-			if phases > 0 {
-				c.SystemdPhase = phaseNames[phases-1]
-			}
-		case touched[p.Index] || p.Index < 8: // firmware logs all that it measures, into 0 to 7
+		case p.Index < 8 || touched[p.Index] && p.Index != 9: // firmware logs all that it measures, into 0 to 7
 			return t.Fail("event_log", attest.ReasonMismatch, "PCR %d is %x, but the log replays to %x", p.Index, p.Digest, replayed[p.Index])
 		default:
 			c.EventLog = EventLogPartial
@@ -206,7 +211,10 @@ func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, cmdline s
 			c.addEvent(e)
 		}
 	}
-	c.Boot = boot(proven, cmdline)
+	if slices.Contains(c.PCRsUnexplained, pcrName(9)) {
+		delete(proven, 8) // one program measures into both: half of its story is none
+	}
+	c.Boot = boot(proven, hints.Cmdline)
 	t.Pass("event_log", "%d events, %s", len(log.Events), c.EventLog)
 	return nil
 }
@@ -225,19 +233,6 @@ func (c *Claims) addEvent(e *eventlog.Event) {
 		out.Variable = &Variable{v.GUID, v.Name, hex.EncodeToString(v.Value)}
 	}
 	c.Events = append(c.Events, out)
-}
-
-// phaseNames are the words that systemd-pcrphase measures into PCR 11, in order (systemd-pcrphase.service(8)).
-var phaseNames = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
-
-// systemdPhases says after how many phases from becomes want.
-func systemdPhases(from, want []byte) (int, bool) {
-	for i, p := range phaseNames {
-		if from = sum(slices.Concat(from, sum([]byte(p)))); bytes.Equal(from, want) {
-			return i + 1, true
-		}
-	}
-	return 0, false
 }
 
 // efiGlobal is EFI_GLOBAL_VARIABLE.

@@ -99,7 +99,7 @@ func TestRecordedGCE(t *testing.T) {
 				t.Error(err)
 			}
 			c := NewClaims(q, pcrs, AK{}, nil)
-			if err := c.Explain(dcap.NewTrail("test"), log, pcrs, ""); err != nil {
+			if err := c.Explain(dcap.NewTrail("test"), log, pcrs, Hints{}); err != nil {
 				t.Fatal(err)
 			}
 			if c.EventLog == EventLogAbsent || len(c.Events) == 0 || c.Boot.SecureBoot == SecureBootUnknown || len(c.Boot.BootChain) == 0 {
@@ -117,7 +117,7 @@ func TestRecordedGCE(t *testing.T) {
 				t.Errorf("a PCR left out: %v", err)
 			}
 			empty := log[:32+binary.LittleEndian.Uint32(log[28:])]
-			if err := c.Explain(dcap.NewTrail("test"), empty, pcrs, ""); attest.ReasonOf(err) != attest.ReasonMismatch {
+			if err := c.Explain(dcap.NewTrail("test"), empty, pcrs, Hints{}); attest.ReasonOf(err) != attest.ReasonMismatch {
 				t.Errorf("an empty log: %v", err)
 			}
 		})

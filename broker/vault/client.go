@@ -9,11 +9,14 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/api"
+
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/reread"
 )
 
 const maxResponse = 4 << 20 // of Vault's answers; KV v2 allows 1 MiB a secret
@@ -32,15 +35,18 @@ func newClient(cfg Config) (*api.Client, func(), error) {
 		MaxIdleConnsPerHost: cfg.MaxConcurrency,
 		IdleConnTimeout:     time.Minute,
 	}
+	roots := func() *x509.CertPool { return nil }
 	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
+		told := func(err error) {
+			if err != nil {
+				cfg.Logger.Error("vault's CA file is not in force, the one before stays", "source", cfg.Name, "error", err)
+			}
+		}
+		ca, err := reread.Open(told, func(b [][]byte) (*x509.CertPool, error) { return pemfile.Pool(b[0]) }, cfg.CAFile)
 		if err != nil {
-			return nil, nil, fmt.Errorf("ca: %w", err)
+			return nil, nil, fmt.Errorf("ca: %s: %w", cfg.CAFile, err)
 		}
-		t.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, nil, fmt.Errorf("ca: no certificate in %s", cfg.CAFile)
-		}
+		roots = ca.Get
 	}
 	if k := cfg.Certificate; k != nil {
 		t.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -51,10 +57,11 @@ func newClient(cfg Config) (*api.Client, func(), error) {
 			return &pair, nil
 		}
 	}
+	rt := &rooted{roots: roots, t: t, from: t.TLSClientConfig}
 	c, err := api.NewClient(&api.Config{
 		Address: cfg.Address,
 		HttpClient: &http.Client{
-			Transport:     bounded{t},
+			Transport:     bounded{rt},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		MaxRetries: 0, // the guest retries; we do not multiply load
@@ -67,8 +74,38 @@ func newClient(cfg Config) (*api.Client, func(), error) {
 	if cfg.Namespace != "" {
 		c.SetNamespace(cfg.Namespace)
 	}
-	return c, t.CloseIdleConnections, nil
+	return c, rt.CloseIdleConnections, nil
 }
+
+// rooted is a transport that believes the roots of today: those of an
+// http.Transport stay as they were at its first request.
+type rooted struct {
+	roots func() *x509.CertPool
+
+	mu   sync.Mutex
+	t    *http.Transport // guarded by mu
+	from *tls.Config     // guarded by mu; of t, before it
+}
+
+func (r *rooted) transport() *http.Transport {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if roots := r.roots(); roots != r.from.RootCAs {
+		r.t.CloseIdleConnections()
+		r.t, r.from = r.t.Clone(), r.from.Clone()
+		r.from.RootCAs = roots
+		r.t.TLSClientConfig = r.from.Clone()
+	}
+	return r.t
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r *rooted) RoundTrip(q *http.Request) (*http.Response, error) {
+	return r.transport().RoundTrip(q)
+}
+
+// CloseIdleConnections drops idle connections.
+func (r *rooted) CloseIdleConnections() { r.transport().CloseIdleConnections() }
 
 // bounded limits what is read of an answer.
 type bounded struct{ http.RoundTripper }

@@ -23,7 +23,7 @@ const (
 	defaultField = "value"
 	wholeSecret  = "*"
 	// encodingPrefix marks values that this package made: Vault's JSON holds no
-	// raw bytes. Other values are taken as they stand, as text.
+	// raw bytes. Only entries that say so are decoded: others have values that begin with the same word.
 	encodingPrefix = "base64:"
 )
 
@@ -33,6 +33,7 @@ var errAbsent = fmt.Errorf("%w", broker.ErrNoSecret)
 type kvSecret struct {
 	data    map[string]any
 	version int
+	created string // when the version was made
 }
 
 func (s *Source) kvMount(e broker.CatalogEntry) string { return cmp.Or(e.Mount, s.cfg.Mount) }
@@ -105,6 +106,7 @@ func (s *Source) readKV(ctx context.Context, mount, key string, version int) (kv
 		return kvSecret{}, fmt.Errorf("vault: mount %q is not a KV v2 engine: %s/data/%s has no metadata", mount, mount, key)
 	}
 	out := kvSecret{version: integer(meta["version"])}
+	out.created, _ = meta["created_time"].(string)
 	if out.data, ok = got.Data["data"].(map[string]any); ok {
 		return out, nil
 	}
@@ -175,7 +177,7 @@ func fieldToMake(e broker.CatalogEntry) string {
 }
 
 func field(got kvSecret, e broker.CatalogEntry) (broker.Secret, error) {
-	s := broker.Secret{Version: strconv.Itoa(got.version)}
+	s := broker.Secret{Version: strconv.Itoa(got.version), Edition: got.created}
 	if e.Field == wholeSecret {
 		var err error
 		s.Value, err = canonical(got.data)
@@ -183,21 +185,36 @@ func field(got kvSecret, e broker.CatalogEntry) (broker.Secret, error) {
 		return s, err
 	}
 	name := cmp.Or(e.Field, defaultField)
-	text, ok := got.data[name].(string)
-	if !ok {
-		return broker.Secret{}, fmt.Errorf("vault: %s has no text field %q: %w", e.Key, name, broker.ErrNoSecret)
+	text, err := plain(got.data[name])
+	if err != nil {
+		return broker.Secret{}, fmt.Errorf("vault: %s: field %q %w: %w", e.Key, name, err, broker.ErrNoSecret)
 	}
-	b64, ok := strings.CutPrefix(text, encodingPrefix)
-	if !ok {
+	b64, marked := strings.CutPrefix(text, encodingPrefix)
+	if !marked && e.Options["encoding"] == "" || !e.Base64() {
 		s.Value = []byte(text)
 		return s, nil
 	}
 	value, err := base64.StdEncoding.DecodeString(b64)
 	if err != nil {
-		return broker.Secret{}, fmt.Errorf("vault: %s: field %q: not base64 after %q", e.Key, name, encodingPrefix)
+		return broker.Secret{}, fmt.Errorf("vault: %s: field %q is not base64", e.Key, name)
 	}
 	s.Value = value
 	return s, nil
+}
+
+// plain is a field as Vault's own command prints it.
+func plain(v any) (string, error) {
+	switch v := v.(type) {
+	case nil:
+		return "", errors.New("is not there, or null")
+	case string:
+		return v, nil
+	case json.Number:
+		return v.String(), nil
+	case bool:
+		return strconv.FormatBool(v), nil
+	}
+	return "", errors.New(`is an object or a list: field: "*" gives the whole secret as JSON`)
 }
 
 // canonical is JSON with sorted names and without white space: one text for one secret.
@@ -212,28 +229,29 @@ func canonical(v any) ([]byte, error) {
 }
 
 // kvVersion reads the metadata: no secret travels.
-func (s *Source) kvVersion(ctx context.Context, e broker.CatalogEntry) (string, error) {
+func (s *Source) kvVersion(ctx context.Context, e broker.CatalogEntry) (version, edition string, err error) {
 	mount := s.kvMount(e)
 	got, err := s.call(ctx, read(mount, "metadata/"+e.Key))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if got == nil {
 		if err := s.checkKV2(ctx, mount); err != nil {
-			return "", err
+			return "", "", err
 		}
-		return "", fmt.Errorf("vault: %s/%s: %w", mount, e.Key, broker.ErrNoSecret)
+		return "", "", fmt.Errorf("vault: %s/%s: %w", mount, e.Key, broker.ErrNoSecret)
 	}
-	version := cmp.Or(e.PinVersion, integer(got.Data["current_version"]))
+	n := cmp.Or(e.PinVersion, integer(got.Data["current_version"]))
 	versions, _ := got.Data["versions"].(map[string]any)
-	meta, ok := versions[strconv.Itoa(version)].(map[string]any)
+	meta, ok := versions[strconv.Itoa(n)].(map[string]any)
 	switch {
 	case !ok:
-		return "", fmt.Errorf("vault: %s/%s: no version %d: %w", mount, e.Key, version, broker.ErrNoSecret)
+		return "", "", fmt.Errorf("vault: %s/%s: no version %d: %w", mount, e.Key, n, broker.ErrNoSecret)
 	case ended(meta) != "":
-		return "", fmt.Errorf("vault: %s/%s: version %d is %s: %w", mount, e.Key, version, ended(meta), broker.ErrNoSecret)
+		return "", "", fmt.Errorf("vault: %s/%s: version %d is %s: %w", mount, e.Key, n, ended(meta), broker.ErrNoSecret)
 	}
-	return strconv.Itoa(version), nil
+	edition, _ = meta["created_time"].(string)
+	return strconv.Itoa(n), edition, nil
 }
 
 // rotateKV puts a new random value in place of the current one. Of two
@@ -258,7 +276,7 @@ func (s *Source) rotateKV(ctx context.Context, e broker.CatalogEntry) (string, e
 // fetchWrapped gives out a token that reads the secret once.
 func (s *Source) fetchWrapped(ctx context.Context, e broker.CatalogEntry, ttl time.Duration) (broker.Secret, error) {
 	// Vault would wrap "there is none" as well.
-	version, err := s.kvVersion(ctx, e)
+	version, _, err := s.kvVersion(ctx, e)
 	if err != nil {
 		return broker.Secret{}, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
 	"net/http"
 	"os"
 	"strings"
@@ -11,6 +13,8 @@ import (
 
 	"github.com/hashicorp/vault/api"
 	"github.com/hashicorp/vault/api/auth/approle"
+
+	"github.com/claviger/claviger/broker/reread"
 )
 
 const (
@@ -20,10 +24,73 @@ const (
 	// good: a fresh login has the role's new policies, but one path that stays
 	// forbidden must not make tokens without end.
 	loginEvery = 5 * time.Minute
+	// maxRest is between looks at a token that cannot be renewed.
+	maxRest = 15 * time.Second
 )
+
+// refusal is a login that did not work. The same credential is not tried again
+// soon: Vault locks out a role, and with it whoever else uses it, after a few
+// failures (five within 15 minutes, unless configured otherwise).
+type refusal struct {
+	with  reread.Digest // of the files that the credential is in
+	err   error         // nil: none was refused since one worked
+	times int
+	until time.Time
+}
+
+const (
+	firstRest = 30 * time.Second // after a credential that was refused
+	longRest  = 20 * time.Minute // beyond the time in which Vault counts
+	shortRest = 15 * time.Second // where Vault did not answer
+)
+
+// credential is the files that a login reads.
+func (s *Source) credential() reread.Digest {
+	switch c := s.cfg; {
+	case c.TokenFile != "":
+		return reread.DigestOf(c.TokenFile)
+	case c.AppRole != nil:
+		return reread.DigestOf(c.AppRole.SecretIDFile)
+	case c.Kubernetes != nil:
+		return reread.DigestOf(c.Kubernetes.File)
+	case c.JWT != nil:
+		return reread.DigestOf(c.JWT.File)
+	default:
+		return reread.DigestOf(c.Certificate.CertFile, c.Certificate.KeyFile)
+	}
+}
+
+// refuse notes that a login failed, and says so.
+func (r *refusal) refuse(with reread.Digest, err error) {
+	if r.err == nil || r.with != with {
+		r.times = 0
+	}
+	rest := min(time.Second<<min(r.times, 10), shortRest)
+	if code := status(err); code >= 400 && code < 500 && code != http.StatusTooManyRequests {
+		rest = firstRest
+		if r.times > 0 {
+			rest = longRest
+		}
+	}
+	*r = refusal{with: with, err: err, times: r.times + 1, until: time.Now().Add(rest + mathrand.N(rest/4))}
+}
 
 // login replaces the token. The old one stays good for whoever still uses it. mu is held.
 func (s *Source) login(ctx context.Context) error {
+	with := s.credential()
+	if r := s.refused; r.err != nil && r.with == with && time.Now().Before(r.until) {
+		return r.err
+	}
+	err := s.loginNow(ctx)
+	if err != nil {
+		s.refused.refuse(with, err)
+		return err
+	}
+	s.refused = refusal{}
+	return nil
+}
+
+func (s *Source) loginNow(ctx context.Context) error {
 	var secret *api.Secret
 	var err error
 	method := ""
@@ -147,29 +214,51 @@ var errExpiring = errors.New("token cannot be renewed for long")
 
 // Run renews the token until ctx ends, and logs in again when it cannot be renewed any more.
 func (s *Source) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
+	told := ""
+	tell := func(level slog.Level, what string, err error) {
+		if text := what + err.Error(); text != told {
+			told = text
+			s.log.Log(ctx, level, what, "source", s.cfg.Name, "error", err)
+		}
+	}
+	for failures := 0; ctx.Err() == nil; {
 		token := *s.token.Load()
 		err := s.renew(ctx, token)
 		if err == nil || ctx.Err() != nil {
+			failures, told = 0, ""
 			continue
 		}
-		s.log.WarnContext(ctx, "vault token is not renewed", "source", s.cfg.Name, "error", err)
 		// A Vault that does not answer says nothing about the token, and a login may cost a secret id.
-		if code := status(err); errors.Is(err, errExpiring) || code >= 400 && code < 500 {
+		code := status(err)
+		if errors.Is(err, errExpiring) || code >= 400 && code < 500 {
 			s.mu.Lock()
 			if *s.token.Load() == token { // nobody else has
-				if err := s.login(ctx); err != nil {
-					s.log.ErrorContext(ctx, "cannot log in to vault", "source", s.cfg.Name, "error", err)
+				if lerr := s.login(ctx); lerr != nil {
+					tell(slog.LevelError, "cannot log in to vault; a credential that was refused is not tried again soon, one that is new at once", lerr)
 				}
 			}
 			s.mu.Unlock()
+		} else {
+			tell(slog.LevelWarn, "vault token is not renewed", err)
 		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
+		s.rest(ctx, token, failures)
+		failures++
 	}
 	return ctx.Err()
+}
+
+// rest waits before the token is looked at again: ever longer, but not beyond
+// another token or a new credential.
+func (s *Source) rest(ctx context.Context, token string, failures int) {
+	end := time.Now().Add(min(time.Second<<min(failures, 10), maxRest))
+	before := s.credential()
+	for wait := time.Second; wait > 0 && *s.token.Load() == token && s.credential() == before; wait = min(time.Second, time.Until(end)) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // renew waits for half the token's life and renews it.

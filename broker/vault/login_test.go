@@ -8,18 +8,24 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +33,7 @@ import (
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/internal/grant"
+	"github.com/claviger/claviger/broker/reread"
 	"github.com/claviger/claviger/internal/testservers"
 )
 
@@ -295,6 +302,155 @@ func TestOutageKeepsToken(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// TestRefusedCredential: a used-up secret id is not tried again and again, by
+// which Vault would lock out the role; a fresh one in its file works at once.
+func TestRefusedCredential(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "1h")
+	w.put(t, "db/orders", map[string]any{"value": "x"})
+	secretID := func() []byte {
+		return []byte(mustWrite(t, w.root, "auth/approle/role/claviger/secret-id", map[string]any{"num_uses": 1}).Data["secret_id"].(string))
+	}
+	file := filepath.Join(t.TempDir(), "secret-id")
+	if err := os.WriteFile(file, secretID(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.src.cfg
+	role := *cfg.AppRole
+	role.SecretIDFile = file
+	cfg.AppRole = &role
+	var logins atomic.Int32
+	cfg.Address = counted(t, cfg.Address, "/v1/auth/approle/login", &logins)
+	src, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, w.root, "auth/token/revoke", map[string]any{"token": *src.token.Load()})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = src.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	fetch := func() error {
+		_, err := src.Fetch(t.Context(), grant.Mint(broker.Granted{Entry: broker.CatalogEntry{Key: "db/orders"}}))
+		return err
+	}
+	eventually(t, "the login is refused", func() bool { return logins.Load() == 2 })
+	for range 5 {
+		src.mu.Lock()
+		src.checked, src.loggedIn = time.Time{}, time.Time{} // as if the time between looks had passed
+		src.mu.Unlock()
+		if err := fetch(); err == nil || !strings.Contains(err.Error(), "used up") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if n := logins.Load(); n != 2 {
+		t.Errorf("%d logins with one secret id", n)
+	}
+	if err := os.WriteFile(file, secretID(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a login with the fresh one", func() bool { return fetch() == nil })
+	if n := logins.Load(); n != 3 {
+		t.Errorf("%d logins", n)
+	}
+}
+
+// counted is a way to a server that counts requests of a path.
+func counted(t *testing.T, to, path string, n *atomic.Int32) string {
+	t.Helper()
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(u)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == path {
+			n.Add(1)
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// TestRests: a refusal rests for longer than Vault counts failures; a new credential starts afresh.
+func TestRests(t *testing.T) {
+	denied := fmt.Errorf("login: %w", &api.ResponseError{StatusCode: http.StatusBadRequest})
+	var r refusal
+	within := func(what string, low, high time.Duration) {
+		t.Helper()
+		if d := time.Until(r.until); d < low-time.Second || d > high {
+			t.Errorf("%s: rests %s, want %s to %s", what, d, low, high)
+		}
+	}
+	r.refuse(reread.Digest{1}, denied)
+	within("the first", firstRest, firstRest*5/4)
+	for range 3 {
+		r.refuse(reread.Digest{1}, denied)
+		within("again", longRest, longRest*5/4)
+	}
+	r.refuse(reread.Digest{2}, denied)
+	within("another credential", firstRest, firstRest*5/4)
+	r.refuse(reread.Digest{2}, errors.New("connection refused"))
+	within("no answer", time.Second, shortRest)
+}
+
+// TestCARotates: a CA that is added to the file counts for the next connection.
+func TestCARotates(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "ca.pem")
+	var serve atomic.Pointer[tls.Certificate]
+	var roots [2][]byte
+	var pairs [2]tls.Certificate
+	for i := range pairs {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: fmt.Sprint("root ", i)}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		}
+		der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pairs[i] = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+		roots[i] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}
+	serve.Store(&pairs[0])
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"data":{"x":"y"}}`) }))
+	server.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return serve.Load(), nil }}
+	server.StartTLS()
+	defer server.Close()
+	server.TLS.Certificates = nil
+	if err := os.WriteFile(file, roots[0], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Address: server.URL, CAFile: file, TokenFile: "unused"}
+	if err := cfg.check(); err != nil {
+		t.Fatal(err)
+	}
+	c, idle, err := newClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() error { _, err := c.Logical().Read("x"); return err }
+	if err := read(); err != nil {
+		t.Fatal(err)
+	}
+	serve.Store(&pairs[1])
+	idle()
+	if err := read(); err == nil {
+		t.Fatal("a server of an unknown CA is believed")
+	}
+	if err := os.WriteFile(file, append(roots[0], roots[1]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new CA counts", func() bool { return read() == nil })
 }
 
 // A path that stays forbidden must not make one login after the other, and not disturb the rest.

@@ -4,24 +4,26 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/certs"
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 const (
 	pkiMount = "pki"
 	maxCSR   = 16 << 10
+	// clockSlack is how far Vault's clock may be ahead of ours.
+	clockSlack = 5 * time.Minute
 )
 
 // names are what a certificate may be for.
@@ -38,8 +40,8 @@ func namesOf(e broker.CatalogEntry) names {
 	return names{e.Options["common_name"], list(e.Options["dns_sans"]), list(e.Options["uri_sans"])}
 }
 
-// fetchPKI has the guest's key certified, for the names of the entry.
-func (s *Source) fetchPKI(ctx context.Context, e broker.CatalogEntry, der []byte) (broker.Secret, error) {
+// fetchPKI has the guest's key certified, for the names of the entry, and for no longer than limit, if that is not 0.
+func (s *Source) fetchPKI(ctx context.Context, e broker.CatalogEntry, der []byte, limit time.Duration) (broker.Secret, error) {
 	mount, allowed := cmp.Or(e.Mount, pkiMount), namesOf(e)
 	csr, err := checkCSR(der, allowed)
 	if err != nil {
@@ -55,7 +57,13 @@ func (s *Source) fetchPKI(ctx context.Context, e broker.CatalogEntry, der []byte
 	}
 	if ttl := e.Options["ttl"]; ttl != "" {
 		body["ttl"] = ttl
+		if own, err := duration(ttl); limit > 0 && (err != nil || own > limit) {
+			body["ttl"] = max(1, seconds(limit))
+		}
+	} else if limit > 0 {
+		body["ttl"] = max(1, seconds(limit))
 	}
+	asked := time.Now()
 	got, err := s.call(ctx, write(mount, "sign/"+e.Key, body))
 	if err != nil {
 		if status(err) == http.StatusBadRequest && says(err, "unknown role") {
@@ -70,11 +78,26 @@ func (s *Source) fetchPKI(ctx context.Context, e broker.CatalogEntry, der []byte
 	if err == nil {
 		err = checkLeaf(leaf, csr, allowed)
 	}
+	if err == nil && limit > 0 && leaf.NotAfter.After(asked.Add(limit+clockSlack)) {
+		err = fmt.Errorf("the certificate lives until %s, and policy and catalog allow %s", leaf.NotAfter.UTC().Format(time.RFC3339), limit)
+	}
 	if err != nil {
 		return broker.Secret{}, fmt.Errorf("vault: %s/sign/%s: %w", mount, e.Key, err)
 	}
 	serial, _ := got.Data["serial_number"].(string)
 	return broker.Secret{Value: chain, ContentType: "application/pem-certificate-chain", Version: serial, Expires: leaf.NotAfter}, nil
+}
+
+// duration reads Vault's form of one: seconds, or Go's, with days.
+func duration(s string) (time.Duration, error) {
+	if n, err := strconv.ParseInt(s, 10, 32); err == nil {
+		return time.Duration(n) * time.Second, nil
+	}
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseInt(days, 10, 16)
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	return time.ParseDuration(s)
 }
 
 // checkCSR refuses a request for more than is allowed, or for a key that is too
@@ -87,21 +110,11 @@ func checkCSR(der []byte, allowed names) (*x509.CertificateRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate request: %w", err)
 	}
+	if err := certs.CheckKey(csr.PublicKey, certs.RSA, certs.P256, certs.P384, certs.Ed25519); err != nil {
+		return nil, fmt.Errorf("certificate request: %w", err)
+	}
 	if err := csr.CheckSignature(); err != nil { // a key that somebody else holds
 		return nil, fmt.Errorf("certificate request: signature by its own key: %w", err)
-	}
-	switch k := csr.PublicKey.(type) {
-	case *rsa.PublicKey:
-		if n := k.N.BitLen(); n < 2048 || n > 8192 {
-			return nil, fmt.Errorf("certificate request: RSA key of %d bits, want 2048 to 8192", n)
-		}
-	case *ecdsa.PublicKey:
-		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
-			return nil, fmt.Errorf("certificate request: curve %s, want P-256 or P-384", k.Params().Name)
-		}
-	case ed25519.PublicKey:
-	default:
-		return nil, fmt.Errorf("certificate request: key type %s, want RSA, ECDSA or Ed25519", csr.PublicKeyAlgorithm)
 	}
 	cn := 0
 	for _, a := range csr.Subject.Names {
@@ -156,13 +169,9 @@ func uris[T fmt.Stringer](in []T) []string {
 // certificates reads Vault's answer: the leaf, and all of it as PEM, leaf first, without a self-signed root's repetition.
 func certificates(data map[string]any) (*x509.Certificate, []byte, error) {
 	text, _ := data["certificate"].(string)
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return nil, nil, fmt.Errorf("the answer has no certificate")
-	}
-	leaf, err := x509.ParseCertificate(block.Bytes)
+	leaf, err := one(text)
 	if err != nil {
-		return nil, nil, fmt.Errorf("parse certificate: %w", err)
+		return nil, nil, fmt.Errorf("the answer's certificate: %w", err)
 	}
 	var issuers []string
 	if list, _ := data["ca_chain"].([]any); len(list) > 0 {
@@ -173,15 +182,31 @@ func certificates(data map[string]any) (*x509.Certificate, []byte, error) {
 	} else if t, _ := data["issuing_ca"].(string); t != "" {
 		issuers = []string{t}
 	}
-	out := pem.EncodeToMemory(block)
-	for _, t := range issuers {
-		b, _ := pem.Decode([]byte(t))
-		if b == nil || b.Type != "CERTIFICATE" {
-			return nil, nil, fmt.Errorf("the answer's chain is not PEM")
+	out := toPEM(leaf)
+	for i, t := range issuers {
+		c, err := one(t)
+		if err != nil {
+			return nil, nil, fmt.Errorf("the answer's issuer %d: %w", i, err)
 		}
-		out = append(out, pem.EncodeToMemory(b)...)
+		out = append(out, toPEM(c)...)
 	}
 	return leaf, out, nil
+}
+
+// one reads the only certificate of a text of Vault's.
+func one(text string) (*x509.Certificate, error) {
+	certs, err := pemfile.BareCertificates([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	if len(certs) != 1 {
+		return nil, fmt.Errorf("%d certificates, want one", len(certs))
+	}
+	return certs[0], nil
+}
+
+func toPEM(c *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
 // checkLeaf holds what Vault signed against what was asked: a role that takes

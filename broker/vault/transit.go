@@ -15,6 +15,7 @@ import (
 	"strconv"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/certs"
 )
 
 const (
@@ -98,6 +99,9 @@ func (s *Source) fetchExport(ctx context.Context, e broker.CatalogEntry, spki []
 	key, ok := pub.(*rsa.PublicKey)
 	if !ok || key.N.BitLen() != 3072 && key.N.BitLen() != 4096 {
 		return broker.Secret{}, fmt.Errorf("vault: %s: %w: recipient key: want RSA of 3072 or 4096 bits", e.Key, broker.ErrInput)
+	}
+	if err := certs.CheckKey(key, certs.RSA); err != nil {
+		return broker.Secret{}, fmt.Errorf("vault: %s: %w: recipient key: %w", e.Key, broker.ErrInput, err)
 	}
 	name := exportPrefix + rand.Text()
 	// Vault re-encodes the key: of two encodings of one key it keeps the key.

@@ -155,6 +155,7 @@ type Source struct {
 	token atomic.Pointer[string] // of the last login
 
 	mu       sync.Mutex // serialises logins
+	refused  refusal    // the last login that was; guarded by mu
 	loggedIn time.Time  // when a refused request last led to a login; guarded by mu
 	checked  time.Time  // when a refused request last led to a look at the token; guarded by mu
 }
@@ -212,7 +213,7 @@ func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, err
 	case broker.KindLogin:
 		return s.fetchLogin(ctx, e, what.Owner)
 	case broker.KindPKI:
-		return s.fetchPKI(ctx, e, what.Input)
+		return s.fetchPKI(ctx, e, what.Input, what.Cap)
 	case broker.KindTransitDecrypt:
 		return s.fetchDecrypt(ctx, e, what.Input)
 	case broker.KindTransitDatakey:
@@ -225,13 +226,20 @@ func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, err
 
 // CurrentVersion implements broker.Versioner, for the kinds that are watched.
 func (s *Source) CurrentVersion(ctx context.Context, e broker.CatalogEntry) (string, error) {
+	version, _, err := s.CurrentEdition(ctx, e)
+	return version, err
+}
+
+// CurrentEdition implements broker.Editioner: of KV, when the version was made.
+func (s *Source) CurrentEdition(ctx context.Context, e broker.CatalogEntry) (version, edition string, err error) {
 	switch e.Kind {
 	case "", broker.KindKV:
 		return s.kvVersion(ctx, e)
 	case broker.KindDatabaseStatic:
-		return s.staticVersion(ctx, e)
+		version, err = s.staticVersion(ctx, e)
+		return version, "", err
 	}
-	return "", fmt.Errorf("vault: kind %q has no versions", e.Kind)
+	return "", "", fmt.Errorf("vault: kind %q has no versions", e.Kind)
 }
 
 // Rotate implements broker.Rotator.

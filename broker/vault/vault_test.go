@@ -3,6 +3,7 @@ package vault
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -84,6 +85,26 @@ func TestKV(t *testing.T) {
 	w := newWorld(t, "1h")
 	w.put(t, "db/orders", map[string]any{"value": "one", "user": "app", "n": 7})
 
+	w.put(t, "db/odd", map[string]any{
+		"object": map[string]any{"a": 1}, "null": nil, "port": 5432, "big": json.Number("9007199254740991"), "on": true,
+		"app_key": "base64:aGVsbG8=", "plain64": "aGVsbG8=", "empty": "",
+	})
+	for field, want := range map[string]string{"port": "5432", "big": "9007199254740991", "on": "true", "app_key": "base64:aGVsbG8=", "plain64": "aGVsbG8=", "empty": ""} {
+		s, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/odd", Field: field})
+		if err != nil || string(s.Value) != want {
+			t.Errorf("%s: got %q, want %q as it is in Vault: %v", field, s.Value, want, err)
+		}
+	}
+	for field, e := range map[string]broker.CatalogEntry{
+		"app_key": {Options: map[string]string{"encoding": "base64"}}, "plain64": {Options: map[string]string{"encoding": "base64"}},
+		"app_key, of an entry whose values the broker makes": {CreateBytes: 32},
+	} {
+		e.Key = "db/odd"
+		e.Field, _, _ = strings.Cut(field, ",")
+		if s, err := w.fetch(t.Context(), e); err != nil || string(s.Value) != "hello" {
+			t.Errorf("%s: got %q, want it decoded: %v", field, s.Value, err)
+		}
+	}
 	t.Run("reads the newest version", func(t *testing.T) {
 		w.put(t, "db/orders", map[string]any{"value": "two", "user": "app", "n": 7})
 		s, err := w.fetch(t.Context(), broker.CatalogEntry{Key: "db/orders"})
@@ -100,7 +121,8 @@ func TestKV(t *testing.T) {
 	for name, e := range map[string]broker.CatalogEntry{
 		"missing secret": {Key: "db/none"},
 		"missing field":  {Key: "db/orders", Field: "none"},
-		"field no text":  {Key: "db/orders", Field: "n"},
+		"object":         {Key: "db/odd", Field: "object"},
+		"null":           {Key: "db/odd", Field: "null"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := w.fetch(t.Context(), e); !errors.Is(err, broker.ErrNoSecret) {

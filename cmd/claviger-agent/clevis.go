@@ -2,15 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/seal"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // maxPin bounds what a pin reads: a JWE of a key.
@@ -21,7 +20,7 @@ func clevisCommand(s *settings) *cobra.Command {
 		Use:   "clevis",
 		Short: "Be a pin for clevis (installed as clevis-encrypt-claviger and clevis-decrypt-claviger)",
 	}
-	group.AddCommand(&cobra.Command{
+	encrypt := &cobra.Command{
 		Use:     "encrypt CONFIG",
 		Short:   `Encrypt standard input with a key of the broker's; CONFIG is {"resource":"disks/vm-7"}`,
 		Example: `  clevis encrypt claviger '{"resource":"disks/vm-7"}' < plaintext > jwe`,
@@ -36,9 +35,7 @@ func clevisCommand(s *settings) *cobra.Command {
 			var c struct {
 				Resource string `json:"resource"`
 			}
-			dec := json.NewDecoder(strings.NewReader(args[0]))
-			dec.DisallowUnknownFields()
-			if err := dec.Decode(&c); err != nil || c.Resource == "" {
+			if err := strictjson.UnmarshalKnown([]byte(args[0]), &c); err != nil || c.Resource == "" {
 				return fmt.Errorf(`%w: configuration %q: want {"resource":"disks/vm-7"}`, errUsage, args[0])
 			}
 			plain, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxPin))
@@ -55,7 +52,10 @@ func clevisCommand(s *settings) *cobra.Command {
 				return err
 			})
 		},
-	}, &cobra.Command{
+	}
+	// `clevis luks bind -y` passes it on: trust what has no advertisement to look at, as is the case here.
+	encrypt.Flags().BoolP("yes", "y", false, "accepted, for clevis: there is nothing to confirm")
+	group.AddCommand(encrypt, &cobra.Command{
 		Use:     "decrypt",
 		Short:   "Decrypt what encrypt made, from standard input",
 		Example: "  clevis decrypt < jwe > plaintext",

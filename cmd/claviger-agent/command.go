@@ -1,16 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,11 +24,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker/agent"
+	"github.com/claviger/claviger/broker/agent/deliver"
 	"github.com/claviger/claviger/broker/agent/netup"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/agent/unlock"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/byok"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/reread"
 	"github.com/claviger/claviger/broker/seal"
+	"github.com/claviger/claviger/broker/strictjson"
 	"github.com/claviger/claviger/broker/tee/teesim"
 	"github.com/claviger/claviger/internal/cli"
 )
@@ -37,18 +45,20 @@ var errUsage = cli.ErrUsage
 const defaultConfig = "/etc/claviger/agent.json"
 
 // settings come from flags, then CLAVIGER_… variables, then the configuration
-// file, then defaults: the first that says something counts.
+// file, then defaults: the first that says something counts. Of what says whom
+// to trust (identity, CA, server name, suite) the file counts before variables.
 type settings struct {
-	Broker          brokerList `json:"broker"`
-	CA              string     `json:"ca"`
-	Identity        string     `json:"identity"`
-	ServerName      string     `json:"server_name"`
-	Suite           string     `json:"suite"`
-	Timeout         string     `json:"timeout"`
-	SimulatedDevice string     `json:"-"` // never from a file: it has to be asked for each time
-	Measurement     string     `json:"-"`
-	HostData        string     `json:"-"`
-	Verbose         bool       `json:"-"`
+	Broker          brokerList       `json:"broker"`
+	CA              string           `json:"ca"`
+	Identity        string           `json:"identity"`
+	ServerName      string           `json:"server_name"`
+	key             *seal.PrivateKey // nil: a fresh one of Suite
+	Suite           string           `json:"suite"`
+	Timeout         string           `json:"timeout"`
+	SimulatedDevice string           `json:"-"` // never from a file: it has to be asked for each time
+	Measurement     string           `json:"-"`
+	HostData        string           `json:"-"`
+	Verbose         bool             `json:"-"`
 	// Evidence is "tsm", "nsm", "tpm", "azure", "gce", or empty for what the machine has.
 	Evidence string `json:"evidence"`
 	// Devices are further devices, from the file only.
@@ -98,6 +108,7 @@ broker's reply. It accepts a reply only from the broker whose identity is pinned
 
 Settings: flag, then environment (CLAVIGER_BROKER, CLAVIGER_CA, CLAVIGER_IDENTITY,
 CLAVIGER_SERVER_NAME, CLAVIGER_SUITE, CLAVIGER_TIMEOUT, CLAVIGER_EVIDENCE), then ` + defaultConfig + `.
+An identity, CA, server name or suite in that file is replaced by a flag only.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 4 no answer before the deadline.`,
@@ -116,11 +127,11 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 	f.StringVar(&s.Evidence, "evidence", "", "tsm (configfs-tsm: SEV-SNP, TDX), nsm (Nitro enclave), tpm, azure or gce (confidential VMs with their vTPM); default: tsm, nsm or tpm, whichever this machine has")
 	f.StringVar(&s.TPM.Device, "tpm", "", "the TPM: a device, or an emulator's Unix socket (default "+tpmdev.DefaultPath+")")
 	f.BoolVarP(&s.Verbose, "verbose", "v", false, "say what is being retried, on standard error")
-	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by `claviger dev`) in place of hardware; only a dev broker accepts it")
+	f.StringVar(&s.SimulatedDevice, "simulated-device", "", "use the SIMULATED device in this file (made by \"claviger dev\") in place of hardware; only a dev broker accepts it")
 	f.StringVar(&s.Measurement, "simulated-measurement", "", "launch measurement of the simulated device: 96 hex digits, or the name of a made-up image")
 	f.StringVar(&s.HostData, "simulated-host-data", "", "32-byte HOST_DATA of the simulated device, in hex")
 	root.AddCommand(getCommand(&s), execCommand(&s), serveCommand(&s), evidenceCommand(&s),
-		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand(), tpmCommand(&s), keysCommand(&s), clevisCommand(&s))
+		unlockCommand(&s), rekeyCommand(&s), enrollCommand(&s), recoveryKeyCommand(), luksCommand(), tpmCommand(&s), keysCommand(&s), clevisCommand(&s), bootFilesCommand(&s))
 	cli.Strict(root)
 	return root
 }
@@ -128,7 +139,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 denied (asking again will not help),
 func getCommand(s *settings) *cobra.Command {
 	var out, output, receiptFile string
 	var inputs []string
-	var prove bool
+	var prove, unwrap bool
 	c := &cobra.Command{
 		Use:   "get RESOURCE…",
 		Short: "Fetch secrets: to standard output, a file (0600, written atomically) or a folder",
@@ -137,6 +148,7 @@ func getCommand(s *settings) *cobra.Command {
   claviger-agent get db/orders db/users --out /run/secrets/      # a folder: one file each
   claviger-agent get db/orders --output json
   claviger-agent get certs/vm-7 --input certs/vm-7=csr.der      # what the resource's kind wants from the workload
+  claviger-agent get export/app --unwrap --out app.key          # a key of Vault's that the broker never sees
   claviger-agent get db/orders --receipt receipt.json --prove`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
@@ -154,7 +166,24 @@ func getCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			var private *rsa.PrivateKey
+			if unwrap {
+				if private, err = s.exportKey(); err != nil {
+					return err
+				}
+			}
 			return s.fetch(cmd, args, in, func(ctx context.Context, c *agent.Client, secrets []agent.Secret, r agent.Receipt) error {
+				for i, wrapped := range secrets {
+					if private == nil {
+						break
+					}
+					value, err := byok.UnwrapBYOK(private, wrapped.Value)
+					if err != nil {
+						return fmt.Errorf("--unwrap: %s: %w (is it of kind transit_export?)", wrapped.Resource, err)
+					}
+					wrapped.Wipe()
+					secrets[i].Value = value
+				}
 				if prove {
 					if err := c.Prove(ctx, &r); err != nil {
 						return err
@@ -177,8 +206,21 @@ func getCommand(s *settings) *cobra.Command {
 	c.Flags().StringVarP(&out, "out", "o", "", "file to write to, or a folder (ending in /)")
 	c.Flags().StringVar(&output, "output", "raw", "raw or json")
 	c.Flags().StringVar(&receiptFile, "receipt", "", "write the broker's signed receipt to this file")
+	c.Flags().BoolVar(&unwrap, "unwrap", false, "resources of kind transit_export: have Vault wrap the key to an RSA key made here, and open it")
 	c.Flags().BoolVar(&prove, "prove", false, "wait for the transparency log's inclusion proof and put it into the receipt")
 	return c
+}
+
+// exportKey makes the RSA key that Vault wraps keys to, and has the client use it.
+func (s *settings) exportKey() (*rsa.PrivateKey, error) {
+	private, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		return nil, fmt.Errorf("--unwrap: make a key: %w", err)
+	}
+	if s.key, err = seal.ImportRSA(private); err != nil {
+		return nil, fmt.Errorf("--unwrap: %w", err)
+	}
+	return private, nil
 }
 
 // readInputs reads RESOURCE=FILE.
@@ -189,16 +231,21 @@ func readInputs(flags []string) (map[string][]byte, error) {
 		if !ok || resource == "" || file == "" {
 			return nil, fmt.Errorf("%w: --input %q is not RESOURCE=FILE", errUsage, f)
 		}
-		b, err := os.ReadFile(file)
+		b, err := readInput(file)
 		if err != nil {
-			return nil, fmt.Errorf("--input: %w", err)
-		}
-		if len(b) == 0 || len(b) > 64<<10 {
-			return nil, fmt.Errorf("%w: --input: %s has %d bytes, want 1 to 65536", errUsage, file, len(b))
+			return nil, fmt.Errorf("%w: --input: %w", errUsage, err)
 		}
 		in[resource] = b
 	}
 	return in, nil
+}
+
+func readInput(file string) ([]byte, error) {
+	b, err := os.ReadFile(file)
+	if err == nil && (len(b) == 0 || len(b) > 64<<10) {
+		err = fmt.Errorf("%s has %d bytes, want 1 to 65536", file, len(b))
+	}
+	return b, err
 }
 
 func execCommand(s *settings) *cobra.Command {
@@ -240,15 +287,16 @@ command does.`,
 				return s.supervise(cmd, path, args, names, resources, watch, jitter, grace)
 			}
 			return s.fetch(cmd, resources, nil, func(_ context.Context, _ *agent.Client, secrets []agent.Secret, _ agent.Receipt) error {
-				vars := os.Environ()
+				vars := map[string]string{}
 				for i, sec := range secrets {
-					if strings.ContainsRune(string(sec.Value), 0) {
-						return fmt.Errorf("%s holds a NUL byte, which an environment variable cannot", sec.Resource)
+					if err := deliver.CheckValue(sec.Value); err != nil {
+						return fmt.Errorf("%s: %w", sec.Resource, err)
 					}
-					vars = append(vars, names[i]+"="+string(sec.Value))
+					vars[names[i]] = string(sec.Value)
 				}
+				env := deliver.Environment(os.Environ(), vars)
 				// The command takes this process's place: signals and exit code are its own.
-				return fmt.Errorf("run %s: %w", path, syscall.Exec(path, args, vars))
+				return fmt.Errorf("run %s: %w", path, syscall.Exec(path, args, env))
 			})
 		},
 	}
@@ -284,9 +332,7 @@ report data.`,
 			if err != nil {
 				return err
 			}
-			if c, ok := d.(io.Closer); ok {
-				defer c.Close()
-			}
+			defer letGo(d)
 			raw, ok := d.(interface {
 				Raw(ctx context.Context, reportData [64]byte) (attest.Evidence, error)
 			})
@@ -344,6 +390,23 @@ func (s *settings) fetch(cmd *cobra.Command, resources []string, inputs map[stri
 	return use(ctx, client, secrets, receipt)
 }
 
+// letGo closes a device, without waiting for long for one that hangs: the end of this process closes it, too.
+func letGo(d agent.Device) {
+	c, ok := d.(io.Closer)
+	if !ok {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		c.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(time.Second):
+	}
+}
+
 // client is the broker's, by the settings; done lets go of it and of the device.
 func (s *settings) client(cmd *cobra.Command) (client *agent.Client, done func(), err error) {
 	if err := s.complete(); err != nil {
@@ -353,11 +416,7 @@ func (s *settings) client(cmd *cobra.Command) (client *agent.Client, done func()
 	if err != nil {
 		return nil, nil, err
 	}
-	let := func() {
-		if c, ok := device.(io.Closer); ok {
-			c.Close()
-		}
-	}
+	let := func() { letGo(device) }
 	if client, err = s.clientOf(cmd, device); err != nil {
 		let()
 		return nil, nil, err
@@ -367,11 +426,17 @@ func (s *settings) client(cmd *cobra.Command) (client *agent.Client, done func()
 
 // clientOf is a client with a device that the caller has.
 func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Client, error) {
-	tlsConfig, err := s.tls()
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+	told := func(err error) {
+		if err != nil {
+			log.Warn("a file changed, and what it says cannot be used: what it said before stays in force", "error", err)
+		}
+	}
+	roots, err := s.roots(told)
 	if err != nil {
 		return nil, err
 	}
-	identity, err := s.identity()
+	pin, err := s.identity(told)
 	if err != nil {
 		return nil, err
 	}
@@ -384,12 +449,19 @@ func (s *settings) clientOf(cmd *cobra.Command, device agent.Device) (*agent.Cli
 		return nil, err
 	}
 	cfg := agent.Config{
-		Address: string(s.Broker), TLS: tlsConfig, Identity: identity, Device: device, Devices: devices, Suite: seal.Suite(s.Suite),
+		Address: string(s.Broker), TLS: &tls.Config{MinVersion: tls.VersionTLS13, ServerName: s.ServerName}, Roots: roots, Pin: pin, Device: device, Devices: devices, Suite: seal.Suite(s.Suite), Key: s.key,
 		Resolver: s.Network.Resolver(), Missing: missing, Built: builtAt(),
+	}
+	cfg.Trouble = func(err error) {
+		if err == nil {
+			log.Info("up to date with the broker again")
+			return
+		}
+		log.Warn("not up to date with the broker: what is there stays, trying again", "error", err)
 	}
 	if s.Verbose {
 		cfg.Logf = func(format string, args ...any) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
+			cli.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
 		}
 	}
 	return agent.New(cfg)
@@ -400,6 +472,11 @@ func (s *settings) complete() error {
 	if err := s.load(); err != nil {
 		return err
 	}
+	return s.wanted()
+}
+
+// wanted says what is missing in loaded settings.
+func (s *settings) wanted() error {
 	switch {
 	case s.Broker == "":
 		return fmt.Errorf("%w: no broker: give --broker host:port, CLAVIGER_BROKER or \"broker\" in %s", errUsage, s.path())
@@ -423,63 +500,50 @@ func (s *settings) load() error {
 	b, err := os.ReadFile(path)
 	switch {
 	case err == nil:
-		dec := json.NewDecoder(strings.NewReader(string(b)))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&file); err != nil {
+		if err := strictjson.UnmarshalKnown(b, &file); err != nil {
 			return fmt.Errorf("%w: configuration file %s: %w", errUsage, path, err)
 		}
 	case s.config != "" || !errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("%w: configuration file: %w", errUsage, err)
 	}
-	pick := func(dst *string, env, fromFile, def string) {
-		for _, v := range []string{*dst, os.Getenv(env), fromFile, def} {
-			if v != "" {
-				*dst = v
-				return
-			}
-		}
+	pick := func(dst *string, values ...string) {
+		*dst = cmp.Or(append([]string{*dst}, values...)...)
 	}
-	pick((*string)(&s.Broker), "CLAVIGER_BROKER", string(file.Broker), "")
-	pick(&s.CA, "CLAVIGER_CA", file.CA, "")
-	pick(&s.Identity, "CLAVIGER_IDENTITY", file.Identity, "")
-	pick(&s.ServerName, "CLAVIGER_SERVER_NAME", file.ServerName, "")
-	pick(&s.Suite, "CLAVIGER_SUITE", file.Suite, string(seal.Hybrid))
-	pick(&s.Timeout, "CLAVIGER_TIMEOUT", file.Timeout, "2m")
-	pick(&s.Evidence, "CLAVIGER_EVIDENCE", file.Evidence, "")
+	pick((*string)(&s.Broker), os.Getenv("CLAVIGER_BROKER"), string(file.Broker))
+	pick(&s.Timeout, os.Getenv("CLAVIGER_TIMEOUT"), file.Timeout, "2m")
+	pick(&s.Evidence, os.Getenv("CLAVIGER_EVIDENCE"), file.Evidence)
+	// What says whom to trust, the environment does not change: at boot, words of the kernel's command line are in it.
+	pick(&s.Identity, file.Identity, os.Getenv("CLAVIGER_IDENTITY"))
+	pick(&s.CA, file.CA, os.Getenv("CLAVIGER_CA"))
+	pick(&s.ServerName, file.ServerName, os.Getenv("CLAVIGER_SERVER_NAME"))
+	pick(&s.Suite, file.Suite, os.Getenv("CLAVIGER_SUITE"), string(seal.Hybrid))
 	s.TPM, s.Network, s.Devices = file.TPM.or(s.TPM), file.Network, file.Devices
 	s.Serve, s.Volumes, s.Unlock, s.Keys = file.Serve, file.Volumes, file.Unlock, file.Keys
 	return nil
 }
 
-func (s *settings) tls() (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: s.ServerName}
+// roots are those of the broker's TLS certificate; nil: the system's.
+func (s *settings) roots(told func(error)) (func() *x509.CertPool, error) {
 	if s.CA == "" {
-		return cfg, nil
+		return nil, nil
 	}
-	b, err := os.ReadFile(s.CA)
+	ca, err := reread.Open(told, func(b [][]byte) (*x509.CertPool, error) { return pemfile.Pool(b[0]) }, s.CA)
 	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+		return nil, fmt.Errorf("ca: %s: %w", s.CA, err)
 	}
-	cfg.RootCAs = x509.NewCertPool()
-	if !cfg.RootCAs.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("ca: %s holds no PEM certificate", s.CA)
-	}
-	return cfg, nil
+	return ca.Get, nil
 }
 
-func (s *settings) identity() ([]byte, error) {
+// identity is the pin.
+func (s *settings) identity(told func(error)) (func() ([]byte, error), error) {
 	if der, err := base64.StdEncoding.DecodeString(s.Identity); err == nil && len(der) == 44 {
-		return der, nil
+		return func() ([]byte, error) { return der, nil }, nil
 	}
-	b, err := os.ReadFile(s.Identity)
+	pin, err := reread.Open(told, func(b [][]byte) ([]byte, error) { return pemfile.One(b[0], "PUBLIC KEY") }, s.Identity)
 	if err != nil {
-		return nil, fmt.Errorf("identity: neither a public key in base64 nor a file: %w", err)
+		return nil, fmt.Errorf("identity: %s: neither a public key in base64 nor a file with one: %w", s.Identity, err)
 	}
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != "PUBLIC KEY" {
-		return nil, fmt.Errorf("identity: %s holds no PEM block PUBLIC KEY", s.Identity)
-	}
-	return block.Bytes, nil
+	return func() ([]byte, error) { return pin.Get(), nil }, nil
 }
 
 func (s *settings) device(stderr io.Writer) (agent.Device, error) {
@@ -489,7 +553,7 @@ func (s *settings) device(stderr io.Writer) (agent.Device, error) {
 		}
 		return s.hardware()
 	}
-	fmt.Fprintln(stderr, "claviger-agent: SIMULATED device: this proves nothing about this machine")
+	cli.Fprintln(stderr, "claviger-agent: SIMULATED device: this proves nothing about this machine")
 	d, err := teesim.LoadDevice(s.SimulatedDevice)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/brokertest"
+	"github.com/claviger/claviger/internal/server"
+	"github.com/claviger/claviger/internal/testservers"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
@@ -157,17 +160,17 @@ func TestAgainstBroker(t *testing.T) {
 	})
 	t.Run("denied", func(t *testing.T) {
 		out := filepath.Join(dir, "denied")
-		command(t, nil, with(flags, "get", "db/test", "--simulated-measurement", "evil", "--out", out)...).want(t, exitDenied, "denied the request", "audit log")
+		command(t, nil, with(flags, "get", "db/test", "--simulated-measurement", "evil", "--out", out)...).want(t, exitDenied, "denied the request", "audit log", "claviger audit tail --id ")
 		command(t, nil, with(flags, "get", "no/such")...).want(t, exitDenied, "denied the request")
 		if _, err := os.Stat(out); err == nil {
 			t.Error("wrote a file")
 		}
 	})
 	t.Run("another identity pinned", func(t *testing.T) {
-		// Evidence is bound to the pinned broker, so this one cannot use it and says no before a reply could be opened.
+		// Evidence is bound to the pinned broker, so this one could not use it: said before it is made.
 		other := bytes.Clone(b.Server.Identity())
 		other[len(other)-1] ^= 1
-		r := command(t, nil, with(flags, "get", "db/test", "--identity", base64.StdEncoding.EncodeToString(other))...).want(t, exitDenied, "denied the request")
+		r := command(t, nil, with(flags, "get", "db/test", "--identity", base64.StdEncoding.EncodeToString(other))...).want(t, exitFailed, "the pin is wrong")
 		if r.stdout != "" {
 			t.Errorf("got %q", r.stdout)
 		}
@@ -180,7 +183,7 @@ func TestAgainstBroker(t *testing.T) {
 		if d := time.Since(begun); d > 10*time.Second {
 			t.Errorf("took %s", d)
 		}
-		command(t, nil, with(flags, "get", "db/test", "--ca", filepath.Join(b.Env.Dir, "device.json"))...).want(t, exitFailed, "no PEM certificate")
+		command(t, nil, with(flags, "get", "db/test", "--ca", filepath.Join(b.Env.Dir, "device.json"))...).want(t, exitFailed, `no PEM block "CERTIFICATE"`)
 	})
 	t.Run("precedence", func(t *testing.T) {
 		addr, _, _ := b.Server.Addresses()
@@ -199,6 +202,37 @@ func TestAgainstBroker(t *testing.T) {
 			t.Errorf("%s: %v", raw, err)
 		}
 	})
+}
+
+// TestEnvironmentDoesNotBeatPin: at boot, words of the kernel's command line are
+// variables of whoever init starts. Whom the measured file trusts, they do not change; where it says nothing, they count.
+func TestEnvironmentDoesNotBeatPin(t *testing.T) {
+	good, flags := start(t)
+	evil, _ := start(t)
+	if _, err := evil.Admin.PutSecret(t.Context(), &pb.PutSecretRequest{Key: "db/test", Value: []byte("the attacker's")}); err != nil {
+		t.Fatal(err)
+	}
+	addr, _, _ := evil.Server.Addresses()
+	identity, ca := base64.StdEncoding.EncodeToString(evil.Server.Identity()), filepath.Join(evil.Env.Dir, "ca.pem")
+	env := []string{"CLAVIGER_IDENTITY=" + identity, "CLAVIGER_CA=" + ca}
+	if r := command(t, env, with(flags, "get", "db/test")...).want(t, 0); r.stdout != password {
+		t.Errorf("got %q", r.stdout)
+	}
+	if r := command(t, append(env, "CLAVIGER_BROKER="+addr), append(with(flags, "get", "db/test"), "--timeout", "2s")...); r.code == 0 {
+		t.Errorf("got %q", r.stdout)
+	}
+	device := []string{"--simulated-device", filepath.Join(evil.Env.Dir, "device.json"), "--timeout", "20s"}
+	byFlag := append(with(device, "get", "db/test", "--config", filepath.Join(good.Env.Dir, "agent.json")), "--identity", identity, "--ca", ca, "--broker", addr)
+	if r := command(t, nil, byFlag...).want(t, 0); r.stdout != "the attacker's" {
+		t.Errorf("a flag does not count: %q", r.stdout)
+	}
+	none := filepath.Join(t.TempDir(), "agent.json")
+	if err := os.WriteFile(none, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := command(t, []string{env[0], env[1], "CLAVIGER_BROKER=" + addr}, with(device, "get", "db/test", "--config", none)...).want(t, 0); r.stdout != "the attacker's" {
+		t.Errorf("a variable does not count where the file says nothing: %q", r.stdout)
+	}
 }
 
 // TestUnreachable: nobody there, or somebody who says nothing: the deadline holds.
@@ -235,6 +269,19 @@ func TestUsage(t *testing.T) {
 	command(t, nil, "evidence", "x").want(t, exitUsage)
 	command(t, nil, "get", "a", "--config", file).want(t, exitUsage, "simulated_device") // never from a file
 	command(t, nil, "get", "a", "--config", file+".none").want(t, exitUsage, "configuration file")
+	for text, want := range map[string]string{
+		`{"broker":"a:1","broker":"b:1"}`:                        `"broker" occurs twice`,
+		`{"Identity":"x"}`:                                       `"Identity" is not "identity"`,
+		`{"volumes":[{"name":"root","Resource":"disks/other"}]}`: `in volumes[0]: the name "Resource" is not "resource"`,
+		`{"volumes":[{"name":"root","format\u0000":"blank"}]}`:   "control characters",
+		`{"broker":"a:1"} {"broker":"b:1"}`:                      "after top-level value",
+	} {
+		odd := filepath.Join(dir, "odd.json")
+		if err := os.WriteFile(odd, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		command(t, nil, "get", "a", "--config", odd).want(t, exitUsage, "odd.json", want)
+	}
 	command(t, nil, "get", "a", "--broker", "a:1", "--identity", file).want(t, exitFailed, "PUBLIC KEY")
 	command(t, nil, "get", "a", "--broker", "a:1", "--identity", id, "--simulated-measurement", "x").want(t, exitUsage, "--simulated-device")
 	command(t, nil, "evidence", "--report-data", "zz").want(t, exitUsage, "hex")
@@ -275,4 +322,55 @@ func TestSmall(t *testing.T) {
 	} else {
 		t.Logf("%.1f MiB", mib)
 	}
+}
+
+// TestUnwrap gets an exportable key of Vault's that the broker never sees, from the command line.
+func TestUnwrap(t *testing.T) {
+	v := testservers.StartVault(t)
+	post := func(path string, body map[string]any) {
+		t.Helper()
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, v.Address+"/v1/"+path, bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Vault-Token", v.Token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 300 {
+			t.Fatalf("%s: %s", path, resp.Status)
+		}
+	}
+	post("sys/mounts/transit", map[string]any{"type": "transit"})
+	post("transit/keys/app", map[string]any{"type": "aes256-gcm96", "exportable": true})
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(v.Token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := brokertest.Start(t, func(c *server.Config) {
+		c.Vault = []server.Vault{{Name: "vault", Address: v.Address, TokenFile: token}}
+		c.Catalog = append(c.Catalog, server.Entry{Pattern: "export/app", Source: "vault", Kind: "transit_export", Key: "app", Policy: "disks"})
+	})
+	if _, err := b.Admin.PutSecret(t.Context(), &pb.PutSecretRequest{Key: "db/test", Value: []byte(password)}); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--config", filepath.Join(b.Env.Dir, "agent.json"), "--simulated-device", filepath.Join(b.Env.Dir, "device.json"), "--timeout", "20s"}
+	out := filepath.Join(t.TempDir(), "app.key")
+	command(t, nil, with(flags, "get", "export/app", "--unwrap", "--out", out)...).want(t, 0)
+	key, err := os.ReadFile(out)
+	if err != nil || len(key) != 32 {
+		t.Fatalf("a key of %d bytes: %v", len(key), err)
+	}
+	again := command(t, nil, with(flags, "get", "export/app", "--unwrap")...).want(t, 0)
+	if again.stdout != string(key) {
+		t.Error("another key the second time")
+	}
+	command(t, nil, with(flags, "get", "db/test", "--unwrap")...).want(t, 1, "--unwrap", "db/test", "transit_export")
+	command(t, nil, with(flags, "get", "export/app")...).want(t, 3)
 }

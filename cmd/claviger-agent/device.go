@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"encoding/pem"
@@ -18,6 +19,9 @@ import (
 	"github.com/claviger/claviger/broker/agent/nsm"
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/strictjson"
+	"github.com/claviger/claviger/internal/cli"
 )
 
 // tpmConfig is "tpm" in the configuration file.
@@ -29,22 +33,67 @@ type tpmConfig struct {
 	AKIssuers string `json:"ak_issuers"`
 	// AKCertificate is a PEM file: a certificate of the TPM's attestation key, and its issuers.
 	AKCertificate string `json:"ak_certificate"`
+	// EKCertificate is a file, PEM or DER: the endorsement key's certificate as its manufacturer issued it, and its
+	// issuers, for a TPM that does not hold it.
+	EKCertificate string `json:"ek_certificate"`
 }
 
 // open connects to the TPM.
 func (c tpmConfig) open() (*tpmdev.Device, error) {
 	cfg := tpmdev.Config{Path: c.Device, EventLog: c.EventLog, PCRs: c.PCRs}
-	if c.AKCertificate != "" {
-		b, err := os.ReadFile(c.AKCertificate)
-		if err != nil {
-			return nil, fmt.Errorf("tpm.ak_certificate: %w", err)
-		}
-		if block, _ := pem.Decode(b); block == nil || block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("tpm.ak_certificate: %s holds no PEM certificate", c.AKCertificate)
-		}
-		cfg.AKCertificate = b
+	var err error
+	if cfg.AKCertificate, err = c.akCertificate(); err != nil {
+		return nil, err
+	}
+	if cfg.EKCertificates, err = c.ekCertificates(); err != nil {
+		return nil, err
 	}
 	return tpmdev.Open(cfg)
+}
+
+// akCertificate reads ak_certificate, without comments: it goes to the broker.
+func (c tpmConfig) akCertificate() (out []byte, err error) {
+	if c.AKCertificate == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(c.AKCertificate)
+	if err != nil {
+		return nil, fmt.Errorf("tpm.ak_certificate: %w", err)
+	}
+	certs, err := pemfile.Certificates(b)
+	if err != nil {
+		return nil, fmt.Errorf("tpm.ak_certificate: %s: %w", c.AKCertificate, err)
+	}
+	for _, cert := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	return out, nil
+}
+
+// ekCertificates reads ek_certificate. What the certificates' DER looks like is the manufacturer's choice.
+func (c tpmConfig) ekCertificates() ([][]byte, error) {
+	if c.EKCertificate == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(c.EKCertificate)
+	if err != nil {
+		return nil, fmt.Errorf("tpm.ek_certificate: %w", err)
+	}
+	if !bytes.Contains(b, []byte("-----BEGIN ")) {
+		return [][]byte{b}, nil
+	}
+	blocks, err := pemfile.Blocks(b)
+	if err != nil {
+		return nil, fmt.Errorf("tpm.ek_certificate: %s: %w", c.EKCertificate, err)
+	}
+	var out [][]byte
+	for _, p := range blocks {
+		if p.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("tpm.ek_certificate: %s holds a %s", c.EKCertificate, p.Type)
+		}
+		out = append(out, p.Bytes)
+	}
+	return out, nil
 }
 
 // issuers reads ak_issuers.
@@ -57,11 +106,12 @@ func (c tpmConfig) issuers() ([][]byte, error) {
 		return nil, fmt.Errorf("tpm.ak_issuers: %w", err)
 	}
 	var out [][]byte
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-		out = append(out, block.Bytes)
+	certs, err := pemfile.Certificates(b)
+	if err != nil {
+		return nil, fmt.Errorf("tpm.ak_issuers: %s: %w", c.AKIssuers, err)
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("tpm.ak_issuers: %s holds no PEM certificate", c.AKIssuers)
+	for _, cert := range certs {
+		out = append(out, cert.Raw)
 	}
 	return out, nil
 }
@@ -185,7 +235,7 @@ func (d commandDevice) Evidence(ctx context.Context, t attest.Transcript) (attes
 	if len(out) > commandOutput {
 		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s printed %d bytes", d.typ, d.command[0], len(out))
 	}
-	if err := json.Unmarshal(out, &made); err != nil || len(made.Report) == 0 {
+	if err := strictjson.Unmarshal(out, &made); err != nil || len(made.Report) == 0 {
 		return attest.Evidence{}, fmt.Errorf("evidence of type %s: %s did not print JSON with a report: %v", d.typ, d.command[0], err)
 	}
 	return attest.Evidence{Type: d.typ, Report: made.Report, Endorsements: made.Endorsements, EventLog: made.EventLog}, nil
@@ -246,12 +296,12 @@ func tpmCommand(s *settings) *cobra.Command {
 				return err
 			}
 			if output == "json" {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(f)
+				return json.NewEncoder(cli.Plain(cmd.OutOrStdout())).Encode(f)
 			}
-			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintf(tw, "chip id\t%s\nattestation key\t%s\n", f.ChipID, f.AKName)
+			tw := tabwriter.NewWriter(cli.Plain(cmd.OutOrStdout()), 0, 4, 2, ' ', 0)
+			cli.Fprintf(tw, "chip id\t%s\nattestation key\t%s\n", f.ChipID, f.AKName)
 			if f.EKIssuer != "" {
-				fmt.Fprintf(tw, "certified by\t%s\nserial number\t%s\n", f.EKIssuer, f.EKSerial)
+				cli.Fprintf(tw, "certified by\t%s\nserial number\t%s\n", f.EKIssuer, f.EKSerial)
 			}
 			return tw.Flush()
 		},

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,7 +73,7 @@ func TestTPMCommands(t *testing.T) {
 	if err != nil || len(report.PCRs) != 4 || report.PCRs[3].Index != 9 {
 		t.Errorf("PCRs %v: %v", report.PCRs, err)
 	}
-	v, err := tpm.New(tpm.Config{})
+	v, err := tpm.New(tpm.Config{Unvouched: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,4 +111,52 @@ func TestEvidenceChoice(t *testing.T) {
 		t.Skip("this machine has a device: that there is none cannot be tested")
 	}
 	command(t, nil, "evidence", "--out", out).want(t, exitFailed, tsmFolder, nsm.DefaultPath, tpmdev.DefaultPath)
+}
+
+// TestEKCertificateFile: a TPM that holds no certificate is known by the file that its manufacturer issued.
+func TestEKCertificateFile(t *testing.T) {
+	maker := testservers.NewTPMMaker(t)
+	dir := t.TempDir()
+	holder := maker.StartTPM(t, filepath.Join(dir, "tpm"), "guest")
+	other := maker.StartTPM(t, filepath.Join(dir, "other"), "other")
+	d, err := tpmdev.Open(tpmdev.Config{Path: holder})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := d.EKCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := d.ChipID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+	for name, c := range map[string]struct {
+		file []byte
+		code int
+		text string
+	}{
+		"PEM":           {block, 0, want},
+		"DER":           {cert.Raw, 0, want},
+		"padded DER":    {append(bytes.Clone(cert.Raw), make([]byte, 512)...), 0, want},
+		"a private key": {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}}), exitFailed, "holds a PRIVATE KEY"},
+		"nonsense":      {[]byte("nonsense"), exitFailed, "endorsement key certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file, config := filepath.Join(t.TempDir(), "ek"), filepath.Join(t.TempDir(), "agent.json")
+			text, err := json.Marshal(map[string]any{"tpm": map[string]any{"device": other, "ek_certificate": file}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.WriteFile(file, c.file, 0o600), os.WriteFile(config, text, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			r := command(t, nil, "tpm", "--config", config) // the other TPM holds another one
+			if r.want(t, c.code); !strings.Contains(r.stdout+r.stderr, c.text) {
+				t.Errorf("it says %q %q, not %q", r.stdout, r.stderr, c.text)
+			}
+		})
+	}
 }

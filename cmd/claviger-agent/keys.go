@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"github.com/claviger/claviger/broker/agent/deliver"
 	"github.com/claviger/claviger/broker/agent/keysocket"
 	"github.com/claviger/claviger/broker/agent/unlock"
+	"github.com/claviger/claviger/internal/cli"
 )
 
 // keysConfig is "keys" in the configuration file. The keys of "volumes" are served as well.
@@ -61,9 +61,7 @@ systemd (deploy/systemd/claviger-keys.socket), or is made.`,
 			if err != nil {
 				return err
 			}
-			if c, ok := device.(io.Closer); ok {
-				defer c.Close()
-			}
+			defer letGo(device)
 			client, err := s.clientOf(cmd, device)
 			if err != nil {
 				return err
@@ -74,7 +72,7 @@ systemd (deploy/systemd/claviger-keys.socket), or is made.`,
 				return err
 			}
 			logf := func(format string, args ...any) {
-				fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
+				cli.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
 			}
 			u := &unlock.Unlocker{Broker: client, Logf: logf}
 			server := keysocket.Server{Retry: retry, Logf: logf, Key: func(ctx context.Context, a keysocket.Ask) ([]byte, error) {

@@ -5,13 +5,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/agent/deliver"
+	"github.com/claviger/claviger/internal/cli"
 )
 
 // Exit codes, for scripts.
@@ -27,14 +27,16 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newCommand().ExecuteContext(ctx)
+	cmd := newCommand()
+	cmd.SetErr(cli.Plain(os.Stderr)) // on standard output are secrets, as they are
+	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
 	if child, ok := errors.AsType[deliver.ExitError](err); ok {
 		return child.Code
 	}
-	fmt.Fprintf(os.Stderr, "claviger-agent: %v\n", err)
+	cli.Fail(cmd.ErrOrStderr(), "claviger-agent", err.Error())
 	switch {
 	case errors.Is(err, errUsage):
 		return exitUsage

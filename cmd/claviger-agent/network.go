@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/claviger/claviger/internal/cli"
 )
 
 // built is when this program was built, RFC 3339; set by the linker.
@@ -47,7 +49,7 @@ func (s *settings) network(cmd *cobra.Command) (missing func(cause error) string
 		if s.Verbose {
 			level = "<4>" // a warning, as printk and sd-daemon(3) write it
 		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "%sclaviger-agent: %s\n", level, text)
+		cli.Fprintf(cmd.ErrOrStderr(), "%sclaviger-agent: %s\n", level, text)
 	}
 	up := make(chan struct{})
 	go func() {
@@ -59,6 +61,8 @@ func (s *settings) network(cmd *cobra.Command) (missing func(cause error) string
 	select {
 	case <-up:
 	case <-time.After(upWait):
+	case <-cmd.Context().Done():
+		return nil, cmd.Context().Err()
 	}
 	var mu sync.Mutex
 	seen := map[string]time.Time{} // guarded by mu

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +51,7 @@ type serveConfig struct {
 
 type serveFile struct {
 	Resource string `json:"resource"`
+	Input    string `json:"input"` // file: what the resource's kind wants from the workload
 	Path     string `json:"path"`
 	Mode     string `json:"mode"`
 	Owner    string `json:"owner"`
@@ -67,6 +69,7 @@ type serveTemplate struct {
 func serveCommand(s *settings) *cobra.Command {
 	var flags serveConfig
 	var command string
+	var inputs []string
 	c := &cobra.Command{
 		Use:   "serve [RESOURCE…]",
 		Short: "Keep secrets in files (and a socket), and change them when they are rotated",
@@ -80,6 +83,7 @@ under their own path; the "serve" section of the configuration file says more
 (docs/agent.md).`,
 		Example: `  claviger-agent serve db/orders db/users
   claviger-agent serve db/orders --on-change 'systemctl reload orders'
+  claviger-agent serve certs/vm-7 --input certs/vm-7=csr.der --on-change 'systemctl reload nginx'
   claviger-agent serve --config /etc/claviger/agent.json
   curl --unix-socket /run/claviger/agent.sock http://agent/v1/secrets/db/orders`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -94,6 +98,14 @@ under their own path; the "serve" section of the configuration file says more
 			}
 			for _, r := range args {
 				cfg.Files = append(cfg.Files, serveFile{Resource: r})
+			}
+			for _, in := range inputs {
+				resource, file, ok := strings.Cut(in, "=")
+				i := slices.IndexFunc(cfg.Files, func(f serveFile) bool { return f.Resource == resource })
+				if !ok || file == "" || i < 0 {
+					return fmt.Errorf("%w: --input %q is not RESOURCE=FILE with a resource that is served", errUsage, in)
+				}
+				cfg.Files[i].Input = file
 			}
 			if flags.Dir != "" {
 				cfg.Dir = flags.Dir
@@ -112,6 +124,7 @@ under their own path; the "serve" section of the configuration file says more
 		},
 	}
 	f := c.Flags()
+	f.StringArrayVar(&inputs, "input", nil, "RESOURCE=FILE: send this with the resource (a CSR, a ciphertext); may be repeated; read again for each attestation")
 	f.StringVar(&flags.Dir, "dir", "", "folder for the files, on tmpfs (CLAVIGER_SECRETS_DIR; default "+defaultSecretsDir+")")
 	f.BoolVar(&flags.AllowDisk, "allow-disk", false, "let the folder be on a disk")
 	f.BoolVar(&flags.Keep, "keep", false, "leave the files when the agent ends")
@@ -123,10 +136,16 @@ under their own path; the "serve" section of the configuration file says more
 // run delivers until the agent is told to stop, or the broker says no.
 func (c serveConfig) run(cmd *cobra.Command, client *agent.Client) error {
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	cfg, err := c.delivery(log)
 	if err != nil {
 		return fmt.Errorf("%w: serve: %w", errUsage, err)
 	}
+	if _, err := c.inputs(); err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	cfg.Running = ctx
 	d, err := deliver.New(cfg)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
@@ -136,8 +155,6 @@ func (c serveConfig) run(cmd *cobra.Command, client *agent.Client) error {
 			log.Error("cannot wipe the files", "error", err)
 		}
 	}()
-	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -159,7 +176,7 @@ func (c serveConfig) run(cmd *cobra.Command, client *agent.Client) error {
 	}
 	notify("STATUS=attesting")
 	var once sync.Once
-	err = client.Watch(ctx, d.Resources(), func(ctx context.Context, s agent.Secret) error {
+	err = client.WatchWith(ctx, c.inputs, d.Resources(), func(ctx context.Context, s agent.Secret) error {
 		if err := d.Take(ctx, s); err != nil {
 			return err
 		}
@@ -171,6 +188,22 @@ func (c serveConfig) run(cmd *cobra.Command, client *agent.Client) error {
 		return nil
 	}
 	return err
+}
+
+// inputs reads the files that go with resources.
+func (c serveConfig) inputs() (map[string][]byte, error) {
+	in := map[string][]byte{}
+	for i, f := range c.Files {
+		if f.Input == "" {
+			continue
+		}
+		b, err := readInput(f.Input)
+		if err != nil {
+			return nil, fmt.Errorf("serve: files[%d].input: %w", i, err)
+		}
+		in[f.Resource] = b
+	}
+	return in, nil
 }
 
 func (c serveConfig) delivery(log *slog.Logger) (deliver.Config, error) {

@@ -19,6 +19,7 @@ import (
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/agent/luks"
 	"github.com/claviger/claviger/broker/agent/unlock"
+	"github.com/claviger/claviger/internal/cli"
 )
 
 // unlockConfig is "unlock" in the configuration file.
@@ -32,9 +33,12 @@ type unlockConfig struct {
 
 const defaultClosePCR = 15
 
+// retryUnlock is how long a boot without anybody to ask waits before it asks the broker again.
+const retryUnlock = 10 * time.Second
+
 func unlockCommand(s *settings) *cobra.Command {
-	var device, resource, format string
-	var noPassphrase bool
+	var device, resource, format, ask string
+	var noPassphrase, boot bool
 	c := &cobra.Command{
 		Use:   "unlock [NAME…]",
 		Short: "Open LUKS2 disks with keys from the broker: all volumes of the configuration, or those named",
@@ -44,9 +48,12 @@ there; a disk that was not enrolled, or whose header is not the one that was, is
 refused. A volume with "format": "blank" is formatted at its first boot, if the disk
 holds only zeros.
 
-When all are open, PCR "unlock.close_pcr" (15) of a TPM is extended, so that a policy
-that wants it untouched gives nothing more until the next boot. Where the broker gives
-no key, a passphrase is asked for, unless "unlock.passphrase_fallback" is false.`,
+All volumes are tried at once, so that none waits for a disk that is not there. From
+the beginning a passphrase or recovery key can be typed instead, unless
+"unlock.passphrase_fallback" is false: whichever comes first opens the disk.
+
+When disks were opened, PCR "unlock.close_pcr" (15) of a TPM is extended, so that a
+policy that wants it untouched gives nothing more until the next boot.`,
 		Example: `  claviger-agent unlock
   claviger-agent unlock root
   claviger-agent unlock data --device UUID=3f6c… --resource 'disks/{chip}'`,
@@ -58,34 +65,116 @@ no key, a passphrase is asked for, unless "unlock.passphrase_fallback" is false.
 				s.Volumes = nil
 				s.oneVolume = &unlock.Volume{Name: args[0], Device: device, Resource: resource, Format: format}
 			}
-			return s.withVolumes(cmd, args, func(ctx context.Context, u *unlock.Unlocker, volumes []unlock.Volume, d agent.Device) error {
-				for _, v := range volumes {
-					if err := s.open(ctx, cmd, u, v, noPassphrase); err != nil {
-						return err
-					}
+			if err := s.load(); err != nil {
+				return err
+			}
+			fallback := s.Unlock.PassphraseFallback == nil || *s.Unlock.PassphraseFallback
+			var asker unlock.Asker
+			switch {
+			case noPassphrase || !fallback:
+			case ask != "":
+				asker = askBy(ask, cmd.ErrOrStderr())
+			default:
+				asker = askAt(os.Stdin, cmd.ErrOrStderr())
+			}
+			for {
+				err := s.unlock(cmd, args, asker)
+				if err == nil || !boot || fallback || cmd.Context().Err() != nil {
+					return err
 				}
-				return s.closeDoor(cmd.ErrOrStderr(), d)
-			})
+				cli.Fprintf(cmd.ErrOrStderr(), "claviger-agent: %v\nclaviger-agent: unlock.passphrase_fallback is false: trying again in %s\n", err, retryUnlock)
+				select {
+				case <-cmd.Context().Done():
+					return err
+				case <-time.After(retryUnlock):
+				}
+			}
 		},
 	}
-	c.Flags().BoolVar(&noPassphrase, "no-passphrase", false, "do not ask for a passphrase where the broker gives no key: something else will")
+	c.Flags().BoolVar(&noPassphrase, "no-passphrase", false, "do not ask for a passphrase: something else will")
+	c.Flags().StringVar(&ask, "ask", "", "program that asks for a passphrase and prints it (systemd-ask-password); default: the terminal")
+	c.Flags().BoolVar(&boot, "boot", false, "for boot scripts: if unlock.passphrase_fallback is false, try until the disks are open, so that nothing else asks")
 	c.Flags().StringVar(&device, "device", "", "the disk: a path or UUID=…")
 	c.Flags().StringVar(&resource, "resource", "", "the secret that opens it; {chip}, {name} and {uuid} are filled in")
 	c.Flags().StringVar(&format, "format", "never", "blank: format a disk that holds only zeros")
 	return c
 }
 
-// open opens a volume, by a passphrase if need be.
-func (s *settings) open(ctx context.Context, cmd *cobra.Command, u *unlock.Unlocker, v unlock.Volume, noPassphrase bool) error {
-	err := u.Unlock(ctx, v)
-	if err == nil || noPassphrase || cmd.Context().Err() != nil {
+// unlock opens volumes by the broker's keys and, where ask is not nil, by what a
+// person types. A person is asked at once, and also if no broker can be: the TPM
+// or the network may be what is broken.
+func (s *settings) unlock(cmd *cobra.Command, names []string, ask unlock.Asker) error {
+	volumes, err := s.selected(names)
+	if err != nil {
 		return err
 	}
-	if f := s.Unlock.PassphraseFallback; f != nil && !*f {
+	timeout, err := s.patience()
+	if err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: %v\nclaviger-agent: type the passphrase or recovery key of %s\n", err, v.Name)
-	return u.Ask(cmd.Context(), v)
+	logf := func(format string, args ...any) {
+		cli.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
+	}
+	var m machine
+	ready := make(chan struct{})
+	go func() {
+		defer close(ready)
+		if m.err = s.wanted(); m.err == nil {
+			m = s.machine(cmd)
+		}
+	}()
+	console := &unlock.Unlocker{Logf: logf}
+	open, err := console.OpenAll(cmd.Context(), volumes, unlock.Opening{Ask: ask, Timeout: timeout, ByBroker: func(ctx context.Context, v unlock.Volume) error {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", v.Name, ctx.Err())
+		}
+		if m.err != nil {
+			return fmt.Errorf("%s: %w", v.Name, m.err)
+		}
+		v, err := named(v, m.device)
+		if err != nil {
+			return err
+		}
+		return (&unlock.Unlocker{Broker: m.client, Logf: logf}).Unlock(ctx, v)
+	}})
+	<-ready
+	defer m.close()
+	if open > 0 && m.device != nil { // also if others stay closed: whoever can keep one closed must not keep the door open
+		err = errors.Join(err, s.closeDoor(cmd.ErrOrStderr(), m.device))
+	}
+	return err
+}
+
+// machine is what asks the broker, or why nothing can.
+type machine struct {
+	device agent.Device
+	client *agent.Client
+	err    error
+}
+
+func (s *settings) machine(cmd *cobra.Command) (m machine) {
+	if m.device, m.err = s.device(cmd.ErrOrStderr()); m.err == nil {
+		m.client, m.err = s.clientOf(cmd, m.device)
+	}
+	return m
+}
+
+func (m machine) close() {
+	if m.client != nil {
+		m.client.Close()
+	}
+	letGo(m.device)
+}
+
+// patience is "timeout".
+func (s *settings) patience() (time.Duration, error) {
+	timeout, err := time.ParseDuration(s.Timeout)
+	if err != nil || timeout <= 0 {
+		return 0, fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
+	}
+	return timeout, nil
 }
 
 // closeDoor extends the PCR that says that keys were released in this boot.
@@ -101,7 +190,7 @@ func (s *settings) closeDoor(stderr io.Writer, d agent.Device) error {
 	if err := door.CloseDoor(pcr); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "claviger-agent: PCR %d extended: no more keys in this boot\n", pcr)
+	cli.Fprintf(stderr, "claviger-agent: PCR %d extended: no more keys in this boot\n", pcr)
 	return nil
 }
 
@@ -159,38 +248,42 @@ func (s *settings) withVolumes(cmd *cobra.Command, names []string, use func(cont
 	if err := s.complete(); err != nil {
 		return err
 	}
-	device, err := s.device(cmd.ErrOrStderr())
+	m := s.machine(cmd)
+	defer m.close()
+	if m.err != nil {
+		return m.err
+	}
+	volumes, err := s.volumes(names, m.device)
 	if err != nil {
 		return err
 	}
-	if c, ok := device.(io.Closer); ok {
-		defer c.Close()
-	}
-	volumes, err := s.volumes(names, device)
+	timeout, err := s.patience()
 	if err != nil {
 		return err
-	}
-	timeout, err := time.ParseDuration(s.Timeout)
-	if err != nil || timeout <= 0 {
-		return fmt.Errorf("%w: timeout: %q is not a duration like 90s", errUsage, s.Timeout)
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 	defer cancel()
-	client, err := s.clientOf(cmd, device)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
 	return use(ctx, &unlock.Unlocker{
-		Broker: client,
+		Broker: m.client,
 		Logf: func(format string, args ...any) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
+			cli.Fprintf(cmd.ErrOrStderr(), "claviger-agent: "+format+"\n", args...)
 		},
-	}, volumes, device)
+	}, volumes, m.device)
 }
 
 // volumes are those named, or all, with their resources' names filled in.
 func (s *settings) volumes(names []string, d agent.Device) ([]unlock.Volume, error) {
+	volumes, err := s.selected(names)
+	for i := range volumes {
+		if volumes[i], err = named(volumes[i], d); err != nil {
+			return nil, err
+		}
+	}
+	return volumes, err
+}
+
+// selected are the volumes named, or all.
+func (s *settings) selected(names []string) ([]unlock.Volume, error) {
 	all := s.Volumes
 	if s.oneVolume != nil {
 		all = []unlock.Volume{*s.oneVolume}
@@ -203,12 +296,6 @@ func (s *settings) volumes(names []string, d agent.Device) ([]unlock.Volume, err
 		if len(names) > 0 && !slices.Contains(names, v.Name) || len(names) == 0 && v.Systemd {
 			continue
 		}
-		var err error
-		for _, r := range []*string{&v.Resource, &v.Recovery} {
-			if *r, err = fill(*r, v, d); err != nil {
-				return nil, fmt.Errorf("volume %s: resource: %w", v.Name, err)
-			}
-		}
 		out = append(out, v)
 	}
 	if len(out) == 0 && len(names) == 0 {
@@ -218,6 +305,16 @@ func (s *settings) volumes(names []string, d agent.Device) ([]unlock.Volume, err
 		return nil, fmt.Errorf(`%w: "volumes" of the configuration file has no %s`, errUsage, strings.Join(names, ", "))
 	}
 	return out, nil
+}
+
+// named is v with its resources' names filled in.
+func named(v unlock.Volume, d agent.Device) (_ unlock.Volume, err error) {
+	for _, r := range []*string{&v.Resource, &v.Recovery} {
+		if *r, err = fill(*r, v, d); err != nil {
+			return v, fmt.Errorf("volume %s: resource: %w", v.Name, err)
+		}
+	}
+	return v, nil
 }
 
 // fill puts the machine's chip id, the volume's name and its UUID into a resource's name.
@@ -261,7 +358,7 @@ func recoveryKeyCommand() *cobra.Command {
 				return fmt.Errorf("%w: standard input is not base64", errUsage)
 			}
 			defer clear(secret)
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), unlock.RecoveryText(secret))
+			_, err = io.WriteString(cmd.OutOrStdout(), unlock.RecoveryText(secret)+"\n")
 			return err
 		},
 	}
@@ -290,7 +387,7 @@ func luksCommand() *cobra.Command {
 				return err
 			}
 			verdict := h.Check(luks.Rules{})
-			if err := printHeader(cmd.OutOrStdout(), h, verdict, output); err != nil {
+			if err := printHeader(cli.Plain(cmd.OutOrStdout()), h, verdict, output); err != nil {
 				return err
 			}
 			return verdict
@@ -315,22 +412,22 @@ func printHeader(w io.Writer, h *luks.Header, verdict error, output string) erro
 		if err != nil {
 			return fmt.Errorf("encode header: %w", err)
 		}
-		_, err = fmt.Fprintln(w, string(b))
+		_, err = w.Write(append(b, '\n'))
 		return err
 	}
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(tw, "uuid\t%s\naccepted\t%s\n", h.UUID, accepted)
+	cli.Fprintf(tw, "uuid\t%s\naccepted\t%s\n", h.UUID, accepted)
 	for _, id := range slices.Sorted(maps.Keys(h.Meta.Segments)) {
 		s := h.Meta.Segments[id]
-		fmt.Fprintf(tw, "segment %s\t%s from %s, sectors of %d\n", id, s.Encryption, s.Offset, s.SectorSize)
+		cli.Fprintf(tw, "segment %s\t%s from %s, sectors of %d\n", id, s.Encryption, s.Offset, s.SectorSize)
 	}
 	for _, id := range slices.Sorted(maps.Keys(h.Meta.Keyslots)) {
 		k := h.Meta.Keyslots[id]
-		fmt.Fprintf(tw, "keyslot %s\t%s behind %s\n", id, k.Area.Encryption, k.KDF.Type)
+		cli.Fprintf(tw, "keyslot %s\t%s behind %s\n", id, k.Area.Encryption, k.KDF.Type)
 	}
 	for _, id := range slices.Sorted(maps.Keys(h.Meta.Tokens)) {
 		t := h.Meta.Tokens[id]
-		fmt.Fprintf(tw, "token %s\tkeyslots %s, version %s of %s\n", id, strings.Join(t.Keyslots, ","), t.Version, t.Resource)
+		cli.Fprintf(tw, "token %s\tkeyslots %s, version %s of %s\n", id, strings.Join(t.Keyslots, ","), t.Version, t.Resource)
 	}
 	return tw.Flush()
 }

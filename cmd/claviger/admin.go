@@ -5,11 +5,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,9 +22,11 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
-	"sigs.k8s.io/yaml"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/internal/cli"
+	"github.com/claviger/claviger/internal/strictyaml"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
@@ -60,9 +60,8 @@ func (a *adminFlags) call(ctx context.Context, f func(context.Context, pb.AdminC
 		if err != nil {
 			return fmt.Errorf("admin-ca: %w", err)
 		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(b) {
-			return fmt.Errorf("admin-ca: %s holds no PEM certificate", a.ca)
+		if cfg.RootCAs, err = pemfile.Pool(b); err != nil {
+			return fmt.Errorf("admin-ca: %s: %w", a.ca, err)
 		}
 	}
 	conn, err := grpc.NewClient(a.address, grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
@@ -87,7 +86,7 @@ func (a *adminFlags) print(w io.Writer, m proto.Message, header string, rows fun
 		if err := json.Indent(&out, b, "", "  "); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintln(w, out.String())
+		_, err = io.WriteString(w, out.String()+"\n")
 		return err
 	case "table":
 		return table(w, header, rows)
@@ -98,14 +97,14 @@ func (a *adminFlags) print(w io.Writer, m proto.Message, header string, rows fun
 func table(w io.Writer, header string, rows func(row func(cells ...any))) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	if header != "" {
-		fmt.Fprintln(tw, strings.ReplaceAll(header, " ", "\t"))
+		_, _ = io.WriteString(tw, strings.ReplaceAll(header, " ", "\t")+"\n")
 	}
 	rows(func(cells ...any) {
 		s := make([]string, len(cells))
 		for i, c := range cells {
-			s[i] = fmt.Sprint(c)
+			s[i] = cli.Text(fmt.Sprint(c))
 		}
-		fmt.Fprintln(tw, strings.Join(s, "\t"))
+		_, _ = io.WriteString(tw, strings.Join(s, "\t")+"\n")
 	})
 	return tw.Flush()
 }
@@ -133,6 +132,14 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 	}
 }
 
+func storeSize(z *pb.StoreSize) string {
+	text := fmt.Sprintf("%d MiB, %d in use", z.GetBytes()>>20, z.GetBytesInUse()>>20)
+	if z.GetQuota() > 0 {
+		text += fmt.Sprintf(", of at most %d", z.GetQuota()>>20)
+	}
+	return text
+}
+
 func statusCommand(a *adminFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show what a broker is and has in force", Example: "  claviger status --output json", Args: noArgs,
@@ -153,6 +160,10 @@ func statusCommand(a *adminFlags) *cobra.Command {
 						row("hardware", "real only")
 					}
 					row("policy", s.GetPolicyDigest())
+					row("store", storeSize(s.GetStore()))
+					for _, p := range s.GetProblems() {
+						row("PROBLEM", fmt.Sprintf("%s %s: %s; stops %s", p.GetKind(), p.GetName(), p.GetReason(), p.GetStops()))
+					}
 					row("audit log", s.GetLogOrigin())
 					row("  entries", s.GetLogSize())
 					row("  key", s.GetLogVerifierKey())
@@ -164,46 +175,17 @@ func statusCommand(a *adminFlags) *cobra.Command {
 
 func referenceCommand(a *adminFlags) *cobra.Command {
 	group := &cobra.Command{Use: "reference", Short: "Compute, add, list, set and delete reference values"}
-	var state, typ, source, comment string
-	var values []string
-	set := &cobra.Command{
-		Use: "set NAME --type TYPE --value CLAIM=VALUE…", Short: "Set a reference-value set",
-		Example: `  claviger reference set fleet-2026-11 --type sev-snp --state canary --value measurement=5b3c…  --source build-4711
-  claviger reference set fleet-2026-11 --type sev-snp --state active --value measurement=5b3c… --value host_data=00…`,
-		Args: exactArgs("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			m := &pb.ReferenceSet{Name: args[0], Type: typ, State: state, Source: source, Comment: comment, Values: map[string]*pb.ReferenceValues{}}
-			for _, v := range values {
-				claim, value, ok := strings.Cut(v, "=")
-				if !ok {
-					return fmt.Errorf("%w: --value %q is not CLAIM=VALUE", errUsage, v)
-				}
-				if m.Values[claim] == nil {
-					m.Values[claim] = &pb.ReferenceValues{}
-				}
-				m.Values[claim].Values = append(m.Values[claim].Values, strings.ToLower(value))
-			}
-			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
-				_, err := c.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: m})
-				return err
-			})
-		},
-	}
-	f := set.Flags()
-	f.StringVar(&typ, "type", "sev-snp", "evidence type")
-	f.StringVar(&state, "state", "active", "canary, active, retiring or retired")
-	f.StringArrayVar(&values, "value", nil, "CLAIM=VALUE, may be repeated")
-	f.StringVar(&source, "source", "", "what produced the values: a build, a file")
-	f.StringVar(&comment, "comment", "", "free text")
-	group.AddCommand(referenceComputeCommand(a), referenceAddCommand(a), set, &cobra.Command{
+	group.AddCommand(referenceComputeCommand(a), referenceAddCommand(a), referenceSetCommand(a), &cobra.Command{
 		Use: "list", Short: "List reference-value sets", Example: "  claviger reference list --output json", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
-				r, err := c.ListReferenceSets(ctx, &pb.ListReferenceSetsRequest{})
+				r, err := whole(func(token string) (*pb.ListReferenceSetsResponse, error) {
+					return c.ListReferenceSets(ctx, &pb.ListReferenceSetsRequest{PageToken: token})
+				})
 				if err != nil {
 					return err
 				}
-				return a.print(cmd.OutOrStdout(), r, "NAME TYPE STATE CLAIM VALUE SOURCE ADDED-BY", func(row func(...any)) {
+				return a.print(cmd.OutOrStdout(), r, "NAME TYPE STATE FROM UNTIL CLAIM VALUE SOURCE ADDED-BY", func(row func(...any)) {
 					for _, s := range r.GetSets() {
 						var claims []string
 						for claim := range s.GetValues() {
@@ -212,7 +194,7 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 						sort.Strings(claims)
 						for _, claim := range claims {
 							for _, v := range s.GetValues()[claim].GetValues() {
-								row(s.GetName(), s.GetType(), s.GetState(), claim, v, dash(s.GetSource()), s.GetAddedBy())
+								row(s.GetName(), s.GetType(), s.GetState(), when(s.GetNotBefore()), when(s.GetNotAfter()), claim, v, dash(s.GetSource()), s.GetAddedBy())
 							}
 						}
 					}
@@ -229,6 +211,94 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 		},
 	})
 	return group
+}
+
+func referenceSetCommand(a *adminFlags) *cobra.Command {
+	var state, typ, source, comment, notBefore, notAfter string
+	var values []string
+	c := &cobra.Command{
+		Use: "set NAME [--type TYPE --value CLAIM=VALUE…]", Short: "Make a reference-value set, or change one",
+		Long: `With --value: make a set, or replace all values of one that exists. Without: change the
+state, the validity or the provenance of a set that exists; its values stay.`,
+		Example: `  claviger reference set fleet-2026-11 --type sev-snp --state canary --value measurement=5b3c…  --source build-4711
+  claviger reference set fleet-2026-11 --state active                            # the values stay
+  claviger reference set fleet-2026-10 --state retiring --not-after 2026-12-31T00:00:00Z`,
+		Args: exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			given := cmd.Flags().Changed
+			before, err := flagTime("--not-before", notBefore)
+			if err != nil {
+				return err
+			}
+			after, err := flagTime("--not-after", notAfter)
+			if err != nil {
+				return err
+			}
+			if len(values) == 0 {
+				switch {
+				case given("type"):
+					return fmt.Errorf("%w: --type needs --value: the type of a set belongs to its values", errUsage)
+				case !given("state") && !given("source") && !given("comment") && !given("not-before") && !given("not-after"):
+					return fmt.Errorf("%w: nothing to set: give --value, or --state, --not-before, --not-after, --source or --comment", errUsage)
+				}
+				r := &pb.ChangeReferenceSetRequest{Name: args[0], NotBefore: before, NotAfter: after}
+				for name, f := range map[string]struct {
+					value *string
+					to    **string
+				}{"state": {&state, &r.State}, "source": {&source, &r.Source}, "comment": {&comment, &r.Comment}} {
+					if given(name) {
+						*f.to = f.value
+					}
+				}
+				return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+					_, err := c.ChangeReferenceSet(ctx, r)
+					return err
+				})
+			}
+			if typ == "" {
+				return fmt.Errorf("%w: --type is missing: sev-snp, tdx, tpm, …", errUsage)
+			}
+			m := &pb.ReferenceSet{
+				Name: args[0], Type: typ, State: cmp.Or(state, "active"), Source: source, Comment: comment, NotBefore: before, NotAfter: after,
+				Values: map[string]*pb.ReferenceValues{},
+			}
+			for _, v := range values {
+				claim, value, ok := strings.Cut(v, "=")
+				if !ok || claim == "" || value == "" {
+					return fmt.Errorf("%w: --value %q is not CLAIM=VALUE", errUsage, v)
+				}
+				if m.Values[claim] == nil {
+					m.Values[claim] = &pb.ReferenceValues{}
+				}
+				m.Values[claim].Values = append(m.Values[claim].Values, value)
+			}
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: m})
+				return err
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&typ, "type", "", "evidence type: sev-snp, tdx, …")
+	f.StringVar(&state, "state", "", "canary, active, retiring or retired (default of a new set: active)")
+	f.StringArrayVar(&values, "value", nil, "CLAIM=VALUE, may be repeated; replaces all values of a set that exists")
+	f.StringVar(&notBefore, "not-before", "", "when the set begins to count, RFC 3339")
+	f.StringVar(&notAfter, "not-after", "", "when the set ceases to count, RFC 3339")
+	f.StringVar(&source, "source", "", "what produced the values: a build, a file")
+	f.StringVar(&comment, "comment", "", "free text")
+	return c
+}
+
+// flagTime reads a time of a flag; nil if it was not given.
+func flagTime(flag, value string) (*timestamppb.Timestamp, error) {
+	if value == "" {
+		return nil, nil
+	}
+	t, err := time.Parse(time.RFC3339, value)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %q is not a time as 2026-12-31T00:00:00Z", errUsage, flag, value)
+	}
+	return timestamppb.New(t), nil
 }
 
 func referenceAddCommand(a *adminFlags) *cobra.Command {
@@ -282,7 +352,7 @@ func readReferenceSet(stdin io.Reader, file string) (*pb.ReferenceSet, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	var s broker.ReferenceSet
-	if err := yaml.UnmarshalStrict(b, &s); err != nil {
+	if err := strictyaml.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if s.Type == "" || len(s.Values) == 0 {
@@ -345,9 +415,9 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 	f.Uint32Var(&e.PinVersion, "pin-version", 0, "the only version of a KV secret that is given out")
 	f.StringToStringVar(&e.Options, "option", nil, "setting of the kind, NAME=VALUE; repeat")
 	f.DurationVar(&grace, "grace", 0, "how long the version before the newest may still be used after a rotation")
-	f.BoolVar(&e.Rotatable, "rotatable", false, "let `revoke --rotate` make a new random value; not for disk keys")
+	f.BoolVar(&e.Rotatable, "rotatable", false, "let \"revoke --rotate\" make a new random value; not for disk keys")
 	f.StringVar(&e.Priority, "priority", "", "boot: for what machines cannot boot without, which goes first in the queue")
-	f.BoolVar(&e.Rekey, "rekey", false, "let the workload have the next version made, for `claviger-agent rekey`")
+	f.BoolVar(&e.Rekey, "rekey", false, "let the workload have the next version made, for \"claviger-agent rekey\"")
 	f.StringVar(&e.Policy, "policy", "", "package under claviger.release")
 	f.Uint32Var(&e.CreateBytes, "create-bytes", 0, "make a random secret of that length where there is none")
 	f.DurationVar(&ttl, "ttl", 0, "lifetime of a wrapped secret")
@@ -355,7 +425,9 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 		Use: "list", Short: "List the catalog in force", Example: "  claviger catalog list", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
-				r, err := c.ListCatalog(ctx, &pb.ListCatalogRequest{})
+				r, err := whole(func(token string) (*pb.ListCatalogResponse, error) {
+					return c.ListCatalog(ctx, &pb.ListCatalogRequest{PageToken: token})
+				})
 				if err != nil {
 					return err
 				}
@@ -413,7 +485,7 @@ func secretCommand(a *adminFlags) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s version %d\n", args[0], out.GetVersion())
+				cli.Fprintf(cmd.OutOrStdout(), "%s version %d\n", args[0], out.GetVersion())
 				return nil
 			})
 		},
@@ -424,7 +496,9 @@ func secretCommand(a *adminFlags) *cobra.Command {
 		Use: "list [PREFIX]", Short: "List secrets, without their values", Example: "  claviger secret list db/", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
-				r, err := c.ListSecrets(ctx, &pb.ListSecretsRequest{Prefix: strings.Join(args, "")})
+				r, err := whole(func(token string) (*pb.ListSecretsResponse, error) {
+					return c.ListSecrets(ctx, &pb.ListSecretsRequest{Prefix: strings.Join(args, ""), PageToken: token})
+				})
 				if err != nil {
 					return err
 				}
@@ -464,7 +538,9 @@ func revocationsCommand(a *adminFlags) *cobra.Command {
 		Use: "revocations", Short: "List what is revoked", Example: "  claviger revocations", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
-				r, err := c.ListRevocations(ctx, &pb.ListRevocationsRequest{})
+				r, err := whole(func(token string) (*pb.ListRevocationsResponse, error) {
+					return c.ListRevocations(ctx, &pb.ListRevocationsRequest{PageToken: token})
+				})
 				if err != nil {
 					return err
 				}
@@ -484,10 +560,8 @@ func readYAML(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := yaml.UnmarshalStrict(b, v); err != nil {
+	if err := strictyaml.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }
-
-var errNotPEM = errors.New("no PEM block of the kind that is wanted")

@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,7 @@ import (
 	tdxdata "github.com/google/go-tdx-guest/testing/testdata"
 	"github.com/spf13/cobra"
 
+	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/brokertest"
 	"github.com/claviger/claviger/broker/tee/teesim"
 )
@@ -110,7 +114,42 @@ func TestEvidence(t *testing.T) {
 	forged := write(t, filepath.Join(dir, "forged.bin"), bad)
 	command(t, nil, "evidence", "show", forged, "--endorsements", vcek, "--at", at).want(t, 1, "NOT BELIEVED", "signature")
 	for _, junk := range [][]byte{nil, []byte("x"), bad[:100], bytes.Repeat([]byte{4, 0}, 4000)} {
-		command(t, nil, "evidence", "show", write(t, filepath.Join(dir, "junk"), junk)).want(t, 1, "NOT BELIEVED")
+		command(t, nil, "evidence", "show", write(t, filepath.Join(dir, "junk"), junk)).want(t, 1, "not recognised", "tried")
+	}
+	// What the bytes say is shown all the same, as nobody's word, and where to get what is missing.
+	lone := command(t, nil, "evidence", "show", report).want(t, 0, "UNVERIFIED", "anybody can write such bytes", measurement, "collateral fetch snp-vcek milan/", "snp-vcek genoa/", "--endorsements")
+	if strings.Contains(lone.stdout, "VERIFIED: real") || strings.Count(lone.stdout, "collateral_missing") > 2 {
+		t.Errorf("got %s", lone.stdout)
+	}
+	command(t, nil, "evidence", "verify", report).want(t, 1, "NOT BELIEVED", "collateral_missing")
+	// Evidence as people have it.
+	text := hex.EncodeToString(sevdata.AttestationBytes)
+	var lines string
+	for chunk := range slices.Chunk([]byte(text), 60) {
+		lines += string(chunk) + "\n"
+	}
+	for name, form := range map[string]string{
+		"hex in lines": lines, "0x": "0x" + text, "base64": base64.StdEncoding.EncodeToString(sevdata.AttestationBytes),
+		"base64url without padding": base64.RawURLEncoding.EncodeToString(sevdata.AttestationBytes),
+		"PEM":                       string(pem.EncodeToMemory(&pem.Block{Type: "ATTESTATION REPORT", Bytes: sevdata.AttestationBytes})),
+	} {
+		if r := command(t, nil, "evidence", "show", write(t, filepath.Join(dir, "form"), []byte(form)), "--endorsements", vcek, "--at", at); r.code != 0 || !strings.Contains(r.stdout, "VERIFIED: real hardware") {
+			t.Errorf("%s: %s%s", name, r.stdout, r.stderr)
+		}
+	}
+	hcl := append(append([]byte("HCLA"), make([]byte, 28)...), sevdata.AttestationBytes...)
+	command(t, nil, "evidence", "show", write(t, filepath.Join(dir, "hcl"), append(hcl, "{}"...)), "--endorsements", vcek, "--at", at).want(t, 0, "VERIFIED", measurement)
+	wrapped, err := json.Marshal(map[string]string{"quote": base64.StdEncoding.EncodeToString(tdxdata.RawQuote)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, nil, "evidence", "show", write(t, filepath.Join(dir, "quote.json"), wrapped), "--at", "2023-07-01T00:00:00Z").want(t, 0, "tdx")
+	command(t, nil, "evidence", "show", vcek).want(t, 1, "not recognised", "certificate")
+	// A TPM's quote that anybody can make is nobody's, whatever is looked at or skipped.
+	if forged := filepath.Join("..", "..", "..", "shared", "cases", "evidence", "forged-tpm.json"); exists(forged) {
+		command(t, nil, "evidence", "verify", forged).want(t, 1, "NOT BELIEVED", "neither certified nor activated")
+		command(t, nil, "evidence", "verify", forged, "--without-revocation").want(t, 1, "NOT BELIEVED")
+		command(t, nil, "evidence", "show", forged).want(t, 1, "NOT BELIEVED", "UNVERIFIED", "--ak-roots")
 	}
 	quote := write(t, filepath.Join(dir, "quote.bin"), tdxdata.RawQuote)
 	command(t, nil, "evidence", "show", quote, "--at", "2023-07-01T00:00:00Z").want(t, 0, "VERIFIED", "tdx")
@@ -171,7 +210,7 @@ func TestAudit(t *testing.T) {
 	_, admin, _ := b.Server.Addresses()
 	file := func(n string) string { return filepath.Join(b.Env.Dir, n) }
 	env := []string{"CLAVIGER_ADMIN=" + admin, "CLAVIGER_ADMIN_CA=" + file("ca.pem"), "CLAVIGER_ADMIN_CERT=" + file("operator.pem"), "CLAVIGER_ADMIN_KEY=" + file("operator.key")}
-	command(t, env, "audit", "tail").want(t, 0, "#0 ", "RELEASED", "db/orders", "SIMULATED")
+	command(t, env, "audit", "tail").want(t, 0, "#0 ", "    id ", "RELEASED", "db/orders", "SIMULATED")
 	command(t, env, "status").want(t, 0, "SIMULATED", "claviger-dev")
 	command(t, env, "revoke", "planet", "x").want(t, 1, "InvalidArgument")
 	command(t, env, "unrevoke", "chip", "00").want(t, 1, "NotFound")
@@ -237,4 +276,80 @@ func TestCommandLine(t *testing.T) {
 	command(t, nil, "serve").want(t, 2, "--config")
 	bad := write(t, filepath.Join(t.TempDir(), "c.yaml"), []byte("test_root: root.pem\n"))
 	command(t, nil, "serve", "--config", bad).want(t, 1, "test_root", "tls.cert")
+}
+
+func exists(file string) bool { _, err := os.Stat(file); return err == nil }
+
+// TestCompletion: the shell is offered what the broker knows, and without one what is known anyway.
+func TestCompletion(t *testing.T) {
+	b := brokertest.Start(t, nil)
+	_, admin, _ := b.Server.Addresses()
+	file := func(n string) string { return filepath.Join(b.Env.Dir, n) }
+	env := []string{"CLAVIGER_ADMIN=" + admin, "CLAVIGER_ADMIN_CA=" + file("ca.pem"), "CLAVIGER_ADMIN_CERT=" + file("operator.pem"), "CLAVIGER_ADMIN_KEY=" + file("operator.key")}
+	command(t, env, "reference", "set", "fleet-1", "--type", "sev-snp", "--value", "measurement="+strings.Repeat("ab", 48)).want(t, 0)
+	command(t, env, "revoke", "chip", strings.Repeat("c4", 64), "--force").want(t, 0)
+	status := command(t, env, "policy", "status", "--output", "json").want(t, 0)
+	var policy struct{ Digest string }
+	if err := json.Unmarshal([]byte(status.stdout), &policy); err != nil {
+		t.Fatal(err)
+	}
+	offered := func(env []string, args ...string) []string {
+		t.Helper()
+		r := command(t, env, append([]string{"__complete"}, args...)...).want(t, 0)
+		lines := strings.Split(strings.TrimSpace(r.stdout), "\n")
+		if last := lines[len(lines)-1]; last != ":4" { // no files
+			t.Errorf("%v: the shell is told %s", args, last)
+		}
+		return lines[:len(lines)-1]
+	}
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"fleet-1", []string{"reference", "delete", ""}},
+		{"fleet-1", []string{"reference", "set", "fl"}},
+		{"disks/{vm}", []string{"catalog", "delete", "di"}},
+		{"disks", []string{"catalog", "set", "x", "--policy", ""}},
+		{policy.Digest, []string{"policy", "activate", "sha256:"}},
+		{"newest", []string{"policy", "activate", ""}},
+		{policy.Digest, []string{"revoke", "policy", ""}},
+		{"measurement", []string{"revoke", "m"}},
+		{strings.Repeat("c4", 64), []string{"unrevoke", "chip", "c4"}},
+		{"json", []string{"status", "--output", ""}},
+	} {
+		if got := offered(env, tc.args...); !slices.Contains(got, tc.want) {
+			t.Errorf("%v: offered %v, want %q", tc.args, got, tc.want)
+		}
+	}
+	for _, args := range [][]string{{"reference", "delete", "zz"}, {"reference", "delete", "fleet-1", ""}, {"unrevoke", "session", ""}, {"revoke", "planet", ""}} {
+		if got := offered(env, args...); len(got) > 0 {
+			t.Errorf("%v: offered %v", args, got)
+		}
+	}
+	if got := offered(nil, "revoke", "t"); !slices.Equal(got, []string{"tcb"}) {
+		t.Errorf("without a broker: %v", got)
+	}
+	if got := offered(nil, "reference", "delete", ""); len(got) > 0 {
+		t.Errorf("without a broker: %v", got)
+	}
+}
+
+// TestShowSimulated: the device of a dev broker is believed by show alone, where asked for, and called SIMULATED.
+func TestShowSimulated(t *testing.T) {
+	b, other := brokertest.Start(t, nil), brokertest.Start(t, nil)
+	ev, err := b.Device(teesim.ReportOptions{}).Evidence(t.Context(), attest.Transcript{Nonce: []byte("n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "report.bin")
+	write(t, file, slices.Concat(ev.Report, ev.Endorsements))
+	show := command(t, nil, "evidence", "show", file, "--dev", b.Env.Dir).want(t, 0, "VERIFIED: SIMULATED hardware")
+	if strings.Contains(show.stdout, "UNVERIFIED") {
+		t.Error(show.stdout)
+	}
+	command(t, nil, "evidence", "show", file).want(t, 1, "NOT BELIEVED")
+	command(t, nil, "evidence", "show", file, "--dev", other.Env.Dir).want(t, 1, "NOT BELIEVED")
+	command(t, nil, "evidence", "show", file, "--dev", t.TempDir()).want(t, 1, "--dev")
+	command(t, nil, "evidence", "verify", file).want(t, 1, "NOT BELIEVED")
+	command(t, nil, "evidence", "verify", file, "--dev", b.Env.Dir).want(t, 2, "--dev")
 }

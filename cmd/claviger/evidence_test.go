@@ -30,9 +30,9 @@ func TestGuess(t *testing.T) {
 		report []byte
 		want   attest.Type
 	}{
-		"SNP v2":         {[]byte{2, 0, 0, 0, 0, 0, 0, 0, 0x1f}, attest.TypeSNP},
-		"SNP v3":         {[]byte{3, 0, 0, 0, 0, 0, 0, 0, 0x1f}, attest.TypeSNP},
-		"SNP v5, SVN":    {[]byte{5, 0, 0, 0, 0x81, 0, 0, 0, 0x1f}, attest.TypeSNP},
+		"SNP v2":         {append([]byte{2, 0, 0, 0, 0, 0, 0, 0, 0x1f}, make([]byte, snpReportSize)...), attest.TypeSNP},
+		"SNP v3":         {append([]byte{3, 0, 0, 0, 0, 0, 0, 0, 0x1f}, make([]byte, snpReportSize)...), attest.TypeSNP},
+		"SNP v5, SVN":    {append([]byte{5, 0, 0, 0, 0x81, 0, 0, 0, 0x1f}, make([]byte, snpReportSize)...), attest.TypeSNP},
 		"SGX quote v3":   {[]byte{3, 0, 2, 0, 0, 0, 0, 0, 9}, attest.TypeSGX},
 		"SGX quote v4":   {[]byte{4, 0, 2, 0, 0, 0, 0, 0, 0}, attest.TypeSGX},
 		"TDX quote v4":   {[]byte{4, 0, 2, 0, 0x81, 0, 0, 0, 0}, attest.TypeTDX},
@@ -50,10 +50,10 @@ func TestGuess(t *testing.T) {
 		"PSA, Mac0":      {[]byte{0xd1, 0x84, 0x43, 0xa1, 0x01, 0x05, 0xa0, 0x58}, attest.TypePSA},
 		"CCA":            {[]byte{0xd9, 0x01, 0x8f, 0xa2, 0x19, 0xac, 0xca}, attest.TypeCCA},
 		"CCA in a CMW":   {[]byte{0xd9, 0x03, 0x8b, 0xa2, 0x19, 0xac, 0xca}, attest.TypeCCA},
-		"another length": {keystone(328+32, 33), attest.TypeSNP},
+		"another length": {keystone(328+32, 33), ""},
 		"JWT":            {[]byte("eyJhbGciOiJub25lIn0.e30."), attest.TypeResult},
 		"NVIDIA":         {append([]byte{0x11, 0xe0, 0x01, 0xff}, make([]byte, 4096)...), attest.TypeNVIDIA},
-		"nothing at all": {nil, attest.TypeSNP},
+		"nothing at all": {nil, ""},
 	} {
 		if got := guess(tc.report); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)

@@ -27,20 +27,23 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newCommand().ExecuteContext(ctx)
+	cmd := newCommand()
+	cmd.SetOut(cli.Plain(os.Stdout))
+	cmd.SetErr(cli.Plain(os.Stderr))
+	err := cmd.ExecuteContext(ctx)
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, errFailed):
 		return 1
 	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "claviger: %v\n", err)
+		cli.Fail(cmd.ErrOrStderr(), "claviger", err.Error())
 		return 2
 	}
 	if s, ok := status.FromError(err); ok {
-		fmt.Fprintf(os.Stderr, "claviger: %s (%s)\n", s.Message(), s.Code())
+		cli.Fail(cmd.ErrOrStderr(), "claviger", fmt.Sprintf("%s (%s)", s.Message(), s.Code()))
 	} else {
-		fmt.Fprintf(os.Stderr, "claviger: %v\n", err)
+		cli.Fail(cmd.ErrOrStderr(), "claviger", err.Error())
 	}
 	return 1
 }
@@ -72,6 +75,7 @@ Exit codes: 0 done, 1 failed or "no", 2 usage.`,
 		}
 		return nil
 	}
+	a.completions(root)
 	cli.Strict(root)
 	return root
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/examples"
+	"github.com/claviger/claviger/internal/cli"
 	"github.com/claviger/claviger/policy"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
@@ -40,7 +42,7 @@ func policyInit() *cobra.Command {
 			if err := os.CopyFS(args[0], sub); err != nil {
 				return fmt.Errorf("copy examples: %w", err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "wrote the example policies to %s; try: claviger policy test %[1]s\n", args[0])
+			cli.Fprintf(cmd.OutOrStdout(), "wrote the example policies to %s; try: claviger policy test %[1]s\n", args[0])
 			return nil
 		},
 	}
@@ -102,14 +104,14 @@ func policyCheck(a *adminFlags) *cobra.Command {
 				}
 			} else {
 				for _, p := range problems {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s:%d: %s\n", p.File, p.Row, p.Message)
+					cli.Fprintf(cmd.OutOrStdout(), "%s\n", p)
 				}
 			}
 			if len(problems) > 0 {
 				return errFailed
 			}
 			if a.output != "json" {
-				fmt.Fprintln(cmd.OutOrStdout(), "no problems")
+				cli.Fprintln(cmd.OutOrStdout(), "no problems")
 			}
 			return nil
 		},
@@ -137,12 +139,12 @@ nothing else.`,
 				if !r.Remembered {
 					note = " (the time matters: asked anew for each request)"
 				}
-				fmt.Fprintf(w, "%s%s\n", r.Policy, note)
+				cli.Fprintf(w, "%s%s\n", r.Policy, note)
 				for _, path := range r.Input {
 					if path == "." {
 						path = "(all of the input)"
 					}
-					fmt.Fprintf(w, "  %s\n", path)
+					cli.Fprintf(w, "  %s\n", path)
 				}
 			}
 			return nil
@@ -203,20 +205,20 @@ func printDecision(w io.Writer, r policy.EvalResult) error {
 	if r.Decision.Allow {
 		word = "ALLOW"
 	}
-	fmt.Fprintf(w, "%s by %s (%s)\n", word, r.Decision.Package, r.Decision.PolicyDigest)
+	cli.Fprintf(w, "%s by %s (%s)\n", word, r.Decision.Package, r.Decision.PolicyDigest)
 	printReasons(w, r.Decision.Reasons)
 	if r.Explanation != "" {
-		fmt.Fprintf(w, "\n%s", r.Explanation)
+		_, _ = io.WriteString(w, "\n"+r.Explanation)
 	}
 	return nil
 }
 
 func printReasons(w io.Writer, reasons []broker.DecisionReason) {
 	for _, x := range reasons {
-		fmt.Fprintf(w, "  %s: %s\n", x.Rule, x.Message)
+		cli.Fprintf(w, "  %s: %s\n", x.Rule, x.Message)
 		for _, line := range [][2]string{{"claim", x.Claim}, {"got", x.Got}, {"nearest", x.Nearest}} {
 			if line[1] != "" {
-				fmt.Fprintf(w, "      %-8s %s\n", line[0], line[1])
+				cli.Fprintf(w, "      %-8s %s\n", line[0], line[1])
 			}
 		}
 	}
@@ -253,7 +255,7 @@ func policyBuild() *cobra.Command {
 			if err := os.Rename(f.Name(), out); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", out, digest)
+			cli.Fprintf(cmd.OutOrStdout(), "%s %s\n", out, digest)
 			return nil
 		},
 	}
@@ -275,7 +277,7 @@ func policyStatus(a *adminFlags) *cobra.Command {
 					return err
 				}
 				return a.print(cmd.OutOrStdout(), p, "", func(row func(...any)) {
-					row("in force", p.GetDigest())
+					row("in force", cmp.Or(p.GetDigest(), "none: nothing is released"))
 					row("revision", dash(p.GetRevision()))
 					row("packages", strings.Join(p.GetPackages(), " "))
 					row("loaded", when(p.GetLoadedAt()))
@@ -283,8 +285,13 @@ func policyStatus(a *adminFlags) *cobra.Command {
 					for _, d := range p.GetCandidates() {
 						row("candidate", d)
 					}
-					if p.GetError() != "" {
-						row("REFUSED", p.GetError())
+					what := "REFUSED"
+					if p.GetDigest() == "" {
+						what = "BLOCKED"
+					}
+					for line := range strings.Lines(p.GetError()) { // several lines, with the place in the policy
+						row(what, strings.TrimRight(strings.ReplaceAll(line, "\t", "  "), "\n"))
+						what = ""
 					}
 				})
 			})
@@ -314,6 +321,6 @@ func writeJSON(w io.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(w, string(b))
+	_, err = w.Write(append(b, '\n'))
 	return err
 }

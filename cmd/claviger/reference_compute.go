@@ -17,6 +17,7 @@ import (
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/measure"
+	"github.com/claviger/claviger/internal/cli"
 )
 
 // referenceFile is broker.ReferenceSet in a file: what `reference compute`
@@ -158,10 +159,15 @@ func (c *computation) print(w io.Writer, output string) error {
 		return err
 	}
 	for _, claim := range c.tooLong {
-		fmt.Fprintf(w, "%s is left out: it is longer than the %d characters of a reference value\n", claim, maxValue)
+		cli.Fprintf(w, "%s is left out: it is longer than the %d characters of a reference value\n", claim, maxValue)
 	}
-	_, err = fmt.Fprintf(w, "\nfrom %s\n", strings.ReplaceAll(c.set.Provenance.Source, "; ", "\n     "))
-	return err
+	word := "\nfrom"
+	for source := range strings.SplitSeq(c.set.Provenance.Source, "; ") {
+		_, _ = io.WriteString(w, word)
+		cli.Fprintf(w, " %s\n", source)
+		word = "    "
+	}
+	return nil
 }
 
 func referenceComputeCommand(a *adminFlags) *cobra.Command {
@@ -198,7 +204,7 @@ func (a *adminFlags) compute(kind string, typ attest.Type, f func(*computation) 
 			return err
 		}
 		output := a.output
-		if out, ok := cmd.OutOrStdout().(*os.File); ok && !cmd.Flags().Changed("output") {
+		if out := cli.File(cmd.OutOrStdout()); out != nil && !cmd.Flags().Changed("output") {
 			if s, err := out.Stat(); err == nil && s.Mode()&os.ModeCharDevice == 0 {
 				output = "yaml"
 			}

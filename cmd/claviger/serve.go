@@ -7,20 +7,24 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/telemetry"
+	"github.com/claviger/claviger/internal/cli"
 	"github.com/claviger/claviger/internal/dev"
 	"github.com/claviger/claviger/internal/server"
 )
 
 func serveCommand() *cobra.Command {
 	var file string
+	var check bool
 	var flags server.Config
 	c := &cobra.Command{
 		Use:   "serve --config FILE",
@@ -28,6 +32,7 @@ func serveCommand() *cobra.Command {
 		Long: `Run a broker from a configuration file (docs/configuration.md). A flag wins over
 its environment variable, which wins over the file.`,
 		Example: `  claviger serve --config /etc/claviger/claviger.yaml
+  claviger serve --config /etc/claviger/claviger.yaml --check     # what is wrong with it, and start nothing
   CLAVIGER_LOG_LEVEL=debug claviger serve --config claviger.yaml --listen 127.0.0.1:7443`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,11 +52,19 @@ its environment variable, which wins over the file.`,
 					*to = *from
 				}
 			}
+			if check {
+				if err := server.Check(cmd.Context(), cfg, server.Options{Version: version}); err != nil {
+					return err
+				}
+				cli.Fprintf(cmd.OutOrStdout(), "%s: a broker would start with it\n", file)
+				return nil
+			}
 			return serve(cmd.Context(), cfg, server.Options{Version: version}, cmd.ErrOrStderr(), nil)
 		},
 	}
 	f := c.Flags()
 	f.StringVarP(&file, "config", "c", "", "configuration file, YAML (required)")
+	f.BoolVar(&check, "check", false, "read the configuration and all files that it names, say what is wrong, and start nothing")
 	f.StringVar(&flags.Listen, "listen", "", "address for workloads (CLAVIGER_LISTEN)")
 	f.StringVar(&flags.Admin.Listen, "admin-listen", "", "address for operators, or off (CLAVIGER_ADMIN_LISTEN)")
 	f.StringVar(&flags.Metrics, "metrics-listen", "", "address for /metrics, /livez and /readyz, or off (CLAVIGER_METRICS_LISTEN)")
@@ -80,6 +93,12 @@ The policies lie in DIR/policies: change one and it is in force a moment later.`
   claviger dev --config vault.yaml     # with secrets of a Vault beside the embedded ones`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Before anything is written: a second one would take the first one's certificates and device away.
+			release, err := dev.Lock(dir)
+			if err != nil {
+				return err
+			}
+			defer release()
 			env, err := dev.Prepare(dir, time.Now())
 			if err != nil {
 				return err
@@ -119,7 +138,7 @@ func defaultDevDir() string { return filepath.Join(os.TempDir(), "claviger-dev")
 
 func printDev(w io.Writer, env *dev.Env, s *server.Server) {
 	workloads, admin, metrics := s.Addresses()
-	fmt.Fprintf(w, `
+	cli.Fprintf(w, `
 Claviger %s, dev mode. The hardware is SIMULATED, under a test root made just now:
 this proves nothing about any machine. Never keep real secrets here.
 
@@ -166,6 +185,20 @@ func serve(ctx context.Context, cfg server.Config, opt server.Options, stderr io
 	if started != nil {
 		err = started(s)
 	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	go func() {
+		for {
+			select {
+			case <-hup:
+				s.Reload(ctx)
+				log.Info("SIGHUP: the configuration file is read at the start only; restart for what changed there")
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	if err == nil {
 		err = s.Wait(ctx)
 	}

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/claviger/claviger/internal/cli"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
 
@@ -26,7 +28,9 @@ it holds retires.`,
 		Args:    exactArgs("RESOURCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, cl pb.AdminClient) error {
-				r, err := cl.ListHolders(ctx, &pb.ListHoldersRequest{Resource: args[0]})
+				r, err := whole(func(token string) (*pb.ListHoldersResponse, error) {
+					return cl.ListHolders(ctx, &pb.ListHoldersRequest{Resource: args[0], PageToken: token})
+				})
 				if err != nil {
 					return err
 				}
@@ -44,7 +48,7 @@ it holds retires.`,
 					return cmp.Or(cmp.Compare(x.GetVersion(), y.GetVersion()), cmp.Compare(x.GetSessionId(), y.GetSessionId()))
 				})
 				if a.output == "table" {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d of %d on version %s\n", args[0], current, all, dash(r.GetCurrentVersion()))
+					cli.Fprintf(cmd.OutOrStdout(), "%s: %d of %d on version %s\n", args[0], current, all, dash(r.GetCurrentVersion()))
 				}
 				return a.print(cmd.OutOrStdout(), r, "SESSION VERSION SINCE PENDING RETIRES TYPE CHIP", func(row func(...any)) {
 					for _, h := range r.GetHolders() {
@@ -67,7 +71,9 @@ func sessionsCommand(a *adminFlags) *cobra.Command {
 		Use: "sessions", Short: "List the workloads that watch for new versions", Example: "  claviger sessions\n  claviger sessions --output json", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
-				r, err := c.ListSessions(ctx, &pb.ListSessionsRequest{})
+				r, err := whole(func(token string) (*pb.ListSessionsResponse, error) {
+					return c.ListSessions(ctx, &pb.ListSessionsRequest{PageToken: token})
+				})
 				if err != nil {
 					return err
 				}
@@ -113,11 +119,15 @@ const revocationKinds = `KIND and VALUE:
 
 func revokeCommand(a *adminFlags) *cobra.Command {
 	var reason, since string
-	var rotate, dry bool
+	var rotate, dry, force bool
 	c := &cobra.Command{
 		Use: "revoke KIND VALUE", Short: "Stop releases to or of something, on every replica within a second",
 		Long: `Stop releases, end the sessions and revoke the leases that it concerns. When this
 returns the revocation is durable; within a second it holds on every replica.
+
+VALUE may be the beginning of a value, as tables print it ("4d2a9c…"), of what this
+broker saw: in a release, a session, a reference set or the catalog. A value that
+it never saw is refused, since most are typing errors; --force revokes it all the same.
 
 It then prints the blast radius: which secrets went there, by this broker's audit
 log (other brokers have logs of their own). With --rotate those that the catalog
@@ -129,7 +139,7 @@ calls rotatable get a new version in their source.
   claviger revoke advisory INTEL-SA-00837 --dry-run --since 720h   # only the blast radius`,
 		Args: exactArgs("KIND", "VALUE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q := &pb.BlastRadiusRequest{Kind: args[0], Value: args[1]}
+			q := &pb.BlastRadiusRequest{Kind: args[0], Value: args[1], MustExist: !force}
 			if since != "" {
 				d, err := time.ParseDuration(since)
 				if err != nil || d <= 0 {
@@ -142,20 +152,34 @@ calls rotatable get a new version in their source.
 			}
 			return a.call(cmd.Context(), func(ctx context.Context, cl pb.AdminClient) error {
 				if !dry {
-					if _, err := cl.Revoke(ctx, &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: args[0], Value: args[1], Reason: reason}}); err != nil {
-						return err
+					done, err := cl.Revoke(ctx, &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: args[0], Value: args[1], Reason: reason}, MustExist: !force})
+					if err != nil {
+						return answered("nothing was revoked", err)
+					}
+					// What is revoked already is found, seen or not.
+					q.Value, q.MustExist = done.GetValue(), false
+					if a.output == "table" {
+						cli.Fprintf(cmd.OutOrStdout(), "revoked: %s %s\n", args[0], done.GetValue())
 					}
 				}
-				r, err := cl.BlastRadius(ctx, q)
-				if err != nil {
-					return fmt.Errorf("revoked, but the blast radius is not known: %w", err)
+				r, err := whole(func(token string) (*pb.BlastRadiusResponse, error) {
+					q.PageToken = token
+					return cl.BlastRadius(ctx, q)
+				})
+				switch {
+				case err != nil && dry:
+					return answered("nothing was revoked (dry run)", err)
+				case err != nil:
+					return answered(fmt.Sprintf("%s %s is revoked, but what went there is not known", args[0], q.GetValue()), err)
 				}
 				if a.output == "table" {
-					verb := "revoked"
 					if dry {
-						verb = "not revoked (dry run)"
+						cli.Fprintf(cmd.OutOrStdout(), "not revoked (dry run): %s %s; watching sessions that it would end: %d\n", args[0], r.GetValue(), r.GetSessions())
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s %s\n%d releases in %d entries of log %s\n", verb, args[0], args[1], r.GetReleases(), r.GetEntries(), r.GetLogOrigin())
+					cli.Fprintf(cmd.OutOrStdout(), "%d releases in %d entries of log %s\n", r.GetReleases(), r.GetEntries(), r.GetLogOrigin())
+					if r.GetPruned() > 0 {
+						cli.Fprintf(cmd.OutOrStdout(), "not counted: the first %d entries, whose content was pruned before they were indexed\n", r.GetPruned())
+					}
 				}
 				err = a.print(cmd.OutOrStdout(), r, "RESOURCE VERSION RELEASES FIRST LAST ROTATABLE", func(row func(...any)) {
 					for _, x := range r.GetExposures() {
@@ -172,8 +196,15 @@ calls rotatable get a new version in their source.
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	c.Flags().StringVar(&since, "since", "", "blast radius of releases since then only, as 24h")
 	c.Flags().BoolVar(&rotate, "rotate", false, "have the sources make new versions of what went there")
-	c.Flags().BoolVar(&dry, "dry-run", false, "print the blast radius, revoke nothing")
+	c.Flags().BoolVar(&dry, "dry-run", false, "print what it would match, revoke nothing; viewers can do that")
+	c.Flags().BoolVar(&force, "force", false, "revoke a value that this broker never saw; it must be whole")
 	return c
+}
+
+// answered adds what it means to a broker's error, in place of gRPC's own words for it.
+func answered(what string, err error) error {
+	s := status.Convert(err)
+	return status.Error(s.Code(), what+": "+s.Message())
 }
 
 // rotateExposed rotates each resource once, and says which it could not.
@@ -194,7 +225,7 @@ func rotateExposed(ctx context.Context, w io.Writer, cl pb.AdminClient, exposure
 			errs = append(errs, fmt.Errorf("%s: %w", x.GetResource(), err))
 			continue
 		}
-		fmt.Fprintf(w, "rotated %s: version %s\n", x.GetResource(), r.GetVersion())
+		cli.Fprintf(w, "rotated %s: version %s\n", x.GetResource(), r.GetVersion())
 	}
 	return errors.Join(errs...)
 }
@@ -215,7 +246,7 @@ new one signs at once and all earlier ones are withdrawn.`,
 				if err != nil {
 					return err
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), "key", r.GetKeyId())
+				cli.Fprintln(cmd.OutOrStdout(), "key", r.GetKeyId())
 				return nil
 			})
 		},

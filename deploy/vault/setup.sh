@@ -19,7 +19,18 @@ kinds=" $* "
 
 say() { echo "setup: $*" >&2; }
 v() { "$vault" "$@" >/dev/null; }
-has() { "$vault" read "$1" >/dev/null 2>&1; }
+# there COMMAND PATH: whether something is at PATH. What cannot be told ends the script, here and now: to make it
+# all the same could put a second root CA beside the first.
+there() {
+  local said
+  if said=$("$vault" "$1" "$2" 2>&1 >/dev/null); then return 0; fi
+  case $said in
+  "No value found at"* | *"No secret engine mount at"* | *"No auth engine at"*) return 1 ;;
+  esac
+  say "cannot tell whether $2 is there: $said"
+  exit 1
+}
+has() { there read "$1"; }
 want() { [[ $kinds == *" $1 "* ]]; }
 policy() { v policy write "claviger-$1" "$here/$1.hcl" && say "policy claviger-$1"; }
 engine() { # type, path, options
@@ -53,7 +64,7 @@ if want database; then
   engine database database
   has database/config/app || v write database/config/app plugin_name=postgresql-database-plugin allowed_roles='app,app-static' \
     connection_url="postgresql://{{username}}:{{password}}@$POSTGRES?sslmode=${POSTGRES_SSLMODE:-verify-full}" \
-    username="$POSTGRES_USER" password="$POSTGRES_PASSWORD"
+    username="$POSTGRES_USER" password=- < <(printf %s "$POSTGRES_PASSWORD") # not an argument, which every user of this machine can read
   # default_ttl is how long a user lives if its session never renews it; max_ttl bounds a session.
   v write database/roles/app db_name=app default_ttl="${DATABASE_TTL:-15m}" max_ttl=24h \
     creation_statements="CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}';"
@@ -69,7 +80,7 @@ fi
 if want pki; then
   domain=${PKI_DOMAIN:-claviger.internal}
   engine pki pki -max-lease-ttl=87600h
-  "$vault" read -field=certificate pki/cert/ca 2>/dev/null | grep -q BEGIN || v write pki/root/generate/internal common_name="$domain CA" ttl=87600h
+  there list pki/issuers || v write pki/root/generate/internal common_name="$domain CA" ttl=87600h
   # The names come from the broker's catalog, never from the guest's request.
   v write pki/roles/workload allowed_domains="$domain" allow_bare_domains=true allow_subdomains=true allowed_uri_sans="spiffe://$domain/*" \
     allow_ip_sans=false use_csr_common_name=false use_csr_sans=false require_cn=false key_type=any max_ttl=24h no_store=true
@@ -88,6 +99,13 @@ if want transit; then
 fi
 
 has sys/auth/approle || v auth enable approle
+# What an earlier run, or somebody else, gave the broker stays.
+if has auth/approle/role/claviger; then
+  before=$("$vault" read -field=token_policies auth/approle/role/claviger)
+  for p in $(tr -d '[],' <<<"$before" | tr ' ' '\n'); do
+    [[ ,$policies, == *,$p,* ]] || policies+=,$p
+  done
+fi
 # A period: the broker renews its token for as long as it lives.
 v write auth/approle/role/claviger token_policies="$policies" token_period=1h token_no_default_policy=true
 say "AppRole claviger with $policies"

@@ -4,6 +4,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -38,7 +39,14 @@ func strictArgs(c *cobra.Command) {
 	}
 	c.Args = func(cmd *cobra.Command, a []string) error {
 		if len(a) > 0 {
-			return fmt.Errorf("%w: %s has no command %q", ErrUsage, cmd.CommandPath(), a[0])
+			meant := ""
+			if cmd.SuggestionsMinimumDistance <= 0 {
+				cmd.SuggestionsMinimumDistance = 2
+			}
+			if near := cmd.SuggestionsFor(a[0]); len(near) > 0 {
+				meant = "; do you mean " + strings.Join(near, " or ") + "?"
+			}
+			return fmt.Errorf("%w: %s has no command %q%s", ErrUsage, cmd.CommandPath(), a[0], meant)
 		}
 		return nil
 	}

@@ -5,6 +5,7 @@
 package dev
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -24,11 +25,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/claviger/claviger/broker/pemfile"
 	"github.com/claviger/claviger/broker/rpc"
 	"github.com/claviger/claviger/broker/tee"
 	"github.com/claviger/claviger/broker/tee/teesim"
@@ -52,6 +55,28 @@ type Env struct {
 // Files of an Env, below Dir.
 func (e *Env) path(name string) string { return filepath.Join(e.Dir, name) }
 
+// Lock takes the folder for this process, and makes it if it does not exist.
+func Lock(dir string) (release func(), err error) {
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	return server.Lock(dir)
+}
+
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("dev folder: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil || !info.IsDir() || info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("dev folder %s must be a folder that only you can enter (mode 0700)", dir)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("dev folder %s belongs to user %d: another user could read the keys and change the policies; take another folder with --dir", dir, st.Uid)
+	}
+	return nil
+}
+
 // Prepare makes or refreshes the folder. Data, and policies that the user has
 // changed, stay; certificates and the simulated device are made anew.
 func Prepare(dir string, now time.Time) (*Env, error) {
@@ -59,11 +84,8 @@ func Prepare(dir string, now time.Time) (*Env, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dev folder: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("dev folder: %w", err)
-	}
-	if info, err := os.Lstat(dir); err != nil || !info.IsDir() || info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("dev folder %s must be a folder that only you can enter (mode 0700)", dir)
+	if err := makeDir(dir); err != nil {
+		return nil, err
 	}
 	e := &Env{Dir: dir}
 	if err := errors.Join(e.certificates(now), e.device(now), e.policies()); err != nil {
@@ -81,31 +103,56 @@ func Prepare(dir string, now time.Time) (*Env, error) {
 			{Pattern: "db/{name}", Source: "local", Key: "db/{name}", Policy: "disks"},
 			{Pattern: "workloads/{workload}", Source: "local", Key: "workloads/{workload}", Policy: "workload"},
 		},
-		Log: server.LogConfig{Format: "text"},
+		Log:    server.LogConfig{Format: "text"},
+		Limits: oneAddress(server.Limits{}),
 	}
 	return e, nil
+}
+
+// oneAddress lets one address have what all have together: simulated guests come from loopback.
+func oneAddress(l server.Limits) server.Limits {
+	all := rpc.DefaultLimits()
+	l.PeerConnections = cmp.Or(l.PeerConnections, l.Connections, all.Connections)
+	l.PeerStreams = cmp.Or(l.PeerStreams, l.Streams, all.Streams)
+	return l
 }
 
 // Add takes over what may be added to a dev broker, and refuses the rest: a
 // configuration for production is not tried out under a test root by mistake.
 func (e *Env) Add(c server.Config) error {
 	rest := c
-	rest.Vault, rest.Catalog, rest.Sessions, rest.Tokens, rest.Limits = nil, nil, server.Sessions{}, server.Tokens{}, server.Limits{}
+	rest.Origin, rest.Vault, rest.Catalog, rest.Sessions, rest.Tokens, rest.Limits = nil, nil, nil, server.Sessions{}, server.Tokens{}, server.Limits{}
 	if !reflect.DeepEqual(rest, server.Config{}) {
 		return errors.New("configuration: dev mode takes vault, catalog, sessions, tokens and limits only")
 	}
-	e.Config.Vault, e.Config.Sessions, e.Config.Tokens, e.Config.Limits = c.Vault, c.Sessions, c.Tokens, c.Limits
+	e.Config.Vault, e.Config.Sessions, e.Config.Tokens, e.Config.Limits = c.Vault, c.Sessions, c.Tokens, oneAddress(c.Limits)
 	e.Config.Catalog = append(e.Config.Catalog, c.Catalog...)
 	return nil
 }
 
 // TestRoots is what makes the device acceptable to a broker.
-func (e *Env) TestRoots() []tee.TestRoot {
-	var roots []tee.TestRoot
+func (e *Env) TestRoots() []tee.TestRoot { return testRoots(e.Root.ARK()) }
+
+func testRoots(ark *x509.Certificate) (roots []tee.TestRoot) {
 	for _, p := range teesim.Products() {
-		roots = append(roots, tee.TestRoot{Product: p, ARK: e.Root.ARK()})
+		roots = append(roots, tee.TestRoot{Product: p, ARK: ark})
 	}
 	return roots
+}
+
+const rootFile = "test-root.pem"
+
+// Trust is what makes the device of a folder's broker acceptable, and the folder with its collateral.
+func Trust(dir string) (roots []tee.TestRoot, collateral string, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, rootFile))
+	if err != nil {
+		return nil, "", fmt.Errorf("dev folder: %w", err)
+	}
+	certs, err := pemfile.Certificates(b)
+	if err != nil || len(certs) != 1 {
+		return nil, "", fmt.Errorf("dev folder: %s: %w", rootFile, cmp.Or(err, errors.New("want one certificate")))
+	}
+	return testRoots(certs[0]), filepath.Join(dir, "collateral"), nil
 }
 
 func (e *Env) device(now time.Time) error {
@@ -119,6 +166,10 @@ func (e *Env) device(now time.Time) error {
 	}
 	if err := e.Device.Save(e.path("device.json")); err != nil {
 		return err
+	}
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: e.Root.ARK().Raw})
+	if err := os.WriteFile(e.path(rootFile), root, 0o600); err != nil {
+		return fmt.Errorf("write test root: %w", err)
 	}
 	items, err := e.Root.Collateral(now)
 	if err != nil {
@@ -219,17 +270,20 @@ func (e *Env) Finish(s *server.Server) error {
 	if err != nil {
 		return fmt.Errorf("encode agent.json: %w", err)
 	}
-	env := fmt.Sprintf(`# Written by "claviger dev". Use: . %[1]s/env
+	env := fmt.Sprintf(`# Written by "claviger dev"; to be read by a shell.
 export CLAVIGER_DEV=%[1]s
 export CLAVIGER_BROKER=%[2]s CLAVIGER_CA=%[1]s/ca.pem CLAVIGER_IDENTITY=%[1]s/identity.pem
 export CLAVIGER_ADMIN=%[3]s CLAVIGER_ADMIN_CA=%[1]s/ca.pem CLAVIGER_ADMIN_CERT=%[1]s/operator.pem CLAVIGER_ADMIN_KEY=%[1]s/operator.key
 export CLAVIGER_METRICS=%[4]s
-`, e.Dir, workloads, admin, metrics)
+`, quote(e.Dir), quote(workloads), quote(admin), quote(metrics))
 	return errors.Join(
 		os.WriteFile(e.path("identity.pem"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: s.Identity()}), 0o600),
 		os.WriteFile(e.path("agent.json"), append(agent, '\n'), 0o600),
 		os.WriteFile(e.path("env"), []byte(env), 0o600))
 }
+
+// quote makes a word of the shell of any text.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // Seed registers the demo image and writes a database password where there is none, as an operator would.
 func (e *Env) Seed(ctx context.Context, s *server.Server) error {
@@ -297,7 +351,9 @@ func (e *Env) Roots() (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dev CA: %w", err)
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(b)
+	pool, err := pemfile.Pool(b)
+	if err != nil {
+		return nil, fmt.Errorf("dev CA: %w", err)
+	}
 	return pool, nil
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/claviger/claviger/broker/agent"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/pemfile"
 	"github.com/claviger/claviger/broker/tee/teesim"
 	pb "github.com/claviger/claviger/proto/claviger/v1"
 )
@@ -66,12 +66,12 @@ func newFleet(o options) (*fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, errors.New("CLAVIGER_IDENTITY: no PEM")
+	identity, err := pemfile.One(b, "PUBLIC KEY")
+	if err != nil {
+		return nil, fmt.Errorf("CLAVIGER_IDENTITY: %w", err)
 	}
 	f.agent = agent.Config{
-		Address: os.Getenv("CLAVIGER_BROKER"), TLS: &tls.Config{RootCAs: pool}, Identity: block.Bytes,
+		Address: os.Getenv("CLAVIGER_BROKER"), TLS: &tls.Config{RootCAs: pool}, Identity: identity,
 		Device: device{dev, teesim.ReportOptions{Measurement: teesim.Measurement("")}},
 	}
 	pair, err := tls.LoadX509KeyPair(os.Getenv("CLAVIGER_ADMIN_CERT"), os.Getenv("CLAVIGER_ADMIN_KEY"))
@@ -93,11 +93,7 @@ func roots(file string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("%s holds no PEM certificate", file)
-	}
-	return pool, nil
+	return pemfile.Pool(b)
 }
 
 func (f *fleet) close() { f.conn.Close() }
@@ -197,19 +193,23 @@ func (f *fleet) watch(ctx context.Context) error {
 // acknowledged waits until every guest counts as holder of the current version.
 func (f *fleet) acknowledged(ctx context.Context, since time.Time) error {
 	for {
-		r, err := f.admin.ListHolders(ctx, &pb.ListHoldersRequest{Resource: f.resource}, grpc.MaxCallRecvMsgSize(64<<20))
-		if err != nil {
-			return fmt.Errorf("list holders: %w", err)
-		}
-		n := 0
+		n, token := 0, ""
 		var last time.Time
-		for _, h := range r.GetHolders() {
-			if h.GetVersion() == r.GetCurrentVersion() && h.GetAcknowledgedAt().AsTime().After(since) {
-				n++
-				if t := h.GetAcknowledgedAt().AsTime(); t.After(last) {
-					last = t
+		var r *pb.ListHoldersResponse
+		for first := true; first || token != ""; first = false {
+			var err error
+			if r, err = f.admin.ListHolders(ctx, &pb.ListHoldersRequest{Resource: f.resource, PageToken: token}); err != nil {
+				return fmt.Errorf("list holders: %w", err)
+			}
+			for _, h := range r.GetHolders() {
+				if h.GetVersion() == r.GetCurrentVersion() && h.GetAcknowledgedAt().AsTime().After(since) {
+					n++
+					if t := h.GetAcknowledgedAt().AsTime(); t.After(last) {
+						last = t
+					}
 				}
 			}
+			token = r.GetNextPageToken()
 		}
 		if n >= f.guests {
 			fmt.Printf("             %d of %d acknowledged version %s, the last %s after the write\n", n, f.guests, r.GetCurrentVersion(), last.Sub(since).Round(time.Millisecond))

@@ -20,6 +20,7 @@ const usage = `Usage: go run ./internal/load MODE [flags]
 Modes:
   watch   guests that watch a secret; measures how long a rotation takes to reach all
   storm   guests that boot at once: most fetch a disk key of their own, every tenth an application secret
+  bulk    revocations and reference sets written by the thousand beside guests that boot; prints the longest time without a release
   proxy   stands before a Vault and counts how many requests it has at a time; needs no broker
 
 Set up by ". /tmp/claviger-dev/env". The guests are SIMULATED hardware.
@@ -27,6 +28,7 @@ Set up by ". /tmp/claviger-dev/env". The guests are SIMULATED hardware.
   go run ./internal/load watch --guests 1000 --rotations 5
   go run ./internal/load watch --guests 1000 --vault http://127.0.0.1:8200/v1/secret/data/db/reports --vault-token root --resource db/reports
   go run ./internal/load storm --guests 10000 --over 10s
+  go run ./internal/load bulk --writes 4000
   go run ./internal/load proxy --listen 127.0.0.1:8201 --vault http://127.0.0.1:8200 --limit 2m
 `
 
@@ -50,9 +52,9 @@ func raiseFiles() error {
 }
 
 type options struct {
-	guests, rotations, connections       int
-	resource, also, vault, token, listen string
-	over, limit                          time.Duration
+	guests, rotations, connections, writes int
+	resource, also, vault, token, listen   string
+	over, limit                            time.Duration
 }
 
 func run(ctx context.Context, args []string) error {
@@ -65,6 +67,7 @@ func run(ctx context.Context, args []string) error {
 	f.IntVar(&o.guests, "guests", 100, "how many")
 	f.IntVar(&o.connections, "connections", 0, "watch: TCP connections to share; 0: one each")
 	f.IntVar(&o.rotations, "rotations", 5, "watch: how often to rotate")
+	f.IntVar(&o.writes, "writes", 2000, "bulk: how many records to write")
 	f.StringVar(&o.resource, "resource", "", "what to ask for; %d becomes the guest's number (default db/orders, storm: disks/vm-%d)")
 	f.StringVar(&o.also, "also", "db/orders", "storm: what every tenth guest asks for in place of --resource; %d as there")
 	f.StringVar(&o.vault, "vault", "", "watch: rotate by writing to this KV v2 URL (…/v1/secret/data/PATH) in place of the embedded store; proxy: the Vault's address")
@@ -97,6 +100,8 @@ func run(ctx context.Context, args []string) error {
 		return fleet.watch(ctx)
 	case "storm":
 		return fleet.storm(ctx)
+	case "bulk":
+		return fleet.bulk(ctx)
 	}
 	return errors.New("no such mode; see --help")
 }

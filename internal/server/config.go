@@ -10,19 +10,20 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
-
-	"sigs.k8s.io/yaml"
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/arm"
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/collateral"
+	"github.com/claviger/claviger/broker/etcd"
 	"github.com/claviger/claviger/broker/rpc"
 	"github.com/claviger/claviger/broker/tee/results"
 	"github.com/claviger/claviger/broker/token"
 	"github.com/claviger/claviger/broker/vault"
+	"github.com/claviger/claviger/internal/strictyaml"
 )
 
 // Config is the configuration file of `claviger serve` (docs/configuration.md), YAML or JSON.
@@ -48,7 +49,30 @@ type Config struct {
 	Tracing   Tracing   `json:"tracing"`
 	// TestRoot exists to be refused with a clear message.
 	TestRoot string `json:"test_root"`
+
+	// Origin is the file that Load read, for errors; nil otherwise.
+	Origin *Origin `json:"-"`
 }
+
+// Origin is a configuration file.
+type Origin struct {
+	Path string
+	Text []byte
+}
+
+// at adds the file, and the line of the field that an error begins with.
+func (o *Origin) at(err error) error {
+	if o == nil {
+		return err
+	}
+	field := fieldOfError.FindString(err.Error())
+	if line := strictyaml.Line(o.Text, field); line > 0 {
+		return fmt.Errorf("%s:%d: %w", o.Path, line, err)
+	}
+	return fmt.Errorf("%s: %w", o.Path, err)
+}
+
+var fieldOfError = regexp.MustCompile(`^[a-z_]+(\.[a-zA-Z0-9_-]+|\[[0-9]+\])*`)
 
 // TLSFiles names PEM files. They are read again when they change.
 type TLSFiles struct {
@@ -72,12 +96,24 @@ type Etcd struct {
 	Key          string   `json:"key"`
 	Username     string   `json:"username"`
 	PasswordFile string   `json:"password_file"`
+	// QuotaMiB is how large the embedded member's store may be; 0: 2048.
+	QuotaMiB int64 `json:"quota_mib"`
+	// Compact is how often one of the brokers has an external cluster forget old revisions; default 5m, "0s": never.
+	Compact *Duration `json:"compact"`
+}
+
+func (e Etcd) compact() Duration {
+	if e.Compact == nil {
+		return Duration(5 * time.Minute)
+	}
+	return *e.Compact
 }
 
 // Policy names the folder of bundles.
 type Policy struct {
 	Dir              string            `json:"dir"`
-	EvalTimeout      Duration          `json:"eval_timeout"`
+	EvalSteps        int               `json:"eval_steps"`        // of one decision; default 500000
+	EvalTimeout      Duration          `json:"eval_timeout"`      // of one decision, where a single step takes long; default 5s
 	AskAlways        bool              `json:"ask_always"`        // remember no decision
 	VerificationKeys map[string]string `json:"verification_keys"` // key id: PEM file; if any, only signed bundles load
 	Config           map[string]any    `json:"config"`            // data.claviger.config
@@ -179,6 +215,24 @@ type Evidence struct {
 	PSA       Arm                               `json:"psa"`
 	CCA       Arm                               `json:"cca"`
 	NVIDIAGPU NVIDIAGPU                         `json:"nvidia_gpu"`
+}
+
+// files are those that say whose evidence is believed.
+func (e Evidence) files() (out []string) {
+	all := []string{e.TPM.EKRoots, e.TPM.EKIntermediates, e.TPM.AKRoots, e.GCE.AKRoots, e.PSA.Endorsements, e.CCA.Endorsements}
+	for _, r := range e.Results {
+		all = append(all, r.JWKS, r.Roots)
+	}
+	for _, f := range all {
+		if f != "" {
+			out = append(out, f)
+		}
+	}
+	if folder := e.NVIDIAGPU.RIMs; folder != "" {
+		rims, _ := filepath.Glob(filepath.Join(folder, "*.xml"))
+		out = append(out, rims...)
+	}
+	return out
 }
 
 // TPM names the CAs that TPM evidence may end at; without any, none is believed.
@@ -296,15 +350,55 @@ type AgeSpec struct {
 type Audit struct {
 	Dir    string `json:"dir"`    // default data_dir/audit
 	Origin string `json:"origin"` // the log's name; default "claviger/<host name>"
+	// Keep is how long the content of entries is kept; 0: for ever. Their hashes always are, so proofs stay valid.
+	Keep    Duration `json:"keep"`
+	Archive string   `json:"archive"` // folder that older entries are moved to; empty: they are deleted
 }
 
-// Limits of admission; see rpc.Limits.
+// Limits of admission; see rpc.Limits. What is 0 or absent has its default, but for peer_rate.
 type Limits struct {
-	Concurrency int      `json:"concurrency"`
-	Queue       int      `json:"queue"`
-	QueueTime   Duration `json:"queue_time"`
-	PeerRate    *float64 `json:"peer_rate"`
-	PeerBurst   int      `json:"peer_burst"`
+	Concurrency     int      `json:"concurrency"`
+	Queue           int      `json:"queue"`
+	QueueTime       Duration `json:"queue_time"`
+	PeerRate        *float64 `json:"peer_rate"` // 0: no limit by address, of anything that is not set here
+	PeerBurst       int      `json:"peer_burst"`
+	Share56         int      `json:"peer_share_56"` // of an IPv6 /56, in multiples of a /64's limits
+	Share48         int      `json:"peer_share_48"`
+	Connections     int      `json:"connections"`
+	PeerConnections int      `json:"peer_connections"`
+	Streams         int      `json:"streams"`
+	PeerStreams     int      `json:"peer_streams"`
+	Patience        Duration `json:"patience"`
+	Away            int      `json:"collateral_waits"`
+	PeerAway        int      `json:"peer_collateral_waits"`
+}
+
+// check names the fields that are out of range: what nobody means is a slip.
+func (l Limits) check(bad func(format string, args ...any)) {
+	for _, f := range []struct {
+		name     string
+		value    int
+		min, max int
+	}{
+		{"concurrency", l.Concurrency, 1, 4096}, {"queue", l.Queue, 1, 1 << 20}, {"peer_burst", l.PeerBurst, 1, 1 << 20},
+		{"peer_share_56", l.Share56, 1, 256}, {"peer_share_48", l.Share48, 1, 1 << 16},
+		{"connections", l.Connections, 16, 1 << 20}, {"peer_connections", l.PeerConnections, 1, 1 << 20},
+		{"streams", l.Streams, 16, 1 << 16}, {"peer_streams", l.PeerStreams, 1, 1 << 16},
+		{"collateral_waits", l.Away, 1, 1 << 16}, {"peer_collateral_waits", l.PeerAway, 1, 1 << 16},
+	} {
+		if f.value != 0 && (f.value < f.min || f.value > f.max) {
+			bad("limits.%s: %d: want %d to %d", f.name, f.value, f.min, f.max)
+		}
+	}
+	if r := l.PeerRate; r != nil && !(*r >= 0 && *r <= 1e6) { // NaN is neither
+		bad("limits.peer_rate: %g: want 0 (no limit) to 1000000 a second", *r)
+	}
+	if d := time.Duration(l.QueueTime); d < 0 || d > 10*time.Minute {
+		bad("limits.queue_time: %s: want at most 10m", d)
+	}
+	if d := time.Duration(l.Patience); d != 0 && (d < time.Second || d > 10*time.Minute) {
+		bad("limits.patience: %s: want 1s to 10m", d)
+	}
 }
 
 // Sessions are workloads that watch for new versions.
@@ -329,6 +423,20 @@ type Tokens struct {
 type LogConfig struct {
 	Level  string `json:"level"`  // debug, info, warn, error; default info
 	Format string `json:"format"` // json or text; default json
+}
+
+// newLevel checks both fields.
+func newLevel(c LogConfig) (level slog.Level, err error) {
+	if c.Level != "" {
+		if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+			return 0, fmt.Errorf("log.level: %q is none of debug, info, warn, error", c.Level)
+		}
+	}
+	switch c.Format {
+	case "", "json", "text":
+		return level, nil
+	}
+	return 0, fmt.Errorf("log.format: %q is neither json nor text", c.Format)
 }
 
 // Tracing sends OpenTelemetry spans.
@@ -359,9 +467,10 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return c, fmt.Errorf("configuration: %w", err)
 	}
-	if err := yaml.UnmarshalStrict(b, &c); err != nil {
+	if err := strictyaml.Unmarshal(b, &c); err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
+	c.Origin = &Origin{path, b}
 	return c, nil
 }
 
@@ -416,7 +525,7 @@ func (c *Config) Complete() error {
 		def(&c.Evidence.RootCRL, s.IntelRootCRL)
 	}
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	bad := func(format string, args ...any) { errs = append(errs, c.Origin.at(fmt.Errorf(format, args...))) }
 	if c.TestRoot != "" {
 		bad("test_root: a test root makes SIMULATED hardware acceptable; `claviger serve` never loads one (`claviger dev` makes its own)")
 	}
@@ -425,7 +534,11 @@ func (c *Config) Complete() error {
 		addrs["tokens.listen"] = c.Tokens.Listen
 	}
 	for name, addr := range addrs {
-		if _, _, err := net.SplitHostPort(addr); err != nil && !(addr == "off" && name != "listen") {
+		_, port, err := net.SplitHostPort(addr)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil && !(addr == "off" && name != "listen") {
 			bad("%s: %q is not host:port", name, addr)
 		}
 	}
@@ -442,6 +555,9 @@ func (c *Config) Complete() error {
 	}
 	if c.Policy.Dir == "" {
 		bad("policy.dir: missing")
+	}
+	if c.Policy.EvalSteps < 0 {
+		bad("policy.eval_steps: %d is negative", c.Policy.EvalSteps)
 	}
 	if _, ok := c.Policy.Config["allow_simulated"]; ok {
 		bad("policy.config.allow_simulated: only `claviger dev` sets this")
@@ -468,15 +584,62 @@ func (c *Config) Complete() error {
 	if o := c.Evidence.NVIDIAGPU.OCSP; o != "" && o != "required" && o != "optional" {
 		bad("evidence.nvidia_gpu.ocsp: %q is neither required nor optional", o)
 	}
+	switch q := c.Etcd.QuotaMiB; {
+	case q != 0 && len(c.Etcd.Endpoints) > 0:
+		bad("etcd.quota_mib: an external cluster has its own, --quota-backend-bytes")
+	case q != 0 && (q < etcd.MinQuota>>20 || q > 8<<10):
+		bad("etcd.quota_mib: %d is outside %d to %d", q, etcd.MinQuota>>20, 8<<10)
+	}
 	if len(c.Etcd.Endpoints) > 0 && c.SealKey == "" {
 		bad("seal_key_file: missing; brokers that share an etcd cluster need the same seal key")
+	}
+	if k := time.Duration(c.Audit.Keep); k > 0 && k < 24*time.Hour {
+		bad("audit.keep: %s is less than a day", k)
+	}
+	for _, d := range []struct {
+		field       string
+		value       Duration
+		least, most time.Duration
+	}{
+		{"nonce_lifetime", c.Nonce, 5 * time.Second, time.Hour},
+		{"secret_ttl", c.SecretTTL, time.Second, 366 * 24 * time.Hour},
+		{"policy.eval_timeout", c.Policy.EvalTimeout, time.Millisecond, time.Minute},
+		{"etcd.compact", c.Etcd.compact(), 10 * time.Second, 24 * time.Hour},
+		{"sessions.ttl", c.Sessions.TTL, time.Second, 30 * 24 * time.Hour},
+		{"sessions.owner_ttl", c.Sessions.OwnerTTL, time.Second, 24 * time.Hour},
+		{"sessions.resume", c.Sessions.Resume, time.Second, 24 * time.Hour},
+		{"sessions.poll", c.Sessions.Poll, 10 * time.Millisecond, time.Hour},
+		{"tokens.max_ttl", c.Tokens.MaxTTL, time.Second, 24 * time.Hour},
+		{"tokens.rotate_every", c.Tokens.RotateEvery, time.Minute, 10 * 366 * 24 * time.Hour},
+	} {
+		if v := time.Duration(d.value); v != 0 && (v < d.least || v > d.most) {
+			bad("%s: %s is outside %s to %s", d.field, v, d.least, d.most)
+		}
+	}
+	if m := c.Sessions.Max; m < 0 || m > 1_000_000 {
+		bad("sessions.max: %d is outside 0 to 1000000", m)
+	}
+	for i, v := range c.Vault {
+		if v.MaxConcurrency < 0 || v.MaxConcurrency > 10_000 {
+			bad("vault[%d].max_concurrency: %d is outside 0 to 10000", i, v.MaxConcurrency)
+		}
+		if v.MaxQueue < 0 || v.MaxQueue > 1_000_000 {
+			bad("vault[%d].max_queue: %d is outside 0 to 1000000", i, v.MaxQueue)
+		}
+		if t := time.Duration(v.Timeout); t != 0 && (t < 10*time.Millisecond || t > 10*time.Minute) {
+			bad("vault[%d].timeout: %s is outside 10ms to 10m", i, t)
+		}
+	}
+	if _, err := newLevel(c.Log); err != nil {
+		bad("%w", err)
+	}
+	if c.Audit.Archive != "" && c.Audit.Keep == 0 {
+		bad("audit.archive: without audit.keep nothing is moved there")
 	}
 	if strings.ContainsAny(c.Audit.Origin, " +\n") {
 		bad("audit.origin: %q has a space or plus sign", c.Audit.Origin)
 	}
-	if r := c.Limits.PeerRate; r != nil && *r < 0 {
-		bad("limits.peer_rate: %g is negative; 0 switches the limit off", *r)
-	}
+	c.Limits.check(bad)
 	names := map[string]bool{"local": true, "token": c.Tokens.Issuer != ""}
 	for i, v := range c.Vault {
 		if v.Name == "" || names[v.Name] {
@@ -494,15 +657,15 @@ func (c *Config) Complete() error {
 	if err != nil {
 		bad("catalog: %w", err)
 	}
-	for _, e := range entries {
+	for i, e := range entries {
 		if e.Source == "token" && !names["token"] {
-			bad("catalog: %s: source token: tokens.issuer is not configured", e.Pattern)
+			bad("catalog[%d].source: %s: source token: tokens.issuer is not configured", i, e.Pattern)
 		} else if e.Source == "token" {
 			if err := token.Check(e); err != nil {
-				bad("catalog: %s: %w", e.Pattern, err)
+				bad("catalog[%d]: %s: %w", i, e.Pattern, err)
 			}
 		} else if !names[e.Source] {
-			bad("catalog: %s: source %q is neither local nor a vault of this file", e.Pattern, e.Source)
+			bad("catalog[%d].source: %s: source %q is neither local nor a vault of this file", i, e.Pattern, e.Source)
 		}
 	}
 	return errors.Join(errs...)
@@ -527,14 +690,28 @@ func (c *Config) limits() rpc.Limits {
 			*dst = v
 		}
 	}
+	if c.Limits.PeerRate != nil {
+		l.PeerRate = *c.Limits.PeerRate
+	}
+	if l.PeerRate == 0 {
+		l.PeerConnections, l.PeerStreams, l.PeerAway = 0, 0, 0
+	}
 	set(&l.Concurrency, c.Limits.Concurrency)
 	set(&l.Queue, c.Limits.Queue)
 	set(&l.PeerBurst, c.Limits.PeerBurst)
+	set(&l.Share56, c.Limits.Share56)
+	set(&l.Share48, c.Limits.Share48)
+	set(&l.Connections, c.Limits.Connections)
+	set(&l.PeerConnections, c.Limits.PeerConnections)
+	set(&l.Streams, c.Limits.Streams)
+	set(&l.PeerStreams, c.Limits.PeerStreams)
+	set(&l.Away, c.Limits.Away)
+	set(&l.PeerAway, c.Limits.PeerAway)
 	if c.Limits.QueueTime > 0 {
 		l.QueueTime = time.Duration(c.Limits.QueueTime)
 	}
-	if c.Limits.PeerRate != nil {
-		l.PeerRate = *c.Limits.PeerRate
+	if c.Limits.Patience > 0 {
+		l.Patience = time.Duration(c.Limits.Patience)
 	}
 	return l
 }

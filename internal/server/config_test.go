@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"log/slog"
+	"math"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -41,29 +42,46 @@ func TestComplete(t *testing.T) {
 		t.Errorf("defaults: %+v", good)
 	}
 	for field, spoil := range map[string]func(*Config){
-		"test_root:":                     func(c *Config) { c.TestRoot = "root.pem" },
-		"listen:":                        func(c *Config) { c.Listen = "7443" },
-		"listen: \"off\"":                func(c *Config) { c.Listen = "off" },
-		"admin.listen:":                  func(c *Config) { c.Admin.Listen = "nowhere" },
-		"metrics_listen:":                func(c *Config) { c.Metrics = "x" },
-		"tls.cert, tls.key:":             func(c *Config) { c.TLS.Key = "" },
-		"admin.client_ca:":               func(c *Config) { c.Admin.ClientCA = "" },
-		"admin.operators.eve:":           func(c *Config) { c.Admin.Operators["eve"] = "root" },
-		"policy.dir:":                    func(c *Config) { c.Policy.Dir = "" },
-		"policy.config.allow_simulated:": func(c *Config) { c.Policy.Config = map[string]any{"allow_simulated": false} },
-		"evidence.bundle":                func(c *Config) { c.Evidence.Bundle = "b" },
-		"evidence.bundle_key":            func(c *Config) { c.Evidence.BundleKey = "b" },
-		"evidence.nitro.max_age:":        func(c *Config) { c.Evidence.Nitro.MaxAge = -1 },
-		"seal_key_file:":                 func(c *Config) { c.Etcd.Endpoints = []string{"https://a:2379"} },
-		"audit.origin:":                  func(c *Config) { c.Audit.Origin = "a+b" },
-		"vault[0].name:":                 func(c *Config) { c.Vault = []Vault{{TokenFile: "t"}} },
-		"vault[0].name: \"local\"":       func(c *Config) { c.Vault = []Vault{{Name: "local", TokenFile: "t"}} },
-		"vault[1].name: \"v\"":           func(c *Config) { c.Vault = []Vault{{Name: "v", TokenFile: "t"}, {Name: "v", TokenFile: "t"}} },
-		"vault[0]: want one login":       func(c *Config) { c.Vault = []Vault{{Name: "v"}} },
-		"vault[0]: want one login, not":  func(c *Config) { c.Vault = []Vault{{Name: "v", TokenFile: "t", AppRole: &AppRole{}}} },
-		"catalog:":                       func(c *Config) { c.Catalog[0].Pattern = "/" },
-		"catalog: db/{name}: source":     func(c *Config) { c.Catalog[0].Source = "vault" },
-		"limits.peer_rate:":              func(c *Config) { r := -1.0; c.Limits.PeerRate = &r },
+		"test_root:":                           func(c *Config) { c.TestRoot = "root.pem" },
+		"listen:":                              func(c *Config) { c.Listen = "7443" },
+		"listen: \"off\"":                      func(c *Config) { c.Listen = "off" },
+		"admin.listen:":                        func(c *Config) { c.Admin.Listen = "nowhere" },
+		"metrics_listen:":                      func(c *Config) { c.Metrics = "x" },
+		"tls.cert, tls.key:":                   func(c *Config) { c.TLS.Key = "" },
+		"admin.client_ca:":                     func(c *Config) { c.Admin.ClientCA = "" },
+		"admin.operators.eve:":                 func(c *Config) { c.Admin.Operators["eve"] = "root" },
+		"policy.dir:":                          func(c *Config) { c.Policy.Dir = "" },
+		"policy.config.allow_simulated:":       func(c *Config) { c.Policy.Config = map[string]any{"allow_simulated": false} },
+		"evidence.bundle":                      func(c *Config) { c.Evidence.Bundle = "b" },
+		"evidence.bundle_key":                  func(c *Config) { c.Evidence.BundleKey = "b" },
+		"evidence.nitro.max_age:":              func(c *Config) { c.Evidence.Nitro.MaxAge = -1 },
+		"seal_key_file:":                       func(c *Config) { c.Etcd.Endpoints = []string{"https://a:2379"} },
+		"audit.origin:":                        func(c *Config) { c.Audit.Origin = "a+b" },
+		"vault[0].name:":                       func(c *Config) { c.Vault = []Vault{{TokenFile: "t"}} },
+		"vault[0].name: \"local\"":             func(c *Config) { c.Vault = []Vault{{Name: "local", TokenFile: "t"}} },
+		"vault[1].name: \"v\"":                 func(c *Config) { c.Vault = []Vault{{Name: "v", TokenFile: "t"}, {Name: "v", TokenFile: "t"}} },
+		"vault[0]: want one login":             func(c *Config) { c.Vault = []Vault{{Name: "v"}} },
+		"vault[0]: want one login, not":        func(c *Config) { c.Vault = []Vault{{Name: "v", TokenFile: "t", AppRole: &AppRole{}}} },
+		"catalog:":                             func(c *Config) { c.Catalog[0].Pattern = "/" },
+		"catalog[0].source: db/{name}: source": func(c *Config) { c.Catalog[0].Source = "vault" },
+		"etcd.quota_mib: 1 ":                   func(c *Config) { c.Etcd.QuotaMiB = 1 },
+		"etcd.quota_mib: an external":          func(c *Config) { c.Etcd.QuotaMiB, c.Etcd.Endpoints, c.SealKey = 64, []string{"https://etcd:2379"}, "k" },
+		"limits.peer_rate:":                    func(c *Config) { r := -1.0; c.Limits.PeerRate = &r },
+		"limits.peer_rate: NaN":                func(c *Config) { r := math.NaN(); c.Limits.PeerRate = &r },
+		"limits.peer_rate: 1e+07":              func(c *Config) { r := 1e7; c.Limits.PeerRate = &r },
+		"limits.peer_burst:":                   func(c *Config) { c.Limits.PeerBurst = -1 },
+		"limits.concurrency:":                  func(c *Config) { c.Limits.Concurrency = 100000 },
+		"limits.queue:":                        func(c *Config) { c.Limits.Queue = -5 },
+		"limits.queue_time:":                   func(c *Config) { c.Limits.QueueTime = Duration(time.Hour) },
+		"limits.connections:":                  func(c *Config) { c.Limits.Connections = 1 },
+		"limits.peer_connections:":             func(c *Config) { c.Limits.PeerConnections = -1 },
+		"limits.streams:":                      func(c *Config) { c.Limits.Streams = 1 << 30 },
+		"limits.peer_streams:":                 func(c *Config) { c.Limits.PeerStreams = -1 },
+		"limits.peer_share_56:":                func(c *Config) { c.Limits.Share56 = 257 },
+		"limits.peer_share_48:":                func(c *Config) { c.Limits.Share48 = -1 },
+		"limits.collateral_waits:":             func(c *Config) { c.Limits.Away = -1 },
+		"limits.peer_collateral_waits:":        func(c *Config) { c.Limits.PeerAway = 1 << 20 },
+		"limits.patience:":                     func(c *Config) { c.Limits.Patience = 1 },
 
 		"evidence.keystone.device_keys[1]:":       func(c *Config) { c.Evidence.Keystone.DeviceKeys = []string{strings.Repeat("0a", 32), "0a"} },
 		"evidence.results[0].name:":               func(c *Config) { c.Evidence.Results = []Result{{JWKS: "f"}} },
@@ -107,7 +125,7 @@ func TestLoad(t *testing.T) {
 	if err != nil || c.Listen != "127.0.0.1:1" || time.Duration(c.Nonce) != 90*time.Second || c.Admin.Operators["vera"] != rpc.Viewer || *c.Limits.PeerRate != 0 {
 		t.Errorf("%+v: %v", c, err)
 	}
-	if l := c.limits(); l.PeerRate != 0 || l.Concurrency != rpc.DefaultLimits().Concurrency {
+	if l := c.limits(); l.PeerRate != 0 || l.PeerConnections != 0 || l.PeerStreams != 0 || l.Concurrency != rpc.DefaultLimits().Concurrency {
 		t.Errorf("limits %+v", l)
 	}
 	for bad, want := range map[string]string{
@@ -229,70 +247,89 @@ func writeCertificate(t *testing.T, files TLSFiles, name string, at time.Time) {
 	}
 }
 
-// TestCertificateReload: a renewed certificate is served without a restart, a half-written one is not.
+// TestCertificateReload: a renewed certificate is served without a restart, a
+// half-written one is not; the CA of operators is read again, too.
 func TestCertificateReload(t *testing.T) {
 	dir := t.TempDir()
 	files := TLSFiles{Cert: filepath.Join(dir, "c"), Key: filepath.Join(dir, "k")}
-	if _, err := serverTLS(files, nil); err == nil {
+	ca := TLSFiles{Cert: filepath.Join(dir, "ca"), Key: filepath.Join(dir, "ca.key")}
+	log := slog.New(slog.DiscardHandler)
+	if _, err := serverTLS(log, files, ""); err == nil {
 		t.Fatal("no files, no error")
 	}
-	at := time.Now().Add(-time.Minute)
-	writeCertificate(t, files, "old", at)
-	r := &reloader{files: files}
-	name := func() string {
-		t.Helper()
-		r.checked = time.Time{} // a second has passed
-		pair, err := r.get()
+	synctest.Test(t, func(t *testing.T) {
+		writeCertificate(t, files, "old", time.Now())
+		writeCertificate(t, ca, "first", time.Now())
+		cfg, err := serverTLS(log, files, ca.Cert)
+		if err != nil || cfg.MinVersion != tls.VersionTLS13 {
+			t.Fatalf("%v: %+v", err, cfg)
+		}
+		name := func() string {
+			t.Helper()
+			time.Sleep(time.Second)
+			pair, err := cfg.GetCertificate(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := x509.ParseCertificate(pair.Certificate[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.Subject.CommonName
+		}
+		believed := func() *x509.CertPool {
+			t.Helper()
+			c, err := cfg.GetConfigForClient(nil)
+			if err != nil || c.ClientAuth != tls.RequireAndVerifyClientCert || c.MinVersion != tls.VersionTLS13 {
+				t.Fatalf("%v: clients need no certificate, or old TLS: %+v", err, c)
+			}
+			return c.ClientCAs
+		}
+		first := believed()
+		if n := name(); n != "old" {
+			t.Fatal(n)
+		}
+		oldKey, err := os.ReadFile(files.Key)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := x509.ParseCertificate(pair.Certificate[0])
+		writeCertificate(t, files, "new", time.Now())
+		newKey, err := os.ReadFile(files.Key)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c.Subject.CommonName
-	}
-	if n := name(); n != "old" {
-		t.Fatal(n)
-	}
-	oldKey, err := os.ReadFile(files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeCertificate(t, files, "new", at.Add(time.Second))
-	newKey, err := os.ReadFile(files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(b []byte) {
-		t.Helper()
-		if err := os.WriteFile(files.Key, b, 0o600); err != nil {
+		write := func(b []byte) {
+			t.Helper()
+			if err := os.WriteFile(files.Key, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(oldKey)
+		if n := name(); n != "old" {
+			t.Errorf("served %s, whose key is not there yet", n)
+		}
+		write(newKey)
+		if n := name(); n != "new" {
+			t.Errorf("served %s after the renewal", n)
+		}
+		if err := os.Remove(files.Cert); err != nil {
 			t.Fatal(err)
 		}
-	}
-	write(oldKey)
-	if n := name(); n != "old" {
-		t.Errorf("served %s, whose key is not there yet", n)
-	}
-	write(newKey)
-	if n := name(); n != "new" {
-		t.Errorf("served %s after the renewal", n)
-	}
-	if err := os.Remove(files.Cert); err != nil {
-		t.Fatal(err)
-	}
-	if n := name(); n != "new" {
-		t.Errorf("served %s after the file went", n)
-	}
-	cfg, err := serverTLS(TLSFiles{files.Cert, files.Key}, nil)
-	if err == nil || cfg != nil {
-		t.Error("started without a certificate")
-	}
-	writeCertificate(t, files, "x", at)
-	cfg, err = serverTLS(files, x509.NewCertPool())
-	if err != nil || cfg.MinVersion != tls.VersionTLS13 || cfg.ClientAuth != tls.RequireAndVerifyClientCert {
-		t.Errorf("%v: clients need no certificate, or old TLS: %+v", err, cfg)
-	}
+		if n := name(); n != "new" {
+			t.Errorf("served %s after the file went", n)
+		}
+		if cfg, err := serverTLS(log, files, ""); err == nil || cfg != nil {
+			t.Error("started without a certificate")
+		}
+		if !believed().Equal(first) {
+			t.Error("believes another CA, and the file is as it was")
+		}
+		writeCertificate(t, ca, "second", time.Now())
+		time.Sleep(time.Second)
+		if believed().Equal(first) {
+			t.Error("still believes the CA that the file does not hold any more")
+		}
+	})
 }
 
 // TestResultIssuer: the files of evidence.results are read, and what is wrong with one names its field.

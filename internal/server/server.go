@@ -7,10 +7,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -35,6 +35,8 @@ import (
 	"github.com/claviger/claviger/broker/etcd"
 	"github.com/claviger/claviger/broker/feed"
 	"github.com/claviger/claviger/broker/local"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/reread"
 	"github.com/claviger/claviger/broker/rpc"
 	"github.com/claviger/claviger/broker/seal"
 	"github.com/claviger/claviger/broker/state"
@@ -69,22 +71,29 @@ type Server struct {
 	log     *slog.Logger
 	started time.Time
 
-	kv      *etcd.Store
-	state   *state.State
-	secrets *local.Store
-	sources map[string]broker.Source
-	feed    *feed.Feed
-	tokens  *token.Source
-	vaults  []*vault.Source // as in cfg.Vault
-	audit   *audit.Log
-	engine  *policy.Engine
-	broker  *broker.Broker
-	id      *seal.Identity
+	kv         *etcd.Store
+	state      *state.State
+	secrets    *local.Store
+	sources    map[string]broker.Source
+	feed       *feed.Feed
+	tokens     *token.Source
+	vaults     []*vault.Source // as in cfg.Vault
+	audit      *audit.Log
+	index      *audit.Index
+	known      known // what can be revoked
+	outside    surroundings
+	turnedAway rpc.Refusals // operators
+	files      []*trustFile
+	engine     *policy.Engine
+	collateral *collateral.Source
+	broker     *broker.Broker
+	id         *seal.Identity
 
 	workloads, admin *grpc.Server
 	metrics          *telemetry.Metrics
 	metricsServer    *http.Server
 	admission        *rpc.Admission
+	gate             *rpc.Gate
 	health           *health.Server
 	addr, adminAddr  net.Addr
 	metricsAddr      net.Addr
@@ -109,13 +118,19 @@ func Start(ctx context.Context, cfg Config, opt Options) (_ *Server, err error) 
 	s := &Server{cfg: cfg, opt: opt, log: opt.Logger, started: time.Now(), failed: make(chan error, 8)}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.cancel = cancel
+	s.files = s.trustFiles() // looked at before they are read
 	defer func() {
 		if err != nil {
 			_ = s.Close(context.WithoutCancel(ctx))
 		}
 	}()
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("data_dir: %w", err)
+	for _, dir := range []struct{ field, path string }{{"data_dir", cfg.DataDir}, {"audit.dir", cfg.Audit.Dir}} {
+		if dir.field == "audit.dir" && filepath.Clean(dir.path) == filepath.Clean(cfg.DataDir) {
+			continue
+		}
+		if err := s.takeDir(dir.path); err != nil {
+			return nil, fmt.Errorf("%s: %w", dir.field, err)
+		}
 	}
 	for _, step := range []func(ctx, run context.Context) error{
 		s.openState, s.openAudit, s.openPolicy, s.openBroker, s.follow, s.serveMetrics, s.serveTokens, s.serveWorkloads, s.serveAdmin,
@@ -128,13 +143,29 @@ func Start(ctx context.Context, cfg Config, opt Options) (_ *Server, err error) 
 	return s, nil
 }
 
+// takeDir makes a folder that nobody else writes to, before anything is written there.
+func (s *Server) takeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := checkOwner(dir); err != nil {
+		return err
+	}
+	release, err := Lock(dir)
+	if err != nil {
+		return err
+	}
+	s.onClose(func(context.Context) error { release(); return nil })
+	return nil
+}
+
 func (s *Server) openState(ctx, _ context.Context) error {
 	key, err := s.sealKey()
 	if err != nil {
 		return err
 	}
 	if len(s.cfg.Etcd.Endpoints) == 0 {
-		s.kv, err = etcd.Embedded(ctx, filepath.Join(s.cfg.DataDir, "state"))
+		s.kv, err = etcd.StartMember(ctx, etcd.Member{Dir: filepath.Join(s.cfg.DataDir, "state"), Quota: s.cfg.Etcd.QuotaMiB << 20, Logger: s.log})
 	} else {
 		var c etcd.Cluster
 		if c, err = s.cluster(); err == nil {
@@ -178,6 +209,9 @@ func (s *Server) sealKey() ([]byte, error) {
 			return key, nil
 		}
 	}
+	if err := checkPrivate(path); err != nil {
+		return nil, fmt.Errorf("seal_key_file: %w", err)
+	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("seal_key_file: %w", err)
@@ -194,37 +228,43 @@ func (s *Server) sealKey() ([]byte, error) {
 
 func (s *Server) cluster() (etcd.Cluster, error) {
 	e := s.cfg.Etcd
-	c := etcd.Cluster{Endpoints: e.Endpoints, Username: e.Username}
+	c := etcd.Cluster{Endpoints: e.Endpoints, Username: e.Username, Logger: s.log}
 	if e.PasswordFile != "" {
-		b, err := os.ReadFile(e.PasswordFile)
+		password, err := reread.Open(tell(s.log, e.PasswordFile), func(b [][]byte) (string, error) {
+			p := strings.TrimSpace(string(b[0]))
+			if p == "" {
+				return "", fmt.Errorf("%s is empty", e.PasswordFile)
+			}
+			return p, nil
+		}, e.PasswordFile)
 		if err != nil {
 			return c, fmt.Errorf("etcd.password_file: %w", err)
 		}
-		c.Password = strings.TrimSpace(string(b))
+		c.Password = password.Get
 	}
 	if e.CA == "" && e.Cert == "" && !slices.ContainsFunc(e.Endpoints, func(u string) bool { return strings.HasPrefix(u, "https://") }) {
 		return c, nil
 	}
 	c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	if e.CA != "" {
-		pool, err := certPool(e.CA)
+		pool, err := openPool(s.log, e.CA)
 		if err != nil {
 			return c, fmt.Errorf("etcd.ca: %w", err)
 		}
-		c.TLS.RootCAs = pool
+		c.TLS.RootCAs, c.Roots = pool.Get(), pool.Get
 	}
 	if e.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(e.Cert, e.Key)
+		pair, err := openPair(s.log, e.Cert, e.Key)
 		if err != nil {
 			return c, fmt.Errorf("etcd.cert: %w", err)
 		}
-		c.TLS.Certificates = []tls.Certificate{pair}
+		c.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.Get(), nil }
 	}
 	return c, nil
 }
 
 // openAudit opens this broker's own log; its key is sealed in the shared state under the log's name.
-func (s *Server) openAudit(ctx, _ context.Context) error {
+func (s *Server) openAudit(ctx, run context.Context) error {
 	pair, err := s.state.SealedKey(ctx, "audit/"+s.cfg.Audit.Origin, func() ([]byte, error) {
 		signer, verifier, err := audit.GenerateKey(rand.Reader, s.cfg.Audit.Origin)
 		return []byte(signer + "\n" + verifier), err
@@ -241,31 +281,72 @@ func (s *Server) openAudit(ctx, _ context.Context) error {
 		return err
 	}
 	s.onClose(s.audit.Close)
+	s.index, err = audit.OpenIndex(s.audit.Reader, filepath.Join(s.cfg.DataDir, "audit-index"))
+	if err != nil {
+		return err
+	}
+	s.onClose(func(context.Context) error { return s.index.Close() })
+	s.spawn("audit index", func() error { return s.followLog(run) })
 	// Beside the log, so that an auditor with a copy of the folder has all that `claviger audit verify` needs.
 	return os.WriteFile(filepath.Join(s.cfg.Audit.Dir, "log.vkey"), []byte(verifier+"\n"), 0o644)
 }
 
-func (s *Server) openPolicy(context.Context, context.Context) error {
+// followLog keeps the index up to date, and removes what the log need not keep.
+func (s *Server) followLog(ctx context.Context) error {
+	var pruned time.Time
+	for {
+		if err := s.index.CatchUp(ctx); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "the index of the audit log is behind", "error", err)
+		}
+		if keep := time.Duration(s.cfg.Audit.Keep); keep > 0 && time.Since(pruned) > time.Hour {
+			pruned = time.Now()
+			p, err := s.audit.Prune(ctx, pruned.Add(-keep), s.cfg.Audit.Archive, false)
+			if err != nil && ctx.Err() == nil {
+				s.log.ErrorContext(ctx, "the audit log cannot be pruned", "error", err)
+			} else if p.Entries > 0 {
+				s.log.InfoContext(ctx, "audit log pruned", "entries", p.Entries, "bytes", p.Bytes, "first_kept", p.First)
+			}
+		}
+		select {
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Server) verificationKeys() (map[string]policy.VerificationKey, error) {
 	keys := map[string]policy.VerificationKey{}
 	for id, file := range s.cfg.Policy.VerificationKeys {
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return fmt.Errorf("policy.verification_keys.%s: %w", id, err)
+			return nil, fmt.Errorf("policy.verification_keys.%s: %w", id, err)
 		}
 		keys[id] = policy.VerificationKey{PEM: string(b), Algorithm: "ES256"}
 	}
-	extra := map[string]any{}
-	for k, v := range s.cfg.Policy.Config {
-		extra[k] = v
-	}
+	return keys, nil
+}
+
+// policyConfig is data.claviger.config.
+func (s *Server) policyConfig() map[string]any {
+	extra := maps.Clone(s.cfg.Policy.Config)
 	if len(s.opt.TestRoots) > 0 {
+		if extra == nil {
+			extra = map[string]any{}
+		}
 		extra["allow_simulated"] = true
 	}
-	var err error
+	return extra
+}
+
+func (s *Server) openPolicy(context.Context, context.Context) error {
+	keys, err := s.verificationKeys()
+	if err != nil {
+		return err
+	}
 	s.engine, err = policy.New(policy.Config{
-		Dir: s.cfg.Policy.Dir, Logger: s.log, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), AskAlways: s.cfg.Policy.AskAlways, VerificationKeys: keys, ExtraData: extra,
+		Dir: s.cfg.Policy.Dir, Keep: filepath.Join(s.cfg.DataDir, "policy-bundles"), Logger: s.log, EvalSteps: s.cfg.Policy.EvalSteps, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), AskAlways: s.cfg.Policy.AskAlways, VerificationKeys: keys, ExtraData: s.policyConfig(),
 		OnChange: func(st policy.Status) {
-			s.log.Info("policy in force", "digest", st.Digest, "packages", st.Packages, "error", st.Error)
 			s.broker.Changed()
 		},
 	})
@@ -284,12 +365,12 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	if err != nil {
 		return fmt.Errorf("nonce_lifetime: %w", err)
 	}
-	verifiers, err := s.verifiers(ctx)
+	verifiers, err := s.verifiers(ctx, s.ticketKey)
 	if err != nil {
 		return err
 	}
-	coll, err := s.collateral()
-	if err != nil {
+	// No file names a root of collateral: this checker stays when others are read again.
+	if s.collateral, err = s.openCollateral(verifiers); err != nil {
 		return err
 	}
 	sources := map[string]broker.Source{"local": s.secrets}
@@ -315,7 +396,7 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	instance := rand.Text()[:12]
 	s.feed = feed.New(feed.Config{KV: s.kv, Sources: sources, Instance: instance, Interval: time.Duration(s.cfg.Sessions.Poll), Logger: s.log})
 	s.broker, err = broker.New(broker.Config{
-		Identity: s.id, Nonces: nonces, Verifiers: verifiers.Verifiers, Activator: verifiers.TPM, Collateral: coll, Policy: s.engine, Revocations: s.state, Store: s.state,
+		Identity: s.id, Nonces: nonces, Verifiers: verifiers.Verifiers, Activator: verifiers.TPM, Collateral: s.collateral, Policy: s.engine, Revocations: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
 		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
 		OwnerTTL: time.Duration(s.cfg.Sessions.OwnerTTL), ResumeTime: time.Duration(s.cfg.Sessions.Resume),
@@ -329,13 +410,22 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 			s.followAudit(run, v)
 		}
 	}
+	if every := time.Duration(s.cfg.Etcd.compact()); len(s.cfg.Etcd.Endpoints) > 0 && every > 0 {
+		s.spawn("etcd compaction", func() error { return s.kv.Compact(run, instance, every, s.log) })
+	}
+	s.spawn("files", func() error { return s.followFiles(run) })
 	s.spawn("version feed", func() error { return s.feed.Run(run) })
 	s.spawn("leases", func() error { return s.broker.KeepLeases(run) })
 	s.spawn("sweep", func() error { return s.state.Sweep(run) })
 	return nil
 }
 
-func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
+// ticketKey makes the tickets of activated attestation keys good on every broker.
+func (s *Server) ticketKey(ctx context.Context) ([]byte, error) {
+	return s.state.SealedKey(ctx, "tpm-ticket", state.GenerateKey32)
+}
+
+func (s *Server) verifiers(ctx context.Context, ticketKey func(context.Context) ([]byte, error)) (tee.Set, error) {
 	t := s.cfg.Evidence.TPM
 	var gceRoots []*x509.Certificate
 	cfg := tpm.Config{TicketLife: time.Duration(t.ActivationLife)}
@@ -355,7 +445,7 @@ func (s *Server) verifiers(ctx context.Context) (tee.Set, error) {
 		}
 	}
 	var err error
-	if cfg.TicketKey, err = s.state.SealedKey(ctx, "tpm-ticket", state.GenerateKey32); err != nil {
+	if cfg.TicketKey, err = ticketKey(ctx); err != nil {
 		return tee.Set{}, fmt.Errorf("ticket key: %w", err)
 	}
 	devices, monitors, err := s.cfg.Evidence.Keystone.endorsed()
@@ -398,25 +488,27 @@ func certificates(file string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []*x509.Certificate
+	certs, err := pemfile.Certificates(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return certs, nil
+}
+
+// keepHinting runs feed until the end. Hints only make rotations known sooner: a broker goes on without them.
+func keepHinting(run context.Context, log *slog.Logger, again time.Duration, feed func(context.Context) error) error {
 	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			break
+		err := feed(run)
+		if run.Err() != nil {
+			return run.Err()
 		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%s: PEM block %q, want CERTIFICATE", file, block.Type)
+		log.Warn("no hints of rotations from Vault's audit device; polling finds them", "error", err)
+		select {
+		case <-run.Done():
+			return run.Err()
+		case <-time.After(again):
 		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", file, len(out)+1, err)
-		}
-		out = append(out, c)
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%s: no PEM certificate", file)
-	}
-	return out, nil
 }
 
 // followAudit takes hints of rotations from Vault's audit device. What comes too fast is dropped: polling finds it.
@@ -429,7 +521,9 @@ func (s *Server) followAudit(run context.Context, v Vault) {
 		default:
 		}
 	}}
-	s.spawn("audit feed of vault "+v.Name, func() error { return f.Run(run) })
+	s.spawn("audit feed of vault "+v.Name, func() error {
+		return keepHinting(run, s.log.With("vault", v.Name, "socket", v.AuditSocket), time.Minute, f.Run)
+	})
 	s.spawn("hints of vault "+v.Name, func() error {
 		for {
 			select {
@@ -442,10 +536,11 @@ func (s *Server) followAudit(run context.Context, v Vault) {
 	})
 }
 
-func (s *Server) collateral() (attest.Collateral, error) {
+func (s *Server) openCollateral(checker collateral.Checker) (*collateral.Source, error) {
 	e := s.cfg.Evidence
 	c := collateral.Config{
-		Folder: e.Folder, CacheDir: filepath.Join(s.cfg.DataDir, "collateral"), Logger: s.log,
+		Checker: checker,
+		Folder:  e.Folder, CacheDir: filepath.Join(s.cfg.DataDir, "collateral"), Logger: s.log,
 		Services: collateral.Services{KDS: e.KDS, PCS: e.PCS, IntelRootCRL: e.RootCRL},
 		Ages:     map[attest.CollateralKind]collateral.Age{},
 	}
@@ -474,34 +569,23 @@ func (s *Server) follow(ctx, run context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.state.OnCatalog = func(shared []broker.CatalogEntry) {
-		// The file wins over the shared state where both have a pattern.
-		all := slices.Clone(static)
-		for _, e := range shared {
-			if !slices.ContainsFunc(static, func(o broker.CatalogEntry) bool { return o.Pattern == e.Pattern }) {
-				all = append(all, e)
-			}
-		}
-		c, err := broker.NewCatalog(all)
-		if err != nil {
-			s.log.Error("shared catalog is not usable, keeping the one in force", "error", err)
-			return
+	s.state.OnCatalog = func(shared []broker.CatalogEntry, unusable map[string]error) map[string]error {
+		c, refused, err := broker.PlanCatalog(static, shared, unusable)
+		if err != nil { // the file's own entries, which were good at the start
+			c, refused = new(broker.Catalog), map[string]error{"": err}
 		}
 		s.broker.SetCatalog(c)
+		return refused
 	}
-	s.state.OnReferences = func(sets []broker.ReferenceSet) {
-		if err := s.engine.SetReferences(sets); err != nil {
-			s.log.Error("reference values are not usable, keeping those in force", "error", err)
+	s.state.CheckCatalog = func(put broker.CatalogEntry, before, after []broker.CatalogEntry) error {
+		if err := s.checkEntry(put); err != nil {
+			return err
 		}
+		return checkCatalog(static, put, before, after)
 	}
+	s.state.OnReferences = s.engine.SetReferences
 	s.state.OnPolicyPin = func(digest string) {
-		var err error
-		if digest == "" {
-			err = s.engine.Unpin()
-		} else {
-			err = s.engine.Activate(digest)
-		}
-		if err != nil {
+		if err := s.engine.Pin(digest); err != nil {
 			s.log.Error("cannot put the pinned policy in force", "digest", digest, "error", err)
 		}
 	}
@@ -517,6 +601,64 @@ func (s *Server) follow(ctx, run context.Context) error {
 	case <-time.After(15 * time.Second):
 		return errors.New("read shared state: no answer within 15 seconds")
 	}
+}
+
+// checkEntry says why an entry could release nothing here.
+func (s *Server) checkEntry(e broker.CatalogEntry) error {
+	src, ok := s.sources[e.Source]
+	if !ok {
+		return fmt.Errorf("source: %q is not configured, want one of %s", e.Source, strings.Join(slices.Sorted(maps.Keys(s.sources)), ", "))
+	}
+	if _, leases := src.(broker.LeasedSource); e.Kind.Leased() && !leases {
+		return fmt.Errorf("kind: source %q cannot lease %s", e.Source, e.Kind)
+	}
+	if e.Source == "token" {
+		if err := token.Check(e); err != nil {
+			return err
+		}
+	}
+	if err := inForce(s.engine.Status(), e.Policy); err != nil {
+		return fmt.Errorf("policy: %w", err)
+	}
+	return nil
+}
+
+// inForce says why a policy could not be asked.
+func inForce(st policy.Status, name string) error {
+	if st.Blocked != "" {
+		return fmt.Errorf("none is in force: %s", st.Blocked)
+	}
+	if slices.Contains(st.Packages, "claviger.release."+name) {
+		return nil
+	}
+	var names []string
+	for _, p := range st.Packages {
+		names = append(names, strings.TrimPrefix(p, "claviger.release."))
+	}
+	return fmt.Errorf("%q is not in the bundle in force, which has %s", name, strings.Join(names, ", "))
+}
+
+// checkCatalog says why an entry cannot be put into the shared catalog, which is
+// after with it and before without: the file defines it, or entries would not go
+// together that did. (Those that did not before are no obstacle to mending them.)
+func checkCatalog(file []broker.CatalogEntry, put broker.CatalogEntry, before, after []broker.CatalogEntry) error {
+	if slices.ContainsFunc(file, func(o broker.CatalogEntry) bool { return o.Pattern == put.Pattern }) {
+		return fmt.Errorf("pattern: %q is defined by the configuration file, which wins: change it there", put.Pattern)
+	}
+	_, was, err := broker.PlanCatalog(file, before, nil)
+	if err != nil {
+		return err
+	}
+	_, is, err := broker.PlanCatalog(file, after, nil)
+	if err != nil {
+		return err
+	}
+	for pattern, err := range is {
+		if _, ok := was[pattern]; !ok {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Server) observe() func(context.Context, broker.Event) {
@@ -536,7 +678,7 @@ func (s *Server) observe() func(context.Context, broker.Event) {
 		if e.Reason != "" {
 			attrs = append(attrs, "reason", e.Reason)
 		}
-		attrs = append(attrs, "error", e.Err.Error())
+		attrs = append(attrs, "error", broker.Clip(e.Err.Error(), broker.MaxError))
 		// What fails before evidence verified is in no record: sampled, so that a flood cannot fill the log.
 		if e.RecordID == "" && !sample.allow() {
 			return
@@ -550,7 +692,7 @@ func (s *Server) observe() func(context.Context, broker.Event) {
 }
 
 func (s *Server) serveWorkloads(_, run context.Context) error {
-	creds, err := serverTLS(s.cfg.TLS, nil)
+	creds, err := serverTLS(s.log, s.cfg.TLS, "")
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
@@ -558,16 +700,46 @@ func (s *Server) serveWorkloads(_, run context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts = append(opts, grpc.ChainStreamInterceptor(s.admission.InterceptStream))
+	opts = append(s.gate.Options(), append(opts, grpc.ChainStreamInterceptor(s.admission.InterceptStream))...)
 	s.workloads = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)), grpc.StatsHandler(otelgrpc.NewServerHandler()))...)
-	pb.RegisterKeyBrokerServer(s.workloads, &rpc.Workload{Broker: s.broker, BrokerID: s.id.ID(), Version: s.opt.Version, Prove: s.prove})
+	pb.RegisterKeyBrokerServer(s.workloads, &rpc.Workload{Broker: s.broker, BrokerID: s.id.ID(), Version: s.opt.Version, Prove: s.prove, Log: s.log})
 	s.health = health.NewServer()
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	healthpb.RegisterHealthServer(s.workloads, s.health)
 	reflection.Register(s.workloads)
-	s.addr, err = s.serve("workloads", s.cfg.Listen, s.workloads)
+	s.addr, err = s.serve("workloads", s.cfg.Listen, s.workloads, s.gate)
+	s.spawn("surroundings", func() error { return s.look(run) })
 	s.spawn("health", func() error { return s.watchHealth(run) })
 	return err
+}
+
+// problems are what keeps this broker from releasing all that it should, those that stop everything first.
+func (s *Server) problems() []state.Problem {
+	ps := s.state.Problems()
+	if err := s.kv.Health(); err != nil {
+		ps = append([]state.Problem{{Kind: state.KindStore, Reason: err.Error(), Stops: "all", StopsAll: true}}, ps...)
+	}
+	if st := s.engine.Status(); st.Blocked != "" {
+		ps = append(ps, state.Problem{Kind: "policy", Name: st.Pin, Reason: st.Blocked, Stops: "all", StopsAll: true})
+	} else if st.Error != "" {
+		ps = append(ps, state.Problem{Kind: "policy", Name: s.cfg.Policy.Dir, Reason: "refused: " + st.Error, Stops: "nothing: the bundle before is in force"})
+	}
+	for _, f := range s.files {
+		if err := f.err.Load(); err != nil {
+			ps = append(ps, state.Problem{Kind: "file", Name: f.name, Reason: (*err).Error(), Stops: "nothing: what was in force before still is"})
+		}
+	}
+	return append(ps, s.outsideProblems()...)
+}
+
+// ready says why nothing is released, nil if something may be.
+func (s *Server) ready() error {
+	for _, p := range s.problems() {
+		if p.StopsAll {
+			return fmt.Errorf("nothing is released: %s %s: %s", p.Kind, p.Name, p.Reason)
+		}
+	}
+	return nil
 }
 
 // watchHealth stops saying "serving" while a release would fail anyway.
@@ -581,7 +753,7 @@ func (s *Server) watchHealth(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		_, _, err := s.state.Revoked()
+		err := s.ready()
 		if ok := err == nil; ok != serving {
 			serving = ok
 			st := healthpb.HealthCheckResponse_NOT_SERVING
@@ -598,38 +770,36 @@ func (s *Server) serveAdmin(context.Context, context.Context) error {
 	if s.cfg.Admin.Listen == "off" {
 		return nil
 	}
-	pool, err := certPool(s.cfg.Admin.ClientCA)
+	creds, err := serverTLS(s.log, s.cfg.Admin.TLS, s.cfg.Admin.ClientCA)
 	if err != nil {
-		return fmt.Errorf("admin.client_ca: %w", err)
+		return fmt.Errorf("admin: tls: %w", err)
 	}
-	creds, err := serverTLS(s.cfg.Admin.TLS, pool)
-	if err != nil {
-		return fmt.Errorf("admin.tls: %w", err)
-	}
-	opts, err := rpc.ServerOptions(s.log, rpc.Operators(s.cfg.Admin.Operators).Authorise(s.log))
+	opts, err := rpc.ServerOptions(s.log, rpc.Operators(s.cfg.Admin.Operators).Authorise(s.log, &s.turnedAway))
 	if err != nil {
 		return err
 	}
-	s.admin = grpc.NewServer(append(opts, grpc.Creds(credentials.NewTLS(creds)))...)
+	// Operators' connections are not counted with the guests'; who has no certificate is bounded in the same way.
+	gate := rpc.NewGate(s.cfg.limits())
+	s.admin = grpc.NewServer(append(append(gate.Options(), opts...), grpc.Creds(credentials.NewTLS(creds)))...)
 	admin := &rpc.Admin{
 		State: s.state, Secrets: s.secrets, Sessions: sessions{s}, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
-		Policy: s.policyStatus, GetStatusFn: s.status, Decisions: s.decisions,
+		Policy: s.policyStatus, Pinnable: s.engine.Pinnable, GetStatusFn: s.status, Decisions: s.decisions,
 		Conflict: func(err error) bool { return errors.Is(err, state.ErrConflict) }, Now: time.Now, Log: s.log,
 	}
 	if s.tokens != nil {
 		admin.RotateKey = s.rotateTokenKey
 	}
 	pb.RegisterAdminServer(s.admin, admin)
-	s.adminAddr, err = s.serve("admin", s.cfg.Admin.Listen, s.admin)
+	s.adminAddr, err = s.serve("admin", s.cfg.Admin.Listen, s.admin, gate)
 	return err
 }
 
-func (s *Server) serve(name, addr string, g *grpc.Server) (net.Addr, error) {
+func (s *Server) serve(name, addr string, g *grpc.Server, gate *rpc.Gate) (net.Addr, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for %s: %w", name, err)
 	}
-	s.spawn(name, func() error { return g.Serve(l) })
+	s.spawn(name, func() error { return g.Serve(gate.Listener(l)) })
 	return l.Addr(), nil
 }
 
@@ -642,8 +812,13 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 		e, _, ok := s.broker.Catalog().Lookup(resource)
 		return ok && e.Priority == broker.PriorityBoot
 	})
+	s.gate = rpc.NewGate(limits)
 	s.metrics = telemetry.NewMetrics()
+	s.gateMetrics()
 	s.metrics.Gauge("claviger_queue_releases", "Releases running or waiting.", nil, func() float64 { return float64(s.admission.Waiting()) })
+	s.metrics.Gauge("claviger_collateral_waiting", "Releases that wait for a vendor's service, outside the queue.", nil, func() float64 { return float64(s.admission.Away()) })
+	s.metrics.Counter("claviger_collateral_forged_total", "Pieces of collateral, from services or in files, that their authority did not sign.", nil, func() float64 { return float64(s.collateral.Forged()) })
+	s.metrics.Counter("claviger_collateral_worse_total", "Answers of vendors' services that were older than what was there, or out of date.", nil, func() float64 { return float64(s.collateral.Worse()) })
 	for _, class := range rpc.Classes() {
 		s.metrics.Gauge("claviger_queue_waiting", "Releases waiting, by class.", map[string]string{"class": class}, func() float64 { return float64(s.admission.Queued(class)) })
 	}
@@ -661,11 +836,24 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 			return 0
 		})
 	}
+	s.metrics.Gauge("claviger_problems", "Parts of the shared state that are not in force: `claviger status` names them.", map[string]string{"stops": "some"}, func() float64 { return s.countProblems(false) })
+	s.metrics.Gauge("claviger_problems", "Parts of the shared state that are not in force: `claviger status` names them.", map[string]string{"stops": "all"}, func() float64 { return s.countProblems(true) })
+	s.metrics.Gauge("claviger_store_bytes", "Size of the store of the shared state.", nil, func() float64 { return float64(s.kv.Size().Bytes) })
+	s.metrics.Gauge("claviger_store_quota_bytes", "How large it may be; 0: it does not tell.", nil, func() float64 { return float64(s.kv.Size().Quota) })
+	const turned, turnedHelp = "claviger_operator_calls_refused_total", "Operators' calls that were turned away: the certificate names no operator, or the role does not allow it."
+	s.metrics.Counter(turned, turnedHelp, map[string]string{"why": "unknown"}, func() float64 { return float64(s.turnedAway.Unknown.Load()) })
+	s.metrics.Counter(turned, turnedHelp, map[string]string{"why": "role"}, func() float64 { return float64(s.turnedAway.Role.Load()) })
 	const decisions, decisionsHelp = "claviger_policy_decisions_total", "Decisions made anew by a policy, or remembered from a request that looked alike to it."
 	s.metrics.Counter(decisions, decisionsHelp, map[string]string{"decided": "anew"}, func() float64 { n, _ := s.engine.Decisions(); return float64(n) })
 	s.metrics.Counter(decisions, decisionsHelp, map[string]string{"decided": "before"}, func() float64 { _, n := s.engine.Decisions(); return float64(n) })
 	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", nil, func() float64 {
 		if s.engine.Status().Error != "" {
+			return 1
+		}
+		return 0
+	})
+	s.metrics.Gauge("claviger_policy_blocked", "1 if no policy is in force and nothing is released: the pinned bundle is not here.", nil, func() float64 {
+		if s.engine.Status().Blocked != "" {
 			return 1
 		}
 		return 0
@@ -681,21 +869,46 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 	mux.Handle("GET /metrics", s.metrics.Handler())
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if _, _, err := s.state.Revoked(); err != nil {
+		if err := s.ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	s.metricsServer = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	s.metricsServer = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	s.metricsAddr = l.Addr()
+	gate := rpc.NewGate(limits)
 	s.spawn("metrics", func() error {
-		if err := s.metricsServer.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.metricsServer.Serve(gate.Listener(l)); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
 	})
 	return nil
+}
+
+// gateMetrics show what those cost who have not asked for anything yet.
+func (s *Server) gateMetrics() {
+	const refused, refusedHelp = "claviger_refused_total", "Of connections and requests: refused because of a limit, or ended because nothing came."
+	for why, n := range map[string]func(rpc.GateStats) int{
+		"connections": func(g rpc.GateStats) int { return g.RefusedConnections },
+		"streams":     func(g rpc.GateStats) int { return g.RefusedStreams },
+		"silent":      func(g rpc.GateStats) int { return g.Silent },
+	} {
+		s.metrics.Counter(refused, refusedHelp, map[string]string{"why": why}, func() float64 { return float64(n(s.gate.Stats())) })
+	}
+	s.metrics.Gauge("claviger_connections", "Workloads' connections.", nil, func() float64 { return float64(s.gate.Stats().Connections) })
+	s.metrics.Gauge("claviger_requests_arriving", "Requests of which not all has come.", nil, func() float64 { return float64(s.gate.Stats().Streams) })
+}
+
+func (s *Server) countProblems(stopsAll bool) float64 {
+	n := 0
+	for _, p := range s.problems() {
+		if p.StopsAll == stopsAll {
+			n++
+		}
+	}
+	return float64(n)
 }
 
 // serveTokens serves what relying parties verify tokens with.
@@ -707,7 +920,7 @@ func (s *Server) serveTokens(_, run context.Context) error {
 	if s.cfg.Tokens.Listen == "off" {
 		return nil
 	}
-	creds, err := serverTLS(s.cfg.TLS, nil)
+	creds, err := serverTLS(s.log, s.cfg.TLS, "")
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
@@ -716,12 +929,13 @@ func (s *Server) serveTokens(_, run context.Context) error {
 		return fmt.Errorf("tokens.listen: %w", err)
 	}
 	s.tokensAddr = l.Addr()
+	gate := rpc.NewGate(s.cfg.limits())
 	s.tokensServer = &http.Server{
 		Handler: s.tokens, TLSConfig: creds, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	s.spawn("tokens", func() error {
-		if err := s.tokensServer.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.tokensServer.ServeTLS(gate.Listener(l), "", ""); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -771,8 +985,9 @@ func (s *Server) listSecrets(ctx context.Context, prefix string) ([]*pb.SecretIn
 func (s *Server) policyStatus() *pb.GetPolicyResponse {
 	st := s.engine.Status()
 	r := &pb.GetPolicyResponse{Digest: st.Digest, Revision: st.Revision, Packages: st.Packages, LoadedAt: timestamppb.New(st.LoadedAt), Error: st.Error}
-	if st.Pinned {
-		r.Pinned = st.Digest
+	r.Pinned = st.Pin
+	if st.Blocked != "" {
+		r.Error = st.Blocked
 	}
 	for _, c := range st.Candidates {
 		r.Candidates = append(r.Candidates, c.Digest)
@@ -786,7 +1001,13 @@ func (s *Server) status(ctx context.Context) (*pb.GetStatusResponse, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // a log without entries has no checkpoint yet
 		return nil, err
 	}
+	var problems []*pb.Problem
+	for _, p := range s.problems() {
+		problems = append(problems, &pb.Problem{Kind: p.Kind, Name: p.Name, Reason: p.Reason, Stops: p.Stops, StopsAll: p.StopsAll})
+	}
+	z := s.kv.Size()
 	return &pb.GetStatusResponse{
+		Problems: problems, Store: &pb.StoreSize{Bytes: z.Bytes, BytesInUse: z.InUse, Quota: z.Quota},
 		BrokerId: id[:], Version: s.opt.Version, Simulated: s.broker.AcceptsSimulated(), PolicyDigest: s.engine.Status().Digest,
 		LogOrigin: s.audit.Origin(), LogVerifierKey: s.audit.VerifierKey(), LogSize: size, StartedAt: timestamppb.New(s.started), Identity: s.id.PublicKey(),
 	}, nil
@@ -814,6 +1035,11 @@ func (s *Server) decisions(ctx context.Context, before uint64, limit int) ([]*pb
 		before = size
 	}
 	first := before - min(before, uint64(limit))
+	kept, err := s.audit.First(ctx)
+	if err != nil {
+		return nil, err
+	}
+	first = max(first, kept)
 	var out []*pb.Decision
 	for e, err := range s.audit.Entries(ctx, first) {
 		if err != nil {
@@ -855,6 +1081,13 @@ func (s *Server) LogVerifierKey() string { return s.audit.VerifierKey() }
 
 // Drain ends all watching sessions; their guests come back, to this or another broker.
 func (s *Server) Drain() { s.broker.Drain() }
+
+// Reload looks at the policy folder now, and not only when its files change. Everything else that can change while
+// the broker runs (certificates, keys and CAs in files) is looked at when it is used.
+func (s *Server) Reload(ctx context.Context) {
+	err := s.engine.Reload(ctx)
+	s.log.InfoContext(ctx, "policies read again", "digest", s.engine.Status().Digest, "error", err)
+}
 
 // Wait returns when ctx ends or a part of the server fails.
 func (s *Server) Wait(ctx context.Context) error {
@@ -914,34 +1147,14 @@ func (s *Server) spawn(name string, f func() error) {
 	})
 }
 
-func certPool(file string) (*x509.CertPool, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("%s holds no PEM certificate", file)
-	}
-	return pool, nil
-}
-
 func ed25519PublicKey(file string) (ed25519.PublicKey, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM block", file)
-	}
-	k, err := x509.ParsePKIXPublicKey(block.Bytes)
+	pub, err := pemfile.Ed25519(b)
 	if err != nil {
-		return nil, err
-	}
-	pub, ok := k.(ed25519.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("%s holds no Ed25519 public key", file)
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return pub, nil
 }

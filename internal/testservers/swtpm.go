@@ -2,6 +2,7 @@ package testservers
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,8 +92,10 @@ func (m *TPMMaker) StartTPM(t testing.TB, state, name string) string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for range 100 {
-		if _, err := os.Stat(socket); err == nil {
+	for range 500 {
+		// (The socket is there a moment before anybody listens.)
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			return socket
 		}
 		time.Sleep(20 * time.Millisecond)

@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,8 @@ import (
 
 	"github.com/claviger/claviger/broker/agent/tpmdev"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // DefaultIMDS is where a VM of Azure reaches its metadata service. It is the
@@ -84,7 +85,7 @@ func (d *Device) evidence(ctx context.Context, digest [32]byte) (attest.Evidence
 	if err != nil {
 		return attest.Evidence{}, fmt.Errorf("azure: %w", err)
 	}
-	r := attest.AzureReport{HCLReport: hcl, Quote: q.Quote, Signature: q.Signature, PCRs: q.PCRs, Cmdline: q.Cmdline}
+	r := attest.AzureReport{HCLReport: hcl, Quote: q.Quote, Signature: q.Signature, PCRs: q.PCRs, Cmdline: q.Cmdline, SystemdLog: q.SystemdLog}
 	ev := attest.Evidence{Type: attest.TypeAzure, EventLog: q.EventLog}
 	switch typ := binary.LittleEndian.Uint32(hcl[typeOffset:]); typ {
 	case typeSNP:
@@ -113,17 +114,17 @@ func (d *Device) certificates(ctx context.Context) ([]byte, error) {
 	if err := d.ask(ctx, http.MethodGet, "/metadata/THIM/amd/certification", nil, &answer); err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode([]byte(answer.VCEK))
-	if block == nil || len(block.Bytes) > attest.MaxEndorsementsSize-48 {
-		return nil, errors.New("azure: the metadata service answered without a certificate")
+	der, err := pemfile.One([]byte(answer.VCEK), "CERTIFICATE")
+	if err != nil || len(der) > attest.MaxEndorsementsSize-48 {
+		return nil, fmt.Errorf("azure: the metadata service answered without a certificate: %w", err)
 	}
 	table, err := hex.DecodeString("63da758de6644564adc5f4b93be8accd") // VCEK
 	if err != nil {
 		return nil, err
 	}
 	table = binary.LittleEndian.AppendUint32(table, 48)
-	table = binary.LittleEndian.AppendUint32(table, uint32(len(block.Bytes)))
-	return append(append(table, make([]byte, 24)...), block.Bytes...), nil
+	table = binary.LittleEndian.AppendUint32(table, uint32(len(der)))
+	return append(append(table, make([]byte, 24)...), der...), nil
 }
 
 // tdQuote has the host's quoting enclave sign a TDREPORT.
@@ -166,7 +167,7 @@ func (d *Device) ask(ctx context.Context, method, path string, body []byte, answ
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("azure: metadata service: %s: %s", path, resp.Status)
 	}
-	if err := json.Unmarshal(b, answer); err != nil {
+	if err := strictjson.Unmarshal(b, answer); err != nil {
 		return fmt.Errorf("azure: metadata service: %s: %w", path, err)
 	}
 	return nil

@@ -5,7 +5,12 @@
 package deliver
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,6 +43,8 @@ type Config struct {
 	Grace  time.Duration
 	Keep   bool // leave the files when the agent ends
 	Logger *slog.Logger
+	// Running ends what runs on change. It is not the stream's, which a bad network ends in the middle of it. Nil: only its timeout does.
+	Running context.Context
 }
 
 // File is one secret as a file.
@@ -66,18 +73,19 @@ type Delivery struct {
 	publishing sync.Mutex // one generation at a time
 
 	mu        sync.Mutex
-	held      map[string]*version // guarded by mu
-	published map[string]string   // version by resource, of the generation in force; guarded by mu
-	changed   chan struct{}       // closed when held or published change; guarded by mu
+	newest    map[string]*version // as received; guarded by mu
+	inForce   map[string]*version // of the generation in force; guarded by mu
+	changed   chan struct{}       // closed when either changes; guarded by mu
 	lastError string              // guarded by mu; why the newest version is not in place
 	current   string              // name of the generation in force; guarded by mu
 	number    int                 // guarded by publishing
 	owed      bool                // a required command failed for the generation in force; guarded by publishing
+	salt      string              // of the ids of what has no version
 }
 
 type version struct {
 	value       []byte
-	version     string
+	id          string // the version; of what has none, such as a token, a digest
 	contentType string
 	since       time.Time
 }
@@ -92,7 +100,7 @@ func New(cfg Config) (*Delivery, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Delivery{cfg: cfg, log: cfg.Logger, held: map[string]*version{}, published: map[string]string{}, changed: make(chan struct{})}
+	d := &Delivery{cfg: cfg, log: cfg.Logger, newest: map[string]*version{}, inForce: map[string]*version{}, changed: make(chan struct{}), salt: rand.Text()}
 	paths := map[string]bool{}
 	claim := func(field, p string) error {
 		if !fs.ValidPath(p) || p == "." {
@@ -149,16 +157,18 @@ func New(cfg Config) (*Delivery, error) {
 // Resources are all that files and templates need.
 func (d *Delivery) Resources() []string { return slices.Clone(d.resources) }
 
-// Take puts a version in place, together with the newest of all others. It
+// Take puts a version in place, together with all others in force. It
 // returns nil when that is done, and waits for resources that never came yet.
+// A version that cannot be put in place does not keep those of others from it.
 func (d *Delivery) Take(ctx context.Context, s agent.Secret) error {
+	v := &version{slices.Clone(s.Value), cmp.Or(s.Version, d.digest(s.Value)), s.ContentType, time.Now()}
 	d.mu.Lock()
-	d.held[s.Resource] = &version{slices.Clone(s.Value), s.Version, s.ContentType, time.Now()}
+	d.newest[s.Resource] = v
 	d.wake()
 	d.mu.Unlock()
 	for {
 		d.mu.Lock()
-		complete, changed := len(d.held) == len(d.resources), d.changed
+		complete, changed := len(d.newest) == len(d.resources), d.changed
 		d.mu.Unlock()
 		if complete {
 			break
@@ -169,15 +179,23 @@ func (d *Delivery) Take(ctx context.Context, s agent.Secret) error {
 			return ctx.Err()
 		}
 	}
-	err := d.publish(ctx, s.Resource, s.Version)
+	err := d.publish(ctx, s.Resource, v)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.lastError = ""
-	if err != nil {
-		d.lastError = err.Error()
+	if err == nil {
+		d.lastError = ""
+		return nil
+	}
+	if text := err.Error(); text != d.lastError {
+		d.lastError = text
 		d.log.ErrorContext(ctx, "cannot deliver a version, the one before stays", "resource", s.Resource, "version", s.Version, "error", err)
 	}
 	return err
+}
+
+func (d *Delivery) digest(value []byte) string {
+	sum := sha256.Sum256(append([]byte(d.salt), value...))
+	return hex.EncodeToString(sum[:8])
 }
 
 // wake tells all who wait. d.mu is held.
@@ -186,13 +204,19 @@ func (d *Delivery) wake() {
 	d.changed = make(chan struct{})
 }
 
-// publish writes a generation with everything that is held, unless that version is in force already.
-func (d *Delivery) publish(ctx context.Context, resource, want string) error {
+// publish writes a generation with a version in it, unless that is in force already.
+func (d *Delivery) publish(ctx context.Context, resource string, v *version) error {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
 	d.mu.Lock()
-	done := d.published[resource] == want && d.current != ""
-	held := maps.Clone(d.held)
+	before := d.inForce[resource]
+	// (A version's number may come again, where a secret was deleted with its history.)
+	done := before != nil && before.id == v.id && bytes.Equal(before.value, v.value)
+	all := maps.Clone(d.inForce)
+	if len(all) == 0 {
+		all = maps.Clone(d.newest) // the first generation
+	}
+	all[resource] = v
 	old := d.current
 	d.mu.Unlock()
 	if done && !d.owed {
@@ -203,7 +227,7 @@ func (d *Delivery) publish(ctx context.Context, resource, want string) error {
 	}
 	d.number++
 	gen := fmt.Sprintf("gen-%d-%06d", os.Getpid(), d.number)
-	if err := d.write(gen, held); err != nil {
+	if err := d.write(gen, all); err != nil {
 		wipe(d.root, gen)
 		return err
 	}
@@ -212,29 +236,29 @@ func (d *Delivery) publish(ctx context.Context, resource, want string) error {
 		return err
 	}
 	d.mu.Lock()
-	d.current = gen
-	for r, v := range held {
-		d.published[r] = v.version
-	}
+	d.current, d.inForce = gen, all
 	d.wake()
 	d.mu.Unlock()
+	if before != nil {
+		clear(before.value)
+	}
 	if old != "" {
 		time.AfterFunc(d.cfg.Grace, func() { wipe(d.root, old) })
 	}
-	d.log.InfoContext(ctx, "delivered", "generation", gen, "resource", resource, "version", want)
+	d.log.InfoContext(ctx, "delivered", "generation", gen, "resource", resource, "version", v.id)
 	return d.command(ctx)
 }
 
 // command runs what is to run on change; if it must succeed and did not, it is owed. d.publishing is held.
 func (d *Delivery) command(ctx context.Context) error {
-	err := d.cfg.OnChange.run(ctx, d.log)
+	err := d.cfg.OnChange.run(cmp.Or(d.cfg.Running, context.WithoutCancel(ctx)), d.log)
 	d.owed = err != nil
 	return err
 }
 
 // write makes all files of a generation.
 func (d *Delivery) write(gen string, held map[string]*version) error {
-	if err := d.root.Mkdir(gen, 0o711); err != nil {
+	if err := d.mkdir(gen); err != nil {
 		return fmt.Errorf("make generation: %w", err)
 	}
 	for _, f := range d.cfg.Files {
@@ -265,7 +289,7 @@ func (d *Delivery) writeFile(name string, data []byte, mode fs.FileMode, uid, gi
 			err = fmt.Errorf("write %s: %w", name, err)
 		}
 	}()
-	if err := d.root.MkdirAll(path.Dir(name), 0o711); err != nil {
+	if err := d.mkdirs(path.Dir(name)); err != nil {
 		return err
 	}
 	// O_EXCL in a new folder, below a root that no link leads out of: nobody's file is written over.
@@ -281,6 +305,24 @@ func (d *Delivery) writeFile(name string, data []byte, mode fs.FileMode, uid, gi
 		err = f.Chmod(mode)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// mkdir makes a folder that others can pass through, whatever the umask.
+func (d *Delivery) mkdir(name string) error {
+	if err := d.root.Mkdir(name, 0o711); err != nil {
+		return err
+	}
+	return d.root.Chmod(name, 0o711)
+}
+
+func (d *Delivery) mkdirs(name string) error {
+	if _, err := d.root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := d.mkdirs(path.Dir(name)); err != nil {
+		return err
+	}
+	return d.mkdir(name)
 }
 
 // swap puts a generation in force: one rename, so that no reader sees a mix.
@@ -330,8 +372,10 @@ func (d *Delivery) Close() error {
 	if !d.cfg.Keep {
 		err = d.clean()
 	}
-	for _, v := range d.held {
-		clear(v.value)
+	for _, m := range []map[string]*version{d.newest, d.inForce} {
+		for _, v := range m {
+			clear(v.value)
+		}
 	}
 	return errors.Join(err, d.root.Close())
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -364,6 +365,11 @@ func TestSocket(t *testing.T) {
 type scripted struct {
 	versions chan agent.Secret
 	end      chan error
+	refused  chan error // of versions that were not taken; the real one tries them again
+}
+
+func newScripted() *scripted {
+	return &scripted{make(chan agent.Secret), make(chan error), make(chan error, 16)}
 }
 
 func (s *scripted) Watch(ctx context.Context, _ []string, on func(context.Context, agent.Secret) error) error {
@@ -371,7 +377,7 @@ func (s *scripted) Watch(ctx context.Context, _ []string, on func(context.Contex
 		select {
 		case v := <-s.versions:
 			if err := on(ctx, v); err != nil {
-				return err
+				s.refused <- err
 			}
 		case err := <-s.end:
 			return err
@@ -387,7 +393,7 @@ func TestChild(t *testing.T) {
 		out := filepath.Join(t.TempDir(), "out")
 		c.Path, c.Env, c.Grace = "/bin/sh", map[string]string{"PASSWORD": "db"}, 2*time.Second
 		c.Argv = []string{"sh", "-c", `trap 'echo hup >> "$0"' HUP; echo "$PASSWORD" >> "$0"; test "$PASSWORD" = last && exit 7; while :; do sleep 0.02; done`, out}
-		w := &scripted{make(chan agent.Secret), make(chan error)}
+		w := newScripted()
 		done := make(chan error, 1)
 		go func() { done <- c.Run(t.Context(), w) }()
 		return w, out, done
@@ -434,5 +440,96 @@ func TestChild(t *testing.T) {
 		if _, err := os.Stat(out); err == nil {
 			t.Error("the command ran without its secret")
 		}
+	})
+}
+
+// TestRenewedWithoutVersion: a token has no version; each new one replaces the file all the same.
+func TestRenewedWithoutVersion(t *testing.T) {
+	dir := folder(t)
+	d := newDelivery(t, Config{Dir: dir, Files: []File{{Resource: "ear"}}})
+	for _, value := range []string{"one", "two"} {
+		d.give(t, secret("ear", "", value))
+		if got := content(t, dir, "ear"); got != value {
+			t.Errorf("the file has %q, want %q", got, value)
+		}
+	}
+	before, err := os.Readlink(filepath.Join(dir, "current"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.give(t, secret("ear", "", "two"))
+	if now, err := os.Readlink(filepath.Join(dir, "current")); err != nil || now != before {
+		t.Errorf("the same again made generation %s of %s (%v)", now, before, err)
+	}
+}
+
+// TestOneThatDoesNotFit keeps no other from being replaced, and what is in place stays on the socket.
+func TestOneThatDoesNotFit(t *testing.T) {
+	dir := folder(t)
+	d := newDelivery(t, Config{Dir: dir, Files: []File{{Resource: "b"}}, Templates: []Template{{Source: tmpl(t, `{{field "a" "user"}}`), Path: "a"}}})
+	go func() { _ = d.Take(t.Context(), secret("b", "1", "b1")) }()
+	d.give(t, secret("a", "1", `{"user":"u"}`))
+	if err := d.Take(t.Context(), secret("a", "2", "no JSON")); err == nil {
+		t.Fatal("a version that does not fit is taken")
+	}
+	d.give(t, secret("b", "2", "b2"))
+	if a, b := content(t, dir, "a"), content(t, dir, "b"); a != "u" || b != "b2" {
+		t.Errorf("a is %q, b is %q", a, b)
+	}
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(http.MethodGet, "/v1/secrets/a?timeout=1ms", nil)
+	r.SetPathValue("resource", "a")
+	if d.serveSecret(w, r); w.Code != http.StatusOK || w.Body.String() != `{"user":"u"}` {
+		t.Errorf("the socket answers %d %q", w.Code, w.Body)
+	}
+}
+
+// TestUmask: folders and files are as asked for, not less.
+func TestUmask(t *testing.T) {
+	base := folder(t)
+	dir := filepath.Join(base, "of", "secrets")
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	d := newDelivery(t, Config{Dir: dir, Files: []File{{Resource: "db/orders", Mode: 0o444}}})
+	d.give(t, secret("db/orders", "1", "one"))
+	for _, p := range []string{base, filepath.Dir(dir), dir, filepath.Join(dir, "current"), filepath.Join(dir, "current", "db")} {
+		if info, err := os.Stat(p); err != nil || info.Mode().Perm() != 0o711 {
+			t.Errorf("%s: %v %v", p, info.Mode(), err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(dir, "current", "db", "orders")); err != nil || info.Mode().Perm() != 0o444 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+}
+
+// TestCommandOutlivesStream: the stream that brought a version may break while the command runs.
+func TestCommandOutlivesStream(t *testing.T) {
+	dir, out := folder(t), filepath.Join(t.TempDir(), "out")
+	d := newDelivery(t, Config{Dir: dir, Running: t.Context(), Files: []File{{Resource: "a"}}, OnChange: Command{
+		Argv: []string{"sh", "-c", `echo begun >> "$0"; while ! test -e "$0.go"; do sleep 0.01; done; echo done >> "$0"`, out}, Required: true,
+	}})
+	stream, broken := context.WithCancel(t.Context())
+	taken := make(chan error, 1)
+	go func() { taken <- d.Take(stream, secret("a", "1", "one")) }()
+	awaited(t, "the command runs", func() bool { return len(lines(out)) == 1 })
+	broken()
+	if err := os.WriteFile(out+".go", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-taken; err != nil || len(lines(out)) != 2 {
+		t.Errorf("%v, the command wrote %v", err, lines(out))
+	}
+}
+
+// TestCommandTimeout ends what the command started, too.
+func TestCommandTimeout(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	c := Command{Argv: []string{"sh", "-c", `sh -c 'echo $$ >> "$0"; sleep 300' "$0"; true`, out}, Timeout: time.Second}
+	if err := c.exec(t.Context()); err == nil || len(lines(out)) != 1 {
+		t.Fatalf("%v, wrote %v", err, lines(out))
+	}
+	awaited(t, "its child ends", func() bool {
+		b, err := os.ReadFile("/proc/" + lines(out)[0] + "/stat")
+		return err != nil || strings.Contains(string(b), ") Z ")
 	})
 }

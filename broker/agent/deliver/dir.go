@@ -1,8 +1,11 @@
 package deliver
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -17,7 +20,7 @@ func checkDir(dir string, allowDisk bool) error {
 	if dir == "" {
 		return fmt.Errorf("dir: missing")
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := makeDirs(dir); err != nil {
 		return fmt.Errorf("dir: %w", err)
 	}
 	info, err := os.Lstat(dir)
@@ -41,4 +44,18 @@ func checkDir(dir string, allowDisk bool) error {
 		return fmt.Errorf("dir: %s is not on tmpfs or ramfs: secrets would reach a disk (--allow-disk waives this)", dir)
 	}
 	return nil
+}
+
+// makeDirs is os.MkdirAll with mode 0711 whatever the umask: the files are for others, too.
+func makeDirs(dir string) error {
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := makeDirs(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o711)
 }

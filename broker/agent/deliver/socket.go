@@ -119,10 +119,10 @@ func (d *Delivery) serveSecret(w http.ResponseWriter, r *http.Request) {
 	deadline := time.After(wait)
 	for {
 		d.mu.Lock()
-		v, changed := d.held[resource], d.changed
 		// Only what is in place: files and socket never disagree.
-		if v != nil && d.published[resource] == v.version && !(known && v.version == have) {
-			w.Header().Set("ETag", `"`+strings.ReplaceAll(v.version, `"`, "")+`"`)
+		v, changed := d.inForce[resource], d.changed
+		if v != nil && !(known && v.id == have) {
+			w.Header().Set("ETag", `"`+strings.ReplaceAll(v.id, `"`, "")+`"`)
 			w.Header().Set("Cache-Control", "no-store")
 			w.Header().Set("Content-Type", "application/octet-stream")
 			if v.contentType != "" {
@@ -166,9 +166,12 @@ func (d *Delivery) serveStatus(w http.ResponseWriter, _ *http.Request) {
 		Resources  []Status `json:"resources"`
 	}{Generation: d.current, LastError: d.lastError}
 	for _, r := range d.resources {
-		s := Status{Resource: r, Delivered: d.published[r]}
-		if v := d.held[r]; v != nil {
-			s.Version, s.Since = v.version, v.since.UTC()
+		s := Status{Resource: r}
+		if v := d.inForce[r]; v != nil {
+			s.Delivered = v.id
+		}
+		if v := d.newest[r]; v != nil {
+			s.Version, s.Since = v.id, v.since.UTC()
 		}
 		out.Resources = append(out.Resources, s)
 	}

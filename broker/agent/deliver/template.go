@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 var errTooLong = errors.New("the result is too long")
@@ -105,8 +107,8 @@ func render(source string, held map[string]*version) ([]byte, error) {
 // appendField adds one field of a JSON object: a string as it is, anything else as JSON.
 func appendField(out, object []byte, name string) ([]byte, error) {
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(object, &fields); err != nil {
-		return nil, errors.New("not a JSON object")
+	if err := strictjson.Unmarshal(object, &fields); err != nil {
+		return nil, errors.New("not a JSON object that has one reading") // the error could quote it
 	}
 	raw, ok := fields[name]
 	if !ok {

@@ -68,7 +68,7 @@ func (d *Device) evidence(ctx context.Context, digest64 [64]byte, digest32 [32]b
 	}
 	report, err := attest.GCEReport{
 		Hardware: hardware.Type, HardwareReport: hardware.Report, Quote: q.Quote, Signature: q.Signature,
-		AKCertificates: append([][]byte{cert}, d.issuers...), PCRs: q.PCRs, Cmdline: q.Cmdline,
+		AKCertificates: append([][]byte{cert}, d.issuers...), PCRs: q.PCRs, Cmdline: q.Cmdline, SystemdLog: q.SystemdLog,
 	}.Encode()
 	if err != nil {
 		return attest.Evidence{}, fmt.Errorf("GCE: encode evidence: %w", err)

@@ -1,7 +1,8 @@
 package luks
 
 import (
-	"encoding/json"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,6 +18,9 @@ type Rules struct {
 // by random keys of 256 bits, where iterations add nothing.
 const MinIterations = 1000
 
+// stripes is how many times a key is spread (LUKS_STRIPES): cryptsetup uses this number whatever the header says.
+const stripes = 4000
+
 // Check refuses a header that could make the machine write its data where
 // others can read it. LUKS2 authenticates nothing (CVE-2025-59054,
 // CVE-2025-58356): a host can put a null cipher there, with which any key opens the disk.
@@ -26,7 +30,7 @@ const MinIterations = 1000
 //  2. Its cipher, and those of all keyslots, are allowed ones, with whole keys.
 //  3. Keyslots are of type luks2, in the header's own area, behind PBKDF2 or Argon2 with an accepted hash.
 //  4. One digest, for that segment, so that a volume key is held against something.
-//  5. No requirements, such as a re-encryption under way, and no flags.
+//  5. No requirements, such as a re-encryption under way, and no flags; sizes that are the header's own.
 func (h *Header) Check(r Rules) error {
 	if len(r.Ciphers) == 0 {
 		r.Ciphers = []string{"aes-xts-plain64"}
@@ -59,40 +63,57 @@ func (h *Header) Check(r Rules) error {
 	if len(m.Keyslots) == 0 {
 		return refuse("it has no keyslots")
 	}
-	for _, id := range sorted(m.Keyslots) {
-		if err := m.Keyslots[id].check(r, int64(2*h.size), end); err != nil {
-			return refuse("keyslot %s: %w", id, err)
+	for _, slot := range sorted(m.Keyslots) {
+		if err := errors.Join(id(slot), m.Keyslots[slot].check(r, int64(2*h.size), end)); err != nil {
+			return refuse("keyslot %s: %w", slot, err)
 		}
 	}
-	d, ok := m.Digests["0"]
+	name, d := h.digest()
 	switch {
-	case len(m.Digests) != 1 || !ok:
+	case name == "":
 		return refuse("it has digests %q, want one", sorted(m.Digests))
-	case d.Type != "pbkdf2" || !strongHash(d.Hash) || d.Iterations < MinIterations || d.Digest == "" || d.Salt == "":
-		return refuse("digest 0 is %s with %s and %d iterations", d.Type, d.Hash, d.Iterations)
+	case d.Type != "pbkdf2" || !strongHash(d.Hash) || d.Iterations < MinIterations || !isBase64(d.Digest) || !isBase64(d.Salt):
+		return refuse("digest %s is %s with %s and %d iterations", name, d.Type, d.Hash, d.Iterations)
 	case !slices.Equal(d.Segments, []string{"0"}):
-		return refuse("digest 0 is for segments %q", d.Segments)
+		return refuse("digest %s is for segments %q", name, d.Segments)
 	}
-	for _, id := range d.Keyslots {
-		if _, ok := m.Keyslots[id]; !ok {
-			return refuse("digest 0 names keyslot %s, which is not there", id)
+	for _, slot := range d.Keyslots {
+		if _, ok := m.Keyslots[slot]; !ok {
+			return refuse("digest %s names keyslot %s, which is not there", name, slot)
 		}
 	}
-	if len(m.Config.Flags) > 0 {
-		return refuse("it sets flags %q", m.Config.Flags)
+	return h.checkConfig(refuse)
+}
+
+// digest is the only digest and its name. The name is "" if there is not one digest.
+func (h *Header) digest() (string, Digest) {
+	if len(h.Meta.Digests) != 1 {
+		return "", Digest{}
 	}
-	var requirements struct {
-		Mandatory []string `json:"mandatory"`
+	name := sorted(h.Meta.Digests)[0]
+	return name, h.Meta.Digests[name]
+}
+
+func (h *Header) checkConfig(refuse func(format string, args ...any) error) error {
+	c := h.Meta.Config
+	if len(c.Flags) > 0 {
+		return refuse("it sets flags %q", c.Flags)
 	}
-	if m.Config.Requirements != nil && (json.Unmarshal(m.Config.Requirements, &requirements) != nil || len(requirements.Mandatory) > 0) {
-		return refuse("it has requirements %s: is a re-encryption under way?", m.Config.Requirements)
+	if c.Requirements != nil && len(c.Requirements.Mandatory) > 0 {
+		return refuse("it has requirements %q: is a re-encryption under way?", c.Requirements.Mandatory)
+	}
+	if want := strconv.FormatUint(h.size-binarySize, 10); c.JSONSize != want {
+		return refuse("config.json_size is %q, want %q", c.JSONSize, want)
+	}
+	if n, err := number(c.KeyslotsSize); c.KeyslotsSize != "" && (err != nil || n > MaxArea) {
+		return refuse("config.keyslots_size is %q", c.KeyslotsSize)
 	}
 	return nil
 }
 
 func (k Keyslot) check(r Rules, begin, end int64) error {
-	offset, err1 := strconv.ParseInt(k.Area.Offset, 10, 64)
-	size, err2 := strconv.ParseInt(k.Area.Size, 10, 64)
+	offset, err1 := number(k.Area.Offset)
+	size, err2 := number(k.Area.Size)
 	switch {
 	case k.Type != "luks2" || k.Area.Type != "raw" || k.AF.Type != "luks1":
 		return fmt.Errorf("type %q in a %q area", k.Type, k.Area.Type)
@@ -100,21 +121,37 @@ func (k Keyslot) check(r Rules, begin, end int64) error {
 		return fmt.Errorf("its cipher is %q, accepted: %q", k.Area.Encryption, r.Ciphers)
 	case k.KeySize < 32 || k.KeySize > 64 || k.Area.KeySize < 32 || k.Area.KeySize > 64:
 		return fmt.Errorf("keys of %d and %d bytes", k.KeySize, k.Area.KeySize)
-	case err1 != nil || err2 != nil || size < 0 || offset < begin || offset > end || size > end-offset:
+	case err1 != nil || err2 != nil || offset < begin || offset > end || size > end-offset:
 		return fmt.Errorf("area at %q of %q bytes is not between header and data", k.Area.Offset, k.Area.Size)
-	case !strongHash(k.AF.Hash):
-		return fmt.Errorf("hash %q", k.AF.Hash)
+	case !strongHash(k.AF.Hash) || k.AF.Stripes != stripes:
+		return fmt.Errorf("hash %q in %d stripes", k.AF.Hash, k.AF.Stripes)
+	case !isBase64(k.KDF.Salt):
+		return fmt.Errorf("salt %q", k.KDF.Salt)
+	case k.Priority != nil && (*k.Priority < 0 || *k.Priority > 2):
+		return fmt.Errorf("priority %d", *k.Priority)
 	}
 	switch k.KDF.Type {
 	case "argon2i", "argon2id":
+		if k.KDF.Hash != "" || k.KDF.Iterations != 0 {
+			return fmt.Errorf("%s with PBKDF2's hash or iterations", k.KDF.Type)
+		}
 	case "pbkdf2":
 		if !strongHash(k.KDF.Hash) || k.KDF.Iterations < MinIterations {
 			return fmt.Errorf("PBKDF2 with %q and %d iterations", k.KDF.Hash, k.KDF.Iterations)
+		}
+		if k.KDF.Time != 0 || k.KDF.Memory != 0 || k.KDF.CPUs != 0 {
+			return errors.New("PBKDF2 with Argon2's costs")
 		}
 	default:
 		return fmt.Errorf("key derivation %q", k.KDF.Type)
 	}
 	return nil
+}
+
+// isBase64 says whether s is bytes in base64, as there is one way to write them. Readers in C pass over more.
+func isBase64(s string) bool {
+	b, err := base64.StdEncoding.Strict().DecodeString(s)
+	return err == nil && len(b) > 0 && base64.StdEncoding.EncodeToString(b) == s
 }
 
 func strongHash(name string) bool { return name == "sha256" || name == "sha512" }

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // TokenType is the type of the LUKS2 tokens that the agent writes.
@@ -25,23 +27,28 @@ type Token struct {
 	MAC      string   `json:"claviger_mac"`     // base64; see MAC
 }
 
-func (h *Header) decodeTokens() error {
-	tokens, _ := h.doc["tokens"].(map[string]any)
+// decodeTokens takes our tokens. Other programs' have to be objects with a type, as cryptsetup
+// wants them; what else they say is for their own programs.
+func (h *Header) decodeTokens(tokens map[string]json.RawMessage) error {
 	h.Meta.Tokens = map[string]Token{}
-	for _, id := range sorted(tokens) {
-		obj, ok := tokens[id].(map[string]any)
-		if !ok || obj["type"] != TokenType {
-			continue // somebody else's
+	for _, name := range sorted(tokens) {
+		if err := id(name); err != nil {
+			return fmt.Errorf("tokens: %w", err)
 		}
-		b, err := json.Marshal(obj)
-		if err != nil {
-			return fmt.Errorf("token %s: %w", id, err)
+		var kind struct {
+			Type string `json:"type"`
+		}
+		if err := strictjson.Unmarshal(tokens[name], &kind); err != nil {
+			return fmt.Errorf("token %s: %w", name, err)
+		}
+		if kind.Type != TokenType {
+			continue
 		}
 		var t Token
-		if err := json.Unmarshal(b, &t); err != nil {
-			return fmt.Errorf("token %s: %w", id, err)
+		if err := exactly(tokens[name], &t); err != nil {
+			return fmt.Errorf("token %s: %w", name, err)
 		}
-		h.Meta.Tokens[id] = t
+		h.Meta.Tokens[name] = t
 	}
 	return nil
 }
@@ -62,11 +69,11 @@ func (h *Header) Ours() []string {
 
 const macLabel = "claviger/v1/luks-header"
 
-// MAC is over what decides how the data is read: the UUID, the segment, and the
-// digest of the volume key. Keyslots are left out on purpose, so that a person
+// MAC is over what decides how the data is read: the UUID, and every member of
+// the segment and of the volume key's digest that WriteDetached writes (those
+// that Check wants absent or fixed are left out). Keyslots are left out on purpose, so that a person
 // may add a passphrase: one that does not yield the volume key of the digest opens nothing.
 func (h *Header) MAC(key []byte) ([]byte, error) {
-	d, seg := h.Meta.Digests["0"], h.Meta.Segments["0"]
 	k, err := hkdf.Key(sha256.New, key, nil, macLabel, sha256.Size)
 	if err != nil {
 		return nil, fmt.Errorf("derive key: %w", err)
@@ -74,15 +81,25 @@ func (h *Header) MAC(key []byte) ([]byte, error) {
 	defer clear(k)
 	m := hmac.New(sha256.New, k)
 	m.Write([]byte(macLabel))
-	for _, field := range []string{
-		h.UUID, seg.Type, seg.Offset, seg.Size, seg.IVTweak, seg.Encryption, strconv.Itoa(seg.SectorSize),
-		d.Type, d.Hash, strconv.Itoa(d.Iterations), d.Salt, d.Digest,
-	} {
+	for _, field := range h.volume() {
 		m.Write(binary.BigEndian.AppendUint32(nil, uint32(len(field))))
 		m.Write([]byte(field))
 	}
 	return m.Sum(nil), nil
 }
+
+// volume is what MAC is over.
+func (h *Header) volume() []string {
+	seg := h.Meta.Segments["0"]
+	_, d := h.digest()
+	return []string{
+		h.UUID, seg.Type, seg.Offset, seg.Size, seg.IVTweak, seg.Encryption, strconv.Itoa(seg.SectorSize),
+		d.Type, d.Hash, strconv.Itoa(d.Iterations), d.Salt, d.Digest,
+	}
+}
+
+// SameVolume says whether two headers describe the same data and the same volume key, whatever keyslots and tokens they have.
+func (h *Header) SameVolume(other *Header) bool { return slices.Equal(h.volume(), other.volume()) }
 
 // NewToken makes the token of a keyslot.
 func (h *Header) NewToken(keyslot, resource, version string, key []byte) (Token, error) {

@@ -4,6 +4,7 @@
 package netup
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -21,7 +22,7 @@ import (
 type Config struct {
 	Interface string `json:"interface"` // empty: the first with a hardware address
 	Address   string `json:"address"`   // "10.0.2.15/24"; "wait", or empty: something else sets it
-	Gateway   string `json:"gateway"`   // empty: no default route
+	Gateway   string `json:"gateway"`   // empty: no default route; it may be outside of the address's network
 	// DNS are addresses of name servers, with or without a port, in place of /etc/resolv.conf.
 	DNS []string `json:"dns"`
 }
@@ -41,17 +42,41 @@ func (c Config) Validate() error {
 		}
 		return nil
 	}
-	p, err := netip.ParsePrefix(c.Address)
-	if err != nil {
-		return fmt.Errorf("address: %q is neither ADDRESS/BITS nor wait", c.Address)
+	_, err := c.static()
+	return err
+}
+
+// static is what is set: the interface (which a zone may name, too), its address, and the gateway.
+type static struct {
+	name    string
+	address netip.Prefix
+	gateway netip.Addr // zero: none
+}
+
+func (c Config) static() (s static, err error) {
+	bad := fmt.Errorf("address: %q is neither ADDRESS/BITS nor wait", c.Address)
+	host, bits, ok := strings.Cut(c.Address, "/")
+	a, err := netip.ParseAddr(host)
+	if !ok || err != nil {
+		return s, bad
 	}
-	if c.Gateway == "" {
-		return nil
+	if s.address, err = netip.ParsePrefix(a.WithZone("").String() + "/" + bits); err != nil {
+		return s, bad
 	}
-	if gw, err := netip.ParseAddr(c.Gateway); err != nil || gw.Is4() != p.Addr().Is4() {
-		return fmt.Errorf("gateway: %q is not an address like %s", c.Gateway, p.Addr())
+	if c.Gateway != "" {
+		if s.gateway, err = netip.ParseAddr(c.Gateway); err != nil || s.gateway.Is4() != a.Is4() {
+			return s, fmt.Errorf("gateway: %q is not an address like %s", c.Gateway, s.address.Addr())
+		}
 	}
-	return nil
+	s.name = c.Interface
+	for field, zone := range map[string]string{"address": a.Zone(), "gateway": s.gateway.Zone()} {
+		if zone != "" && s.name != "" && zone != s.name {
+			return s, fmt.Errorf("%s: its zone is %s, beside %s", field, zone, s.name)
+		}
+		s.name = cmp.Or(s.name, zone)
+	}
+	s.gateway = s.gateway.WithZone("")
+	return s, nil
 }
 
 // server is the host:port of a name server.
@@ -111,11 +136,11 @@ func (c Config) Up(ctx context.Context) error {
 	if c.Address == "" || c.Address == wait {
 		return nil
 	}
-	prefix, err := netip.ParsePrefix(c.Address)
+	want, err := c.static()
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	ifi, err := c.await(ctx)
+	ifi, err := await(ctx, want.name)
 	if err != nil {
 		return err
 	}
@@ -130,15 +155,12 @@ func (c Config) Up(ctx context.Context) error {
 	if err := s.linkUp(ifi.Index); err != nil {
 		return fmt.Errorf("network: set %s up: %w", ifi.Name, err)
 	}
-	if err := s.addAddress(ifi.Index, prefix); err != nil {
-		return fmt.Errorf("network: give %s the address %s: %w", ifi.Name, prefix, err)
+	if err := s.addAddress(ifi.Index, want.address); err != nil {
+		return fmt.Errorf("network: give %s the address %s: %w", ifi.Name, want.address, err)
 	}
-	if c.Gateway != "" {
-		gw, err := netip.ParseAddr(c.Gateway)
-		if err != nil {
-			return fmt.Errorf("network: gateway: %w", err)
-		}
-		if err := s.addDefaultRoute(ifi.Index, gw); err != nil {
+	if gw := want.gateway; gw.IsValid() {
+		// One that no address of ours reaches is on the link all the same, as with hosters who give a /32.
+		if err := s.addDefaultRoute(ifi.Index, gw, !want.address.Contains(gw)); err != nil {
 			return fmt.Errorf("network: route by %s: %w", gw, err)
 		}
 	}
@@ -146,21 +168,21 @@ func (c Config) Up(ctx context.Context) error {
 }
 
 // await waits for the interface: its driver may still be loading.
-func (c Config) await(ctx context.Context) (*net.Interface, error) {
+func await(ctx context.Context, name string) (*net.Interface, error) {
 	for {
 		all, err := net.Interfaces()
 		if err != nil {
 			return nil, fmt.Errorf("network: list interfaces: %w", err)
 		}
 		for _, i := range all {
-			if i.Name == c.Interface || c.Interface == "" && physical(i) {
+			if i.Name == name || name == "" && physical(i) {
 				return &i, nil
 			}
 		}
 		select {
 		case <-ctx.Done():
-			if c.Interface != "" {
-				return nil, fmt.Errorf("network: there is no interface %s: is its driver loaded?", c.Interface)
+			if name != "" {
+				return nil, fmt.Errorf("network: there is no interface %s: is its driver loaded?", name)
 			}
 			return nil, errors.New("network: there is no interface but lo: is a driver missing?")
 		case <-time.After(100 * time.Millisecond):
@@ -336,10 +358,13 @@ func (s socket) addAddress(index int, p netip.Prefix) error {
 }
 
 // addDefaultRoute is RTM_NEWROUTE with struct rtmsg.
-func (s socket) addDefaultRoute(index int, gw netip.Addr) error {
+func (s socket) addDefaultRoute(index int, gw netip.Addr, onLink bool) error {
 	b := make([]byte, syscall.SizeofRtMsg)
 	b[0] = family(gw)
 	b[4], b[5], b[6], b[7] = syscall.RT_TABLE_MAIN, syscall.RTPROT_BOOT, syscall.RT_SCOPE_UNIVERSE, syscall.RTN_UNICAST
+	if onLink {
+		ne.PutUint32(b[8:], syscall.RTNH_F_ONLINK)
+	}
 	b = attribute(b, syscall.RTA_GATEWAY, gw.AsSlice())
 	b = attribute(b, syscall.RTA_OIF, ne.AppendUint32(nil, uint32(index)))
 	return s.ask(syscall.RTM_NEWROUTE, syscall.NLM_F_CREATE, b)

@@ -213,3 +213,40 @@ func TestValidate(t *testing.T) {
 		}
 	}
 }
+
+// TestRoutes: gateways outside of the address's network, as hosters have them, and addresses with a zone.
+func TestRoutes(t *testing.T) {
+	for name, c := range map[string]struct {
+		config        Config
+		address, want string // as ip shows them
+	}{
+		"IPv4, address alone":   {Config{Address: "192.0.2.15/32", Gateway: "198.51.100.1"}, "192.0.2.15/32", "default via 198.51.100.1 dev g0"},
+		"IPv4, another network": {Config{Address: "192.0.2.15/24", Gateway: "198.51.100.1"}, "192.0.2.15/24", "default via 198.51.100.1 dev g0"},
+		"IPv6, another network": {Config{Address: "2001:db8::15/128", Gateway: "2001:db8:1::1"}, "2001:db8::15/128", "default via 2001:db8:1::1 dev g0"},
+		"IPv6, link local":      {Config{Address: "2001:db8::15/64", Gateway: "fe80::1%g0"}, "2001:db8::15/64", "default via fe80::1 dev g0"},
+		"IPv6, zone":            {Config{Address: "2001:db8::15%g0/64", Gateway: "2001:db8::1"}, "2001:db8::15/64", "default via 2001:db8::1 dev g0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			namespace(t)
+			ip(t, "link", "add", "a0", "type", "veth", "peer", "name", "b0") // not the one that a zone names
+			ip(t, "link", "add", "g0", "type", "veth", "peer", "name", "h0")
+			ip(t, "link", "set", "h0", "up")
+			c.config.Interface = "g0"
+			if strings.Contains(c.config.Address+c.config.Gateway, "%") {
+				c.config.Interface = ""
+			}
+			if err := c.config.Up(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if out := ip(t, "addr", "show", "dev", "g0"); !strings.Contains(out, c.address) {
+				t.Errorf("addresses: %s", out)
+			}
+			if out := ip(t, "route") + ip(t, "-6", "route"); !strings.Contains(out, c.want) {
+				t.Errorf("routes: %s", out)
+			}
+		})
+	}
+	if err := (Config{Interface: "g0", Address: "fe80::15%g1/64"}).Validate(); err == nil || !strings.Contains(err.Error(), "zone") {
+		t.Errorf("two interfaces: %v", err)
+	}
+}

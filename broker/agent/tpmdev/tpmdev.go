@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -25,6 +26,8 @@ import (
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // Where Linux shows the TPM, its event log, and the command line.
@@ -32,6 +35,8 @@ const (
 	DefaultPath     = "/dev/tpmrm0"
 	DefaultEventLog = "/sys/kernel/security/tpm0/binary_bios_measurements"
 	cmdlinePath     = "/proc/cmdline"
+
+	defaultSystemdLog = "/run/log/systemd/tpm2-measure.log"
 )
 
 // DefaultPCRs are all that firmware, boot loaders and systemd use; IMA's 10, which changes all the time, is left out.
@@ -41,10 +46,15 @@ func DefaultPCRs() []int { return []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13
 type Config struct {
 	Path     string // a TPM device, or the Unix socket of an emulator; default DefaultPath
 	EventLog string // default DefaultEventLog; a missing file is no log
-	PCRs     []int  // of the SHA-256 bank; default DefaultPCRs
+	// SystemdLog is where systemd keeps what it measured itself; default /run/log/systemd/tpm2-measure.log.
+	SystemdLog string
+	PCRs       []int // of the SHA-256 bank; default DefaultPCRs
 	// AKCertificate is the certificate of the attestation key and its issuers
 	// (PEM), for a broker that trusts that CA: no activation is asked for then.
 	AKCertificate []byte
+	// EKCertificates are the endorsement key's certificate and its issuers (DER), for
+	// a TPM that holds none, as firmware TPMs do, or holds an old one.
+	EKCertificates [][]byte
 }
 
 // Device is a TPM. It is safe for concurrent use, one command at a time. Close it.
@@ -74,12 +84,20 @@ func Open(cfg Config) (*Device, error) {
 	if cfg.EventLog == "" {
 		cfg.EventLog = DefaultEventLog
 	}
+	if cfg.SystemdLog == "" {
+		cfg.SystemdLog = defaultSystemdLog
+	}
 	if len(cfg.PCRs) == 0 {
 		cfg.PCRs = DefaultPCRs()
 	}
 	cfg.PCRs = slices.Compact(slices.Sorted(slices.Values(cfg.PCRs)))
 	if cfg.PCRs[0] < 0 || cfg.PCRs[len(cfg.PCRs)-1] > 23 {
 		return nil, errors.New("TPM: PCRs: want numbers from 0 to 23")
+	}
+	if len(cfg.EKCertificates) > 0 {
+		if _, err := ekTemplate(cfg.EKCertificates[0]); err != nil {
+			return nil, fmt.Errorf("TPM: endorsement key certificate: %w", err)
+		}
 	}
 	open := linuxtpm.Open
 	if fi, err := os.Stat(cfg.Path); err == nil && fi.Mode()&os.ModeSocket != 0 {
@@ -115,14 +133,14 @@ func (d *Device) Activate(ctx context.Context, ask func(context.Context, attest.
 	if err := d.loadAK(); err != nil {
 		return err
 	}
-	certs, template := d.ekCertificates()
+	chain, template := d.ekCertificates()
 	ek, err := d.createPrimary(template)
 	if err != nil {
 		return fmt.Errorf("TPM: make endorsement key: %w", err)
 	}
 	defer d.flush(ek.handle)
 	started := d.now()
-	c, err := ask(ctx, attest.TPMActivation{EKCertificates: certs, EKPublic: ek.public, AKPublic: d.ak.public})
+	c, err := ask(ctx, attest.TPMActivation{EKCertificates: chain, EKPublic: ek.public, AKPublic: d.ak.public})
 	if err != nil {
 		return err
 	}
@@ -172,7 +190,7 @@ func (d *Device) evidence(digest [32]byte) (attest.Evidence, error) {
 	if err != nil {
 		return attest.Evidence{}, err
 	}
-	r := attest.TPMReport{AKPublic: d.ak.public, Ticket: d.ticket, Secret: d.secret, PCRs: q.PCRs, Quote: q.Quote, Signature: q.Signature, Cmdline: q.Cmdline}
+	r := attest.TPMReport{AKPublic: d.ak.public, Ticket: d.ticket, Secret: d.secret, PCRs: q.PCRs, Quote: q.Quote, Signature: q.Signature, Cmdline: q.Cmdline, SystemdLog: q.SystemdLog}
 	report, err := r.Encode()
 	if err != nil {
 		return attest.Evidence{}, fmt.Errorf("TPM: encode evidence: %w", err)
@@ -185,6 +203,7 @@ type Quoted struct {
 	PCRs             []attest.PCR
 	Quote, Signature []byte // TPMS_ATTEST, TPMT_SIGNATURE
 	Cmdline          string
+	SystemdLog       []byte // what systemd measured into PCR 9
 	EventLog         []byte // empty if the machine keeps none
 }
 
@@ -210,10 +229,36 @@ func (d *Device) quoted(key loaded, digest []byte) (q Quoted, err error) {
 	if b, err := os.ReadFile(cmdlinePath); err == nil {
 		q.Cmdline = strings.TrimSuffix(string(b), "\n")
 	}
+	q.SystemdLog = systemdLog(d.cfg.SystemdLog)
 	if q.EventLog, err = os.ReadFile(d.cfg.EventLog); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return q, fmt.Errorf("TPM event log: %w", err)
 	}
 	return q, nil
+}
+
+// systemdLog are the records of systemd's log (JSON texts, each after a record
+// separator) about PCR 9, which its other records do not explain. Without them the PCR remains unexplained, so no error counts.
+func systemdLog(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	all, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return nil
+	}
+	var out []byte
+	for _, record := range bytes.Split(all, []byte{0x1e}) {
+		var r struct {
+			PCR *int `json:"pcr"`
+		}
+		if strictjson.Unmarshal(bytes.TrimSpace(record), &r) != nil || r.PCR == nil || *r.PCR != 9 || len(out)+1+len(record) > attest.MaxSystemdLog {
+			continue
+		}
+		out = append(append(out, 0x1e), record...)
+	}
+	return out
 }
 
 // QuoteBy quotes the PCRs by a key that the platform keeps in the TPM, under its persistent handle.
@@ -383,30 +428,52 @@ const (
 // None at all is left to the broker to refuse, whose operator should know.
 func (d *Device) ekCertificates() ([][]byte, tpm2.TPMTPublic) {
 	template := tpm2.RSAEKTemplate
+	if given := d.cfg.EKCertificates; len(given) > 0 {
+		if t, err := ekTemplate(given[0]); err == nil {
+			template = t
+		}
+		return given, template
+	}
 	cert, err := d.nvRead(nvP256)
 	if err == nil {
 		template = tpm2.ECCEKTemplate
 	} else if cert, err = d.nvRead(nvRSA2048); err != nil {
 		return nil, template
 	}
-	certs := [][]byte{cert}
+	chain := [][]byte{cert}
 	for i := range uint32(maxChain) {
 		b, err := d.nvRead(nvChain + i)
 		if err != nil {
 			break
 		}
 		// One index may hold several certificates, one after the other.
-		for len(certs) < 8 {
+		for len(chain) < 8 {
 			var raw asn1.RawValue
 			rest, err := asn1.Unmarshal(b, &raw)
 			if err != nil {
 				break
 			}
-			certs = append(certs, raw.FullBytes)
+			chain = append(chain, raw.FullBytes)
 			b = rest
 		}
 	}
-	return certs, template
+	return chain, template
+}
+
+// ekTemplate makes the endorsement key that a certificate is of.
+func ekTemplate(der []byte) (tpm2.TPMTPublic, error) {
+	c, err := parseEK(der)
+	if err != nil {
+		return tpm2.TPMTPublic{}, err
+	}
+	if certs.KindOf(c.PublicKey) == certs.P256 {
+		return tpm2.ECCEKTemplate, nil
+	}
+	return tpm2.RSAEKTemplate, nil
+}
+
+func parseEK(der []byte) (*x509.Certificate, error) {
+	return certs.ParseTPM(der, certs.RSA, certs.P256)
 }
 
 func (d *Device) nvRead(index uint32) ([]byte, error) { return d.nvReadAs(index, false) }
@@ -475,15 +542,11 @@ func (d *Device) AKPublic() ([]byte, error) {
 func (d *Device) EKCertificate() (*x509.Certificate, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	certs, _ := d.ekCertificates()
-	if len(certs) == 0 {
-		return nil, errors.New("TPM: it holds no endorsement key certificate")
+	chain, _ := d.ekCertificates()
+	if len(chain) == 0 {
+		return nil, errors.New(`TPM: it holds no endorsement key certificate: get it from its manufacturer, and name the file in "tpm.ek_certificate"`)
 	}
-	var raw asn1.RawValue // some TPMs leave padding behind it
-	if _, err := asn1.Unmarshal(certs[0], &raw); err != nil {
-		return nil, fmt.Errorf("TPM: endorsement key certificate: %w", err)
-	}
-	c, err := x509.ParseCertificate(raw.FullBytes)
+	c, err := parseEK(chain[0])
 	if err != nil {
 		return nil, fmt.Errorf("TPM: endorsement key certificate: %w", err)
 	}

@@ -39,10 +39,10 @@ func (c Cryptsetup) run(ctx context.Context, stdin []byte, keys [][]byte, args .
 			return fmt.Errorf("run cryptsetup: %w", err)
 		}
 		defer r.Close()
-		_, err = w.Write(k) // far less than a pipe holds
-		if err := errors.Join(err, w.Close()); err != nil {
-			return fmt.Errorf("run cryptsetup: %w", err)
-		}
+		go func() { // a key may be longer than what a pipe holds; what cryptsetup does not read ends with r
+			_, _ = w.Write(k)
+			w.Close()
+		}()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, r)
 	}
 	err := cmd.Run()
@@ -72,28 +72,44 @@ func (c Cryptsetup) opens(ctx context.Context, header, device, slot string, key 
 	return c.run(ctx, key, nil, "open", "--type", "luks2", "--header", header, "--test-passphrase", "--key-slot", slot, "--key-file", "-", device) == nil
 }
 
-// ask has a person type a passphrase.
-func (c Cryptsetup) ask(ctx context.Context, header, device, name string) error {
-	path := c.Path
-	if path == "" {
-		path = "cryptsetup"
-	}
-	cmd := exec.CommandContext(ctx, path, "open", "--type", "luks2", "--header", header, "--tries", "5", device, name)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("open %s by passphrase: %w", name, err)
-	}
-	return nil
-}
-
 func (c Cryptsetup) format(ctx context.Context, device string, key []byte) error {
 	return c.run(ctx, key, nil, "luksFormat", "--type", "luks2", "--cipher", "aes-xts-plain64", "--key-size", "512",
 		"--hash", "sha256", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "-", device)
 }
 
-func (c Cryptsetup) addKey(ctx context.Context, device string, old, key []byte) error {
-	args := append([]string{"luksAddKey", "--key-file", "/dev/fd/3"}, keyslotOptions...)
-	return c.run(ctx, nil, [][]byte{old, key}, append(args, device, "/dev/fd/4")...)
+// addKey adds a keyslot for key. cryptsetup reads the header from the device
+// again to do so, and the host may have put another one there: the volume key
+// therefore comes from the header that was checked, and cryptsetup refuses it
+// if the device's header is for another one.
+func (c Cryptsetup) addKey(ctx context.Context, header, device string, old, key []byte) error {
+	volume, err := c.volumeKey(ctx, header, old)
+	if err != nil {
+		return err
+	}
+	defer clear(volume)
+	args := append([]string{"luksAddKey", "--volume-key-file", "/dev/fd/3"}, keyslotOptions...)
+	return c.run(ctx, nil, [][]byte{volume, key}, append(args, device, "/dev/fd/4")...)
+}
+
+// volumeKey gets the volume key out of a header in a file, by way of a file beside it, in memory too.
+func (c Cryptsetup) volumeKey(ctx context.Context, header string, key []byte) ([]byte, error) {
+	path := header + ".key"
+	defer os.Remove(path)
+	if err := c.run(ctx, key, nil, "luksDump", "--dump-volume-key", "--volume-key-file", path, "--key-file", "-", header); err != nil {
+		return nil, err
+	}
+	volume, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read volume key: %w", err)
+	}
+	if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil { // not truncated: these very pages
+		_, err = f.Write(make([]byte, len(volume)))
+		if err := errors.Join(err, f.Close()); err != nil {
+			clear(volume)
+			return nil, fmt.Errorf("wipe volume key: %w", err)
+		}
+	}
+	return volume, nil
 }
 
 // killSlot removes a keyslot; key has to open another one.

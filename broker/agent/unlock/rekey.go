@@ -83,7 +83,7 @@ func (u *Unlocker) next(ctx context.Context, v Volume, d *disk, old agent.Secret
 // addNext makes a keyslot and a token for the next key, unless a cut-off Rekey had made the keyslot.
 func (u *Unlocker) addNext(ctx context.Context, v Volume, d *disk, old, next agent.Secret) (*disk, error) {
 	if u.slotOf(ctx, d, next.Value) == "" {
-		if err := u.Cryptsetup.addKey(ctx, d.device, old.Value, next.Value); err != nil {
+		if err := u.Cryptsetup.addKey(ctx, d.copy, d.device, old.Value, next.Value); err != nil {
 			return d, err
 		}
 		if err := u.did("keyslot added"); err != nil {

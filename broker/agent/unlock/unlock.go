@@ -74,6 +74,9 @@ var (
 	ErrNotEmpty    = errors.New("the disk holds neither a LUKS2 header nor only zeros: it is not touched")
 )
 
+// errChanged: what is about to be enrolled is not what was checked and proven.
+var errChanged = errors.New("the disk's header changed while the disk was worked on: nothing was enrolled")
+
 // disk is a device whose header was read, checked and copied to memory.
 type disk struct {
 	device string
@@ -146,19 +149,6 @@ func (u *Unlocker) prepare(ctx context.Context, v Volume) (_ *disk, _ agent.Secr
 	}
 	_, key, err := u.proven(ctx, v, d, newest)
 	return d, key, err
-}
-
-// Ask opens a volume by a passphrase, or the recovery key, that a person types.
-func (u *Unlocker) Ask(ctx context.Context, v Volume) error {
-	d, err := u.inspect(ctx, v)
-	if err != nil {
-		return fmt.Errorf("%s: %w", v.Name, err)
-	}
-	defer d.close()
-	if d.header == nil {
-		return fmt.Errorf("%s: the disk is blank", v.Name)
-	}
-	return u.Cryptsetup.ask(ctx, d.copy, d.device, v.Name)
 }
 
 // inspect finds the device, and checks and copies its header.
@@ -260,9 +250,9 @@ func locate(device string) (string, error) {
 		if err != nil {
 			continue
 		}
-		h, err := luks.Read(f)
+		found := luks.UUID(f)
 		f.Close()
-		if err == nil && strings.EqualFold(h.UUID, uuid) {
+		if found != "" && strings.EqualFold(found, uuid) {
 			return path, nil
 		}
 	}
@@ -379,7 +369,7 @@ func (u *Unlocker) Enrol(ctx context.Context, v Volume, oldKey []byte) error {
 	}
 	defer key.Wipe()
 	if slot := u.slotOf(ctx, d, key.Value); slot == "" {
-		if err := u.Cryptsetup.addKey(ctx, d.device, oldKey, key.Value); err != nil {
+		if err := u.Cryptsetup.addKey(ctx, d.copy, d.device, oldKey, key.Value); err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
 	}
@@ -400,6 +390,9 @@ func (u *Unlocker) adopt(ctx context.Context, v Volume, old *disk, key agent.Sec
 	old.close()
 	if d.header == nil {
 		return d, errors.New("the disk is blank again")
+	}
+	if old.header != nil && !d.header.SameVolume(old.header) {
+		return d, errChanged
 	}
 	slot := u.slotOf(ctx, d, key.Value)
 	if slot == "" {
@@ -457,7 +450,7 @@ func (u *Unlocker) addRecovery(ctx context.Context, v Volume, d *disk, key agent
 	if u.slotOf(ctx, d, text) != "" {
 		return nil
 	}
-	if err := u.Cryptsetup.addKey(ctx, d.device, key.Value, text); err != nil {
+	if err := u.Cryptsetup.addKey(ctx, d.copy, d.device, key.Value, text); err != nil {
 		return fmt.Errorf("recovery key: %w", err)
 	}
 	return u.did("recovery key added")

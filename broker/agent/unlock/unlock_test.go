@@ -263,12 +263,68 @@ func TestRefuses(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("a null cipher that only cryptsetup sees", func(t *testing.T) {
+		// json-c takes a name up to its first NUL, and the last of two members.
+		err := try(t, func(v *Volume) {
+			v.Device = filepath.Join(f.dir, "nul.img")
+			if err := os.WriteFile(v.Device, rewritten(t, good, `"iv_tweak":"0",`, `"iv_tweak":"0","encryption\u0000":"cipher_null-ecb",`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if err == nil || !strings.Contains(err.Error(), "control characters") {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("denied", func(t *testing.T) {
 		u.Broker = f.broker.Client(t, teesim.ReportOptions{Measurement: teesim.Measurement("evil")})
 		if err := try(t, func(*Volume) {}); !errors.Is(err, agent.ErrDenied) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// TestHeaderSwappedMeanwhile: the host puts a header for a volume key of its
+// own on the disk after the real one was checked. Its keyslot opens with the
+// disk's key, as one with a null cipher would. No keyslot is made for that volume key.
+func TestHeaderSwappedMeanwhile(t *testing.T) {
+	f := newFixture(t)
+	u := f.unlocker(t)
+	if err := u.Unlock(t.Context(), f.volume); err != nil {
+		t.Fatal(err)
+	}
+	key, _, err := f.client.Get(t.Context(), f.volume.Resource)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := f.blank(t, "host.img")
+	if err := u.Cryptsetup.format(t.Context(), hosts, key[0].Value); err != nil {
+		t.Fatal(err)
+	}
+	swap := func() {
+		b, err := os.ReadFile(hosts)
+		if err == nil {
+			err = os.WriteFile(f.volume.Device, b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := f.inspected(t)
+	swap()
+	if err := u.Cryptsetup.addKey(t.Context(), before.copy, before.device, key[0].Value, []byte("the next key of the disk")); err == nil {
+		t.Error("cryptsetup made a keyslot in the host's header")
+	}
+	after := f.inspected(t)
+	if len(after.header.Meta.Keyslots) != 1 {
+		t.Errorf("the host's header has keyslots %v", after.header.Meta.Keyslots)
+	}
+	d, err := u.adopt(t.Context(), f.volume, before, key[0])
+	if d != nil {
+		defer d.close()
+	}
+	if !errors.Is(err, errChanged) {
+		t.Errorf("another volume was taken over: %v", err)
+	}
 }
 
 func rewritten(t *testing.T, image []byte, old, text string) []byte {

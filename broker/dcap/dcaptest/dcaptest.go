@@ -43,6 +43,7 @@ type Platform struct {
 	// CRLs; used by Collateral.
 	RevokedByRoot, RevokedByCA   []*big.Int
 	CRLThisUpdate, CRLNextUpdate time.Time
+	CRLNumber                    int64
 
 	// QE is the quoting enclave's report apart from REPORTDATA; used by Quote….
 	QE     dcap.EnclaveReport
@@ -158,7 +159,7 @@ func New(now time.Time) (*Platform, error) {
 			Platform: &dcap.PCKPlatform{InstanceID: [16]byte{0x71, 2}, CachedKeys: true, SMTEnabled: true},
 		},
 		NotBefore: issued, NotAfter: now.AddDate(7, 0, 0),
-		CRLThisUpdate: issued, CRLNextUpdate: next,
+		CRLThisUpdate: issued, CRLNextUpdate: next, CRLNumber: 1,
 		QEAuth: make([]byte, 32),
 	}
 	for i := range p.QEAuth {
@@ -211,18 +212,14 @@ func (p *Platform) Certify() error {
 	if p.CA, err = issue(ca, p.Root); err != nil {
 		return err
 	}
-	leaf := x509.Certificate{
-		Subject: p.subject("TCB Signing"), NotBefore: p.NotBefore, NotAfter: p.NotAfter,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment,
-	}
-	if p.TCBSigning, err = issue(leaf, p.Root); err != nil {
+	if err := p.RenewTCBSigning(); err != nil {
 		return err
 	}
+	leaf := p.signing("PCK Certificate")
 	ext, err := extension(p.PCK)
 	if err != nil {
 		return err
 	}
-	leaf.Subject = p.subject("PCK Certificate")
 	leaf.ExtraExtensions = []pkix.Extension{ext}
 	leaf.CRLDistributionPoints = []string{"https://simulated.invalid/pckcrl"}
 	if p.Leaf, err = issue(leaf, p.CA); err != nil {
@@ -230,6 +227,20 @@ func (p *Platform) Certify() error {
 	}
 	p.attKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	return err
+}
+
+// RenewTCBSigning makes another key and certificate for signing TCB info and QE identities.
+func (p *Platform) RenewTCBSigning() error {
+	var err error
+	p.TCBSigning, err = issue(p.signing("TCB Signing"), p.Root)
+	return err
+}
+
+func (p *Platform) signing(role string) x509.Certificate {
+	return x509.Certificate{
+		Subject: p.subject(role), NotBefore: p.NotBefore, NotAfter: p.NotAfter,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment,
+	}
 }
 
 // Collateral is a fixed set of collateral.
@@ -273,9 +284,12 @@ func (p *Platform) Collateral() (Collateral, error) {
 	if c[root], err = p.crl(p.Root, p.RevokedByRoot); err != nil {
 		return nil, err
 	}
-	if c[ca], err = p.crl(p.CA, p.RevokedByCA); err != nil {
+	list, err := p.crl(p.CA, p.RevokedByCA)
+	if err != nil {
 		return nil, err
 	}
+	list.IssuerChain = chain(p.CA, p.Root)
+	c[ca] = list
 	return c, nil
 }
 
@@ -293,7 +307,7 @@ func (p *Platform) SignDocument(member string, raw []byte) (attest.CollateralIte
 }
 
 func (p *Platform) crl(issuer *Certificate, revoked []*big.Int) (attest.CollateralItem, error) {
-	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: p.CRLThisUpdate, NextUpdate: p.CRLNextUpdate}
+	list := &x509.RevocationList{Number: big.NewInt(p.CRLNumber), ThisUpdate: p.CRLThisUpdate, NextUpdate: p.CRLNextUpdate}
 	for _, n := range revoked {
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: p.CRLThisUpdate})
 	}

@@ -113,7 +113,7 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 		return none, t.Fail("internal", attest.ReasonInternal, "encode HCLAkPub: %w", err)
 	}
 	tpm := tpmquote.NewClaims(q, r.PCRs, tpmquote.AK{Algorithm: data.ak.Algorithm, Trust: tpmquote.TrustHardware, Issuer: "HCL"}, nil)
-	if err := tpm.Explain(t, ev.EventLog, r.PCRs, r.Cmdline); err != nil {
+	if err := tpm.Explain(t, ev.EventLog, r.PCRs, tpmquote.Hints{Cmdline: r.Cmdline, SystemdLog: r.SystemdLog}); err != nil {
 		return none, err
 	}
 

@@ -286,7 +286,17 @@ func TestForgeries(t *testing.T) {
 		"vendors' roots only":          {on: both[:1], before: func(s *sim) { s.config.SNP, _ = snp.New(snp.Config{}) }, check: "snp.chain", reason: attest.ReasonChain},
 		"no key":                       {on: both, before: func(s *sim) { s.runtime = `{"keys":[]}` }, check: "azure.ak", reason: attest.ReasonMalformed},
 		"not JSON":                     {on: both, before: func(s *sim) { s.runtime = `{"keys":[]` }, check: "azure.ak", reason: attest.ReasonMalformed},
-		"two keys":                     {on: both, before: func(s *sim) { s.runtime = strings.Replace(s.runtime, "HCLEkPub", "HCLAkPub", 1) }, check: "azure.ak", reason: attest.ReasonUnsupported},
+		"a key's member twice": {on: both, before: func(s *sim) {
+			s.runtime = strings.Replace(s.runtime, `"kid":"HCLAkPub"`, `"kid":"HCLEkPub","kid":"HCLAkPub"`, 1)
+		}, check: "azure.ak", reason: attest.ReasonMalformed},
+		"a key's member in another case": {on: both, before: func(s *sim) {
+			s.runtime = strings.Replace(s.runtime, `"kid":"HCLAkPub"`, `"Kid":"HCLAkPub"`, 1)
+		}, check: "azure.ak", reason: attest.ReasonMalformed},
+		"keys twice": {on: both, before: func(s *sim) { s.runtime = strings.Replace(s.runtime, `{"keys"`, `{"keys":[],"keys"`, 1) }, check: "azure.ak", reason: attest.ReasonMalformed},
+		"a NUL in a name": {on: both, before: func(s *sim) {
+			s.runtime = strings.Replace(s.runtime, `{"keys"`, `{"user-data\u0000":"","keys"`, 1)
+		}, check: "azure.ak", reason: attest.ReasonMalformed},
+		"two keys": {on: both, before: func(s *sim) { s.runtime = strings.Replace(s.runtime, "HCLEkPub", "HCLAkPub", 1) }, check: "azure.ak", reason: attest.ReasonUnsupported},
 		"a key of another type": {on: both, before: func(s *sim) { s.runtime = strings.Replace(s.runtime, `"kty":"RSA"`, `"kty":"EC"`, 1) }, check: "azure.ak",
 			reason: attest.ReasonUnsupported},
 		"a short key": {on: both, before: func(s *sim) { s.ak.PrivateKey = small }, check: "azure.ak", reason: attest.ReasonUnsupported},

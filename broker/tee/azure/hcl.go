@@ -6,13 +6,13 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"math/big"
 	"strings"
 
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/strictjson"
 	"github.com/claviger/claviger/broker/tpmquote"
 )
 
@@ -98,7 +98,7 @@ func parseRuntimeData(t *dcap.Trail, b []byte) (runtimeData, error) {
 		Config   vmConfiguration `json:"vm-configuration"`
 		UserData string          `json:"user-data"`
 	}
-	if err := json.Unmarshal(b, &doc); err != nil {
+	if err := strictjson.Unmarshal(b, &doc); err != nil {
 		return runtimeData{}, t.Fail("ak", attest.ReasonMalformed, "runtime data: %w", err)
 	}
 	d := runtimeData{config: doc.Config}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/tpmquote"
@@ -27,6 +28,8 @@ import (
 type Config struct {
 	// AKRoots are Google's CAs for attestation keys. Without any, no vTPM is believed.
 	AKRoots []*x509.Certificate
+	// Unvouched lets a key for which nobody vouches pass, as a skipped check, where evidence without a binding is looked at from a file.
+	Unvouched bool
 	// SNP and TDX appraise the hardware report inside. What is nil is refused.
 	SNP, TDX attest.Verifier
 }
@@ -48,17 +51,13 @@ type Config struct {
 // they are one machine: see docs/evidence/gce-vtpm.md.
 type Verifier struct {
 	cfg    Config
-	roots  *x509.CertPool
+	roots  *certs.Authorities
 	chains memo.Memo[[]*x509.Certificate] // dates are looked at on each use
 }
 
 // New makes a Verifier.
 func New(cfg Config) *Verifier {
-	v := &Verifier{cfg: cfg, roots: x509.NewCertPool()}
-	for _, c := range cfg.AKRoots {
-		v.roots.AddCert(c)
-	}
-	return v
+	return &Verifier{cfg: cfg, roots: certs.NewAuthorities(cfg.AKRoots, nil)}
 }
 
 // Type implements attest.Verifier.
@@ -119,7 +118,7 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 		return none, err
 	}
 	tpm := tpmquote.NewClaims(q, r.PCRs, key, nil)
-	if err := tpm.Explain(t, ev.EventLog, r.PCRs, r.Cmdline); err != nil {
+	if err := tpm.Explain(t, ev.EventLog, r.PCRs, tpmquote.Hints{Cmdline: r.Cmdline, SystemdLog: r.SystemdLog}); err != nil {
 		return none, err
 	}
 
@@ -133,22 +132,22 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 
 // parseCertificates reads the chain; the key is that of the first.
 func parseCertificates(ders [][]byte) ([]*x509.Certificate, tpmquote.Key, error) {
-	var certs []*x509.Certificate
+	var chain []*x509.Certificate
 	for i, der := range ders {
-		c, err := x509.ParseCertificate(der)
+		c, err := tpmquote.ParseCertificate(der)
 		if err != nil {
 			return nil, tpmquote.Key{}, fmt.Errorf("certificate %d: %w", i, err)
 		}
-		certs = append(certs, c)
+		chain = append(chain, c)
 	}
-	ak, err := tpmquote.NewKey(certs[0].PublicKey)
-	return certs, ak, err
+	ak, err := tpmquote.NewKey(chain[0].PublicKey)
+	return chain, ak, err
 }
 
 // trustAK makes the checks 4 and 5.
 func (v *Verifier) trustAK(t *dcap.Trail, hardware attest.Type, certs []*x509.Certificate, ak tpmquote.Key, bound bool, now time.Time) (*Claims, tpmquote.AK, error) {
 	c, key := &Claims{Hardware: hardware}, tpmquote.AK{Algorithm: ak.Algorithm, Trust: tpmquote.TrustNone}
-	if len(v.cfg.AKRoots) == 0 && !bound {
+	if len(v.cfg.AKRoots) == 0 && !bound && v.cfg.Unvouched {
 		// Claims of unbound evidence never release anything.
 		t.Skip("ak_certificate", "no CA is configured: nobody vouches for this key")
 		return c, key, nil
@@ -174,13 +173,12 @@ func (v *Verifier) checkCertificate(leaf *x509.Certificate, issuers []*x509.Cert
 		return attest.ReasonChain, errors.New("this broker knows no CA for attestation keys (evidence.gce.ak_roots)")
 	}
 	var reason attest.Reason
-	inters, raw := x509.NewCertPool(), [][]byte{leaf.Raw}
+	raw := [][]byte{leaf.Raw}
 	for _, c := range issuers {
-		inters.AddCert(c)
 		raw = append(raw, c.Raw)
 	}
 	chain, err := v.chains.Get(memo.Key(raw...), func() (chain []*x509.Certificate, err error) {
-		chain, reason, err = tpmquote.VerifyCertificate(leaf, v.roots, inters, now)
+		chain, reason, err = tpmquote.VerifyCertificate(leaf, issuers, v.roots, now)
 		return chain, err
 	})
 	if err != nil {
@@ -252,18 +250,22 @@ func security(v asn1.RawValue) (version int64, production bool, err error) {
 	if rest, err := asn1.Unmarshal(v.Bytes, &fields); err != nil || len(rest) > 0 {
 		return 0, false, errors.Join(err, trailing(rest))
 	}
+	seen := map[int]bool{}
 	for _, f := range fields {
-		var err error
-		switch {
-		case f.Class != asn1.ClassContextSpecific:
-			err = fmt.Errorf("class %d", f.Class)
-		case f.Tag == 0:
-			_, err = asn1.Unmarshal(f.Bytes, &version)
-		case f.Tag == 1:
-			_, err = asn1.Unmarshal(f.Bytes, &production)
+		if f.Class != asn1.ClassContextSpecific || seen[f.Tag] {
+			return 0, false, fmt.Errorf("a field of class %d, tag %d", f.Class, f.Tag)
 		}
-		if err != nil {
-			return 0, false, err
+		seen[f.Tag] = true
+		var rest []byte
+		var err error
+		switch f.Tag {
+		case 0:
+			rest, err = asn1.Unmarshal(f.Bytes, &version)
+		case 1:
+			rest, err = asn1.Unmarshal(f.Bytes, &production)
+		}
+		if err := errors.Join(err, trailing(rest)); err != nil {
+			return 0, false, fmt.Errorf("field %d: %w", f.Tag, err)
 		}
 	}
 	return version, production, nil

@@ -283,6 +283,10 @@ func TestClaims(t *testing.T) {
 		// Looked at from a file, where no CA is known.
 		s2 := *s
 		s2.config.AKRoots = nil
+		if _, err := gce.New(s2.config).Verify(t.Context(), ev, attest.Unbound(), s.collateral, now); attest.ReasonOf(err) != attest.ReasonChain {
+			t.Errorf("a key for which nobody vouches: %v", err)
+		}
+		s2.config.Unvouched = true
 		cl, err = gce.New(s2.config).Verify(t.Context(), ev, attest.Unbound(), s.collateral, now)
 		if err != nil || cl.GCE.(*gce.Claims).Instance != nil || cl.TPM.(*tpmquote.Claims).AK.Trust != tpmquote.TrustNone || cl.Bound {
 			t.Errorf("unbound, without CAs: %+v, %v", cl, err)

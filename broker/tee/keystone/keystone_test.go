@@ -381,6 +381,10 @@ func TestJSON(t *testing.T) {
 		"odd hash":   strings.Replace(good, hex.EncodeToString(s.smHash), hex.EncodeToString(s.smHash)[1:], 1),
 		"short hash": strings.Replace(good, hex.EncodeToString(s.smHash), hex.EncodeToString(s.smHash)[2:], 1),
 		"long key":   strings.Replace(good, hex.EncodeToString(s.device.public[:]), "00"+hex.EncodeToString(s.device.public[:]), 1),
+		"twice":      strings.Replace(good, `"datalen":64`, `"datalen":64,"datalen":64`, 1),
+		"other case": strings.Replace(good, `"datalen":64`, `"DataLen":64`, 1),
+		"trailing":   good + "{}",
+		"NUL":        strings.Replace(good, `"datalen":64`, `"datalen":64,"data\u0000":""`, 1),
 		"no hex":     strings.Replace(good, hex.EncodeToString(s.data), strings.Repeat("zz", 64), 1),
 	} {
 		if bad == good {

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // Sizes in bytes (Keystone SDK, include/verifier/Report.hpp; sm/src/enclave.h).
@@ -91,7 +92,7 @@ func parseJSON(b []byte) (*report, error) {
 	if len(b) > maxJSON {
 		return nil, fmt.Errorf("JSON of %d bytes", len(b))
 	}
-	if err := json.Unmarshal(b, &doc); err != nil {
+	if err := strictjson.Unmarshal(b, &doc); err != nil {
 		return nil, err
 	}
 	r := new(report)

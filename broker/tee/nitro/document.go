@@ -11,6 +11,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"github.com/claviger/claviger/broker/cose"
 	"github.com/claviger/claviger/broker/p384"
 )
 
@@ -53,10 +54,10 @@ type document struct {
 // sign1 is COSE_Sign1 (RFC 9052 §4.2).
 type sign1 struct {
 	_           struct{} `cbor:",toarray"`
-	Protected   []byte
+	Protected   cose.Bytes
 	Unprotected cbor.RawMessage
-	Payload     []byte
-	Signature   []byte // r ‖ s, 48 bytes each, big endian
+	Payload     cose.Bytes
+	Signature   cose.Bytes // r ‖ s, 48 bytes each, big endian
 }
 
 var (
@@ -68,23 +69,6 @@ var (
 const (
 	tagSign1 = 0xd2 // CBOR tag 18 in one byte
 )
-
-// decMode takes each name once and as it is written: with two members of one
-// name, what we read need not be what another reader of the same bytes sees.
-var decMode = func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-		TagsMd:            cbor.TagsForbidden,
-		MaxNestedLevels:   4,
-		MaxArrayElements:  2 * pcrsOfEnclave,
-		MaxMapPairs:       2 * pcrsOfEnclave,
-	}.DecMode()
-	if err != nil {
-		panic(err) // the options are constant
-	}
-	return m
-}()
 
 var (
 	errAlgorithm = errors.New("the protected header is not ES384 alone")
@@ -98,7 +82,7 @@ func parseSign1(b []byte) (sign1, error) {
 	if len(b) > 0 && b[0] == tagSign1 {
 		b = b[1:]
 	}
-	if err := decMode.Unmarshal(b, &s); err != nil {
+	if err := cose.UnmarshalAnyLength(b, &s); err != nil {
 		return s, fmt.Errorf("COSE_Sign1: %w", err)
 	}
 	if !bytes.Equal(s.Protected, protectedES384) {
@@ -129,7 +113,7 @@ func (s sign1) verify(signer *x509.Certificate) bool {
 // parseDocument reads the payload and holds it to the specification.
 func parseDocument(b []byte) (*document, error) {
 	d := new(document)
-	if err := decMode.Unmarshal(b, d); err != nil {
+	if err := cose.UnmarshalAnyLength(b, d); err != nil {
 		return nil, fmt.Errorf("attestation document: %w", err)
 	}
 	if err := d.check(); err != nil {

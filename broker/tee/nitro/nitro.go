@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/p384"
@@ -61,7 +62,7 @@ type Config struct {
 type Verifier struct {
 	maxAge time.Duration
 	root   *x509.Certificate
-	roots  *x509.CertPool
+	roots  *certs.Authorities
 	chains memo.Memo[[]*x509.Certificate] // leaf first; dates are looked at on each use
 }
 
@@ -84,11 +85,8 @@ func New(cfg Config) (*Verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nitro: root G1: %w", err)
 	}
-	v := &Verifier{maxAge: cfg.MaxAge, root: root, roots: x509.NewCertPool()}
-	for _, c := range append([]*x509.Certificate{root}, cfg.TestRoots...) {
-		v.roots.AddCert(c)
-	}
-	return v, nil
+	roots := certs.NewAuthorities(append([]*x509.Certificate{root}, cfg.TestRoots...), nil)
+	return &Verifier{maxAge: cfg.MaxAge, root: root, roots: roots}, nil
 }
 
 var _ attest.Verifier = (*Verifier)(nil)
@@ -185,17 +183,17 @@ func (v *Verifier) chain(d *document) ([]*x509.Certificate, attest.Reason, error
 		if err != nil {
 			return nil, fmt.Errorf("certificate: %w", err)
 		}
-		inters := x509.NewCertPool()
+		var sent []*x509.Certificate
 		for i, der := range d.CABundle {
 			c, err := p384.ParseCertificate(der)
 			if err != nil {
 				return nil, fmt.Errorf("cabundle: certificate %d: %w", i, err)
 			}
-			inters.AddCert(c)
+			sent = append(sent, c)
 		}
 		reason = attest.ReasonChain
 		// AWS's leaves name no usage that x509 knows of.
-		chains, err := leaf.Verify(x509.VerifyOptions{Roots: v.roots, Intermediates: inters, CurrentTime: d.time(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+		chain, err := v.roots.Verify(leaf, sent, d.time())
 		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
 			reason = attest.ReasonValidity
 		}
@@ -206,7 +204,7 @@ func (v *Verifier) chain(d *document) ([]*x509.Certificate, attest.Reason, error
 		if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 			return nil, errors.New("certificate: is a CA's, or not for signatures")
 		}
-		return chains[0], nil
+		return chain, nil
 	})
 	return chain, reason, err
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/p384"
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 // Limits of Endorsements.
@@ -67,17 +67,13 @@ func (d *device) root() *x509.Certificate { return d.certs[len(d.certs)-1] }
 // endorsements takes PEM apart into certificates and OCSP answers. What is not
 // PEM has no place in it.
 func endorsements(b []byte) (certs, answers [][]byte, err error) {
-	for b = bytes.TrimSpace(b); len(b) > 0; b = bytes.TrimSpace(b) {
-		if !bytes.HasPrefix(b, []byte("-----BEGIN ")) {
-			return nil, nil, errors.New("bytes that are not PEM")
-		}
-		block, rest := pem.Decode(b)
-		// Decode passes over what it cannot read, up to the next block that it can.
-		if block == nil || bytes.Count(b[:len(b)-len(rest)], []byte("-----BEGIN ")) != 1 {
-			return nil, nil, errors.New("a PEM block that is broken")
-		}
-		if n := len(block.Bytes); n == 0 || n > maxBlock {
-			return nil, nil, fmt.Errorf("a PEM block of %d bytes", n)
+	blocks, err := pemfile.Bare(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, block := range blocks {
+		if n := len(block.Bytes); n > maxBlock {
+			return nil, nil, fmt.Errorf("line %d: a PEM block of %d bytes", block.Line, n)
 		}
 		switch block.Type {
 		case pemCertificate:
@@ -85,9 +81,8 @@ func endorsements(b []byte) (certs, answers [][]byte, err error) {
 		case pemOCSPResponse:
 			answers = append(answers, block.Bytes)
 		default:
-			return nil, nil, fmt.Errorf("a PEM block of type %.32q", block.Type)
+			return nil, nil, fmt.Errorf("line %d: a PEM block of type %.32q", block.Line, block.Type)
 		}
-		b = rest
 	}
 	if len(certs) > maxCertificates || len(answers) > maxAnswers {
 		return nil, nil, fmt.Errorf("%d certificates and %d OCSP answers, want at most %d and %d", len(certs), len(answers), maxCertificates, maxAnswers)
@@ -129,8 +124,9 @@ func checkChain(certs, roots []*x509.Certificate) error {
 	if !slices.ContainsFunc(roots, root.Equal) {
 		return fmt.Errorf("the chain ends at %s, which is not the pinned root", root.Subject)
 	}
-	for i, c := range certs[:len(certs)-1] {
-		issuer := certs[i+1]
+	// From the root down, so that no stranger's key is ever used to verify.
+	for i := len(certs) - 2; i >= 0; i-- {
+		c, issuer := certs[i], certs[i+1]
 		// CheckSignatureFrom wants a CA that may sign certificates.
 		if err := c.CheckSignatureFrom(issuer); err != nil {
 			return fmt.Errorf("certificate %d (%s) is not issued by certificate %d (%s): %w", i, c.Subject, i+1, issuer.Subject, err)

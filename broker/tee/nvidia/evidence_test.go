@@ -317,16 +317,16 @@ func python(t *testing.T, b []byte) (out []sample) {
 
 // TestSharedTopology: GPUs and switches of one chassis name each other.
 func TestSharedTopology(t *testing.T) {
-	for name, read := range map[string]func() []sample{
-		"nvtrust": func() []sample {
+	for name, read := range map[string]func(*testing.T) []sample{
+		"nvtrust": func(t *testing.T) []sample {
 			return append(flat(t, shared(t, "nvtrust/gpu_evidence.json")), flat(t, shared(t, "nvtrust/switch_evidence.json"))...)
 		},
-		"go-nvattest-tools": func() []sample { return python(t, shared(t, "go-nvattest-tools/test_ppcie_data.json")) },
+		"go-nvattest-tools": func(t *testing.T) []sample { return python(t, shared(t, "go-nvattest-tools/test_ppcie_data.json")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := newVerifier(t, lenient)
 			ids, linked := map[string][]string{}, map[string][][]string{}
-			for i, d := range read() {
+			for i, d := range read(t) {
 				cl, err := v.Verify(t.Context(), attest.Evidence{Type: attest.TypeNVIDIA, Report: d.report, Endorsements: d.chain}, attest.Unbound(), nil, at("2026-06-01T00:00:00Z"))
 				if err != nil {
 					t.Fatalf("device %d: %v", i, err)

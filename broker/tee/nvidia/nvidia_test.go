@@ -753,6 +753,25 @@ func TestEndorsements(t *testing.T) {
 	}
 }
 
+// TestHugeResponder: a responder's key is bounded, and vouched for, before it is used.
+func TestHugeResponder(t *testing.T) {
+	s := newSim(t, "GH100")
+	k := newKey(t, elliptic.P384())
+	tmpl := x509.Certificate{Subject: pkix.Name{CommonName: "responder"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}}
+	fresh := ocsp.Response{Status: ocsp.Good, SerialNumber: s.chain[1].SerialNumber, ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(time.Hour)}
+	huge := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 39999, 1), E: 1<<31 - 1}
+	other := newSim(t, "GH100")
+	stranger := other.issue(t, tmpl, &k.PublicKey, other.chain[2], other.keys[2])
+	for want, c := range map[string]*x509.Certificate{"40000 bits": s.issue(t, tmpl, huge, s.chain[2], s.keys[2]), "no responder of": stranger} {
+		s.answers[0] = s.answerWith(t, fresh, 1, c, k)
+		_, err := newVerifier(t, s.config()).Verify(t.Context(), s.evidence(t), attest.Unbound(), nil, now)
+		wantError(t, err, "nvidia.revocation", attest.ReasonCollateralInvalid)
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	for _, chip := range []string{"GH100", "LS_10"} {
 		s := newSim(f, chip)

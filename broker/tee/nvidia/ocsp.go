@@ -3,6 +3,8 @@ package nvidia
 import (
 	"bytes"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/memo"
 )
 
@@ -68,7 +71,12 @@ func (v *Verifier) answer(d *device, der []byte) (answer, error) {
 		err := errors.New("of no certificate in the chain")
 		for i, c := range d.certs[1 : len(d.certs)-1] {
 			issuer := d.certs[i+2]
-			// It looks at serial numbers before signatures.
+			// It looks at serial numbers before signatures, but at a responder's signature
+			// before it asks who vouches for the responder.
+			if rerr := checkResponder(der, issuer); rerr != nil {
+				err = rerr
+				continue
+			}
 			r, perr := ocsp.ParseResponseForCert(der, c, issuer)
 			if perr != nil {
 				err = perr
@@ -82,6 +90,41 @@ func (v *Verifier) answer(d *device, der []byte) (answer, error) {
 		}
 		return answer{}, err
 	})
+}
+
+// checkResponder looks at the certificate that an answer brings, if any: a
+// stranger's huge key would take its time.
+func checkResponder(der []byte, issuer *x509.Certificate) error {
+	var response struct {
+		Status asn1.Enumerated
+		Body   struct {
+			Type   asn1.ObjectIdentifier
+			Answer []byte
+		} `asn1:"explicit,tag:0,optional"`
+	}
+	var answer struct {
+		Data         asn1.RawValue
+		Algorithm    pkix.AlgorithmIdentifier
+		Signature    asn1.BitString
+		Certificates []asn1.RawValue `asn1:"explicit,tag:0,optional"`
+	}
+	if _, err := asn1.Unmarshal(der, &response); err != nil {
+		return err
+	}
+	if len(response.Body.Answer) == 0 {
+		return nil // says why there is none
+	}
+	if _, err := asn1.Unmarshal(response.Body.Answer, &answer); err != nil || len(answer.Certificates) == 0 {
+		return err
+	}
+	c, err := certs.Parse(answer.Certificates[0].FullBytes, certs.RSA, certs.P256, certs.P384)
+	if err != nil {
+		return fmt.Errorf("its responder: %w", err)
+	}
+	if err := issuer.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature); err != nil {
+		return fmt.Errorf("%s is no responder of %s: %w", c.Subject, issuer.Subject, err)
+	}
+	return nil
 }
 
 // check says whether the answer, and its responder's certificate, are current.

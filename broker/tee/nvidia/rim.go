@@ -122,7 +122,7 @@ func (m *manifest) resource(e *element, seen map[int]bool) error {
 		return fmt.Errorf("resource of type %.32q", typ)
 	}
 	index, err := strconv.Atoi(e.attr("", "index"))
-	if err != nil || index < 0 || index > maxIndex {
+	if err != nil || index < 0 || index > maxIndex || strconv.Itoa(index) != e.attr("", "index") {
 		return fmt.Errorf("measurement with index %.32q", e.attr("", "index"))
 	}
 	if seen[index] {

@@ -353,7 +353,7 @@ func TestRIMSigner(t *testing.T) {
 		"a CA that signs":       {func(s *rimSigner) { s.chain, s.keys = s.chain[1:], s.keys[1:] }, "is a CA"},
 		"not for signatures":    {func(s *rimSigner) { s.releaf(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }) }, "not for signatures"},
 		"another's certificate": {func(s *rimSigner) { s.keys[0] = newKey(t, elliptic.P384()) }, "does not verify"},
-		"a key on P-256":        {func(s *rimSigner) { s.keys[0] = newKey(t, elliptic.P256()); s.releaf(t, func(*x509.Certificate) {}) }, "not on P-384"},
+		"a key on P-256":        {func(s *rimSigner) { s.keys[0] = newKey(t, elliptic.P256()); s.releaf(t, func(*x509.Certificate) {}) }, "want [P-384]"},
 	} {
 		s := newRIMSigner(t)
 		root := s.root()

@@ -1,14 +1,12 @@
 package results
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,15 +16,16 @@ import (
 
 	"github.com/lestrrat-go/jwx/v3/jwk"
 
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/memo"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 const (
-	maxKeys    = 64
-	maxKeySet  = 256 << 10
-	maxChain   = 6
-	minRSABits = 2048
-	maxRSABits = 8192
+	maxKeys   = 64
+	maxKeySet = 256 << 10
+	maxChain  = 6
 )
 
 // algorithms are those that are accepted, with the key that each is for: "RSA",
@@ -36,15 +35,12 @@ var algorithms = map[string]string{
 	"ES256": "P-256", "ES384": "P-384", "ES512": "P-521",
 }
 
+// kinds of keys that an issuer, or an authority above it, may have.
+var kinds = []certs.Kind{certs.RSA, certs.P256, certs.P384, certs.P521}
+
 // kindOf is "RSA", the name of a curve, or empty for what no algorithm is for.
 func kindOf(key crypto.PublicKey) string {
-	switch k := key.(type) {
-	case *rsa.PublicKey:
-		return "RSA"
-	case *ecdsa.PublicKey:
-		return k.Curve.Params().Name
-	}
-	return ""
+	return string(certs.KindOf(key))
 }
 
 // fits says why a key cannot be used with an algorithm, or nil.
@@ -52,10 +48,7 @@ func fits(alg string, key crypto.PublicKey) error {
 	if kind := kindOf(key); algorithms[alg] == "" || algorithms[alg] != kind {
 		return fmt.Errorf("%s with a key of type %q", alg, kind)
 	}
-	if k, ok := key.(*rsa.PublicKey); ok && (k.N.BitLen() < minRSABits || k.N.BitLen() > maxRSABits) {
-		return fmt.Errorf("an RSA key of %d bits", k.N.BitLen())
-	}
-	return nil
+	return certs.CheckKey(key, kinds...)
 }
 
 // PinnedKey is a public key of an issuer.
@@ -76,7 +69,7 @@ func ParseKeys(b []byte) ([]PinnedKey, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
-	if err := json.Unmarshal(b, &set); err != nil {
+	if err := strictjson.Unmarshal(b, &set); err != nil {
 		return nil, err
 	}
 	if len(set.Keys) == 0 || len(set.Keys) > maxKeys {
@@ -107,7 +100,7 @@ func parseKey(raw json.RawMessage) (PinnedKey, error) {
 		X         string   `json:"x"`
 		Chain     []string `json:"x5c"`
 	}
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	if err := strictjson.Unmarshal(raw, &doc); err != nil {
 		return PinnedKey{}, err
 	}
 	k := PinnedKey{ID: doc.ID, Algorithm: doc.Algorithm}
@@ -140,7 +133,11 @@ func parseKey(raw json.RawMessage) (PinnedKey, error) {
 func (k *PinnedKey) certify(chain []string) error {
 	var below *x509.Certificate
 	for i, s := range chain {
-		c, err := certificate(s)
+		der, err := x5c(s)
+		if err != nil {
+			return fmt.Errorf("certificate %d: %w", i, err)
+		}
+		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return fmt.Errorf("certificate %d: %w", i, err)
 		}
@@ -168,7 +165,7 @@ func sameKey(a, b crypto.PublicKey) bool {
 // Its certificates are not looked at: not everybody encodes them as the library expects.
 func publicKey(raw json.RawMessage) (crypto.PublicKey, error) {
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &members); err != nil {
+	if err := strictjson.Unmarshal(raw, &members); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"x5c", "x5t", "x5t#S256", "x5u"} {
@@ -194,40 +191,19 @@ func publicKey(raw json.RawMessage) (crypto.PublicKey, error) {
 }
 
 // ParseRoots reads a PEM file of one or more certificates.
-func ParseRoots(b []byte) ([]*x509.Certificate, error) {
-	var roots []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("PEM block %q: want certificates", block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		roots = append(roots, c)
-	}
-	if len(roots) == 0 || len(bytes.TrimSpace(b)) > 0 {
-		return nil, errors.New("want PEM certificates and nothing else")
-	}
-	return roots, nil
-}
+func ParseRoots(b []byte) ([]*x509.Certificate, error) { return pemfile.Certificates(b, kinds...) }
 
-// certificate reads an item of x5c: base64 (RFC 7517 §4.7), or base64url as
+// x5c reads an item of that name: base64 (RFC 7517 §4.7), or base64url as
 // Confidential Containers writes it.
-func certificate(s string) (*x509.Certificate, error) {
+func x5c(s string) ([]byte, error) {
 	enc := base64.StdEncoding
 	if strings.ContainsAny(s, "-_") || len(s)%4 != 0 {
 		enc = base64.RawURLEncoding
 	}
-	der, err := enc.DecodeString(s)
-	if err != nil {
-		return nil, err
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, errors.New("base64 with a line end") // which the library skips
 	}
-	return x509.ParseCertificate(der)
+	return enc.Strict().DecodeString(s)
 }
 
 // pinned returns the key of an issuer that a header names.
@@ -264,11 +240,11 @@ type chain struct {
 // its chain ends at a pinned root. Certificates of another root are no reason
 // to believe anything, and a jwk beside them must be the same key.
 func (i *issuer) chained(h header, now time.Time) (*chain, error) {
-	certs := h.x5c()
-	if len(certs) > maxChain {
-		return nil, fmt.Errorf("x5c of %d certificates", len(certs))
+	sent := h.x5c()
+	if len(sent) > maxChain {
+		return nil, fmt.Errorf("x5c of %d certificates", len(sent))
 	}
-	c, err := i.chains.Get(memo.Key([]byte(strings.Join(certs, "."))), func() (*chain, error) { return i.verifyChain(certs, now) })
+	c, err := i.chains.Get(memo.Key([]byte(strings.Join(sent, "."))), func() (*chain, error) { return i.verifyChain(sent, now) })
 	if err != nil {
 		return nil, err
 	}
@@ -294,31 +270,27 @@ func (h header) x5c() []string {
 	return h.Key.Chain
 }
 
-func (i *issuer) verifyChain(certs []string, now time.Time) (*chain, error) {
-	var leaf *x509.Certificate
-	between := x509.NewCertPool()
-	for n, s := range certs {
-		c, err := certificate(s)
+func (i *issuer) verifyChain(sent []string, now time.Time) (*chain, error) {
+	var list []*x509.Certificate
+	for n, s := range sent {
+		der, err := x5c(s)
 		if err != nil {
 			return nil, fmt.Errorf("x5c[%d]: %w", n, err)
 		}
-		// Nobody has vouched for these keys yet, and a huge one takes its time.
-		if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
-			return nil, fmt.Errorf("x5c[%d]: an RSA key of %d bits", n, k.N.BitLen())
+		c, err := certs.Parse(der, kinds...)
+		if err != nil {
+			return nil, fmt.Errorf("x5c[%d]: %w", n, err)
 		}
-		if leaf == nil {
-			leaf = c
-		} else {
-			between.AddCert(c)
-		}
+		list = append(list, c)
 	}
+	leaf := list[0]
 	// What the certificates are for differs by vendor; Google's issuing CA is for TPM keys. The root says enough.
-	chains, err := leaf.Verify(x509.VerifyOptions{Roots: i.roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	verified, err := i.roots.Verify(leaf, list[1:], now)
 	if err != nil {
 		return nil, err
 	}
 	out := &chain{key: leaf.PublicKey, subject: leaf.Subject.String(), after: leaf.NotBefore, till: leaf.NotAfter}
-	for _, c := range chains[0] {
+	for _, c := range verified {
 		if c.NotBefore.After(out.after) {
 			out.after = c.NotBefore
 		}

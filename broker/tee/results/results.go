@@ -23,6 +23,7 @@ import (
 	"github.com/lestrrat-go/jwx/v3/jws/jwsbb"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/memo"
 )
@@ -70,7 +71,7 @@ type Config struct{ Issuers []Issuer }
 type issuer struct {
 	Issuer
 	keys   []PinnedKey
-	roots  *x509.CertPool
+	roots  *certs.Authorities // nil: none
 	chains memo.Memo[*chain]
 }
 
@@ -120,10 +121,7 @@ func New(cfg Config) (*Verifier, error) {
 		names[i.Name] = true
 		in := &issuer{Issuer: i, keys: i.Keys}
 		if len(i.Roots) > 0 {
-			in.roots = x509.NewCertPool()
-			for _, c := range i.Roots {
-				in.roots.AddCert(c)
-			}
+			in.roots = certs.NewAuthorities(i.Roots, nil)
 		}
 		v.issuers[i.URL] = in
 	}

@@ -1,6 +1,7 @@
 package results_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -447,6 +448,13 @@ func TestAttacks(t *testing.T) {
 		"wide JSON":                      {raw(`{"a":[` + strings.Repeat("1,", 8000) + "1]}"), "result.format", attest.ReasonMalformed},
 		"oversized":                      {raw(`{"a":"` + strings.Repeat("a", attest.MaxReportSize) + `"}`), "result.format", attest.ReasonMalformed},
 		"a claim twice":                  {raw(`{"iss":"https://maa.example","iss":"https://maa.example"}`), "result.format", attest.ReasonMalformed},
+		"a claim twice, escaped":         {raw(`{"iss":"https://maa.example","\u0069ss":"https://maa.example"}`), "result.format", attest.ReasonMalformed},
+		"NUL in a claim's name":          {raw(`{"iss":"https://maa.example","exp\u0000":1}`), "result.format", attest.ReasonMalformed},
+		"half a surrogate pair":          {raw(`{"iss":"\ud800"}`), "result.format", attest.ReasonMalformed},
+		"invalid UTF-8":                  {raw("{\"iss\":\"\xff\"}"), "result.format", attest.ReasonMalformed},
+		"alg in another case":            {sum(rsaKey, with(head("RS256", "m"), object{"Alg": "none"})), "result.format", attest.ReasonMalformed},
+		"crit in another case":           {sum(rsaKey, with(head("RS256", "m"), object{"Crit": nil})), "result.format", attest.ReasonMalformed},
+		"b64":                            {sum(rsaKey, with(head("RS256", "m"), object{"b64": false})), "result.format", attest.ReasonMalformed},
 		"a list":                         {raw(`[]`), "result.format", attest.ReasonMalformed},
 		"two documents":                  {raw(`{}{}`), "result.format", attest.ReasonMalformed},
 		"no JSON":                        {raw(`{`), "result.format", attest.ReasonMalformed},
@@ -661,6 +669,10 @@ func TestParseKeys(t *testing.T) {
 		"none":          set(),
 		"no JSON":       []byte("{"),
 		"twice":         set(ok, ok),
+		"keys twice":    bytes.Replace(set(ok), []byte(`{"keys":`), []byte(`{"keys":[],"keys":`), 1),
+		"other case":    bytes.Replace(set(ok), []byte(`"keys"`), []byte(`"Keys"`), 1),
+		"kid twice":     bytes.Replace(set(ok), []byte(`"kid":`), []byte(`"kid":"x","kid":`), 1),
+		"trailing":      append(set(ok), "{}"...),
 		"for encrypt":   set(with(ok, object{"use": "enc"})),
 		"a private key": set(with(ok, object{"d": b64(rsaKey.D.Bytes())})),
 		"a secret":      set(object{"kty": "oct", "k": "AAAA", "kid": "a"}),

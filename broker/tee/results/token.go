@@ -6,9 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"strconv"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // Bounds on what a token may hold. Those of the four dialects are below 12 KiB and 8 levels.
@@ -103,8 +104,12 @@ func parse(b []byte) (*token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	if err := json.Unmarshal(decoded[0], &t.header); err != nil {
+	if err := strictjson.Unmarshal(decoded[0], &t.header); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
+	}
+	// b64 (RFC 7797) would make the payload something else than what is decoded here.
+	if _, ok := head["b64"]; ok {
+		return nil, errors.New("header: b64 is not accepted")
 	}
 	if jwk, ok := head["jwk"]; ok {
 		if t.header.key, err = json.Marshal(jwk); err != nil {
@@ -125,18 +130,16 @@ func strictBase64(b []byte) ([]byte, error) {
 	return base64.RawURLEncoding.Strict().AppendDecode(nil, b)
 }
 
-// decode reads one JSON object, within the bounds. A member that comes twice is
-// an error: two readers could take two values for it.
+// decode reads one JSON object that has one reading, within the bounds.
 func decode(b []byte) (object, error) {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber()
-	values := 0
-	v, err := decodeValue(dec, maxDepth, &values)
+	doc, err := strictjson.Numbers(b)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("something stands behind the JSON")
+	values := 0
+	v, err := bounded(doc, maxDepth, &values)
+	if err != nil {
+		return nil, err
 	}
 	o, ok := v.(map[string]any)
 	if !ok {
@@ -145,48 +148,28 @@ func decode(b []byte) (object, error) {
 	return o, nil
 }
 
-func decodeValue(dec *json.Decoder, depth int, values *int) (any, error) {
+// bounded makes each number what exact makes of it.
+func bounded(v any, depth int, values *int) (_ any, err error) {
 	if *values++; depth == 0 || *values > maxValues {
 		return nil, fmt.Errorf("JSON of more than %d levels or %d values", maxDepth, maxValues)
 	}
-	t, err := dec.Token()
-	if err != nil {
-		return nil, err
-	}
-	switch t := t.(type) {
+	switch v := v.(type) {
 	case json.Number:
-		return exact(t), nil
-	case json.Delim:
-		if t == '[' {
-			list := []any{}
-			for dec.More() {
-				v, err := decodeValue(dec, depth-1, values)
-				if err != nil {
-					return nil, err
-				}
-				list = append(list, v)
-			}
-			_, err := dec.Token()
-			return list, err
-		}
-		members := map[string]any{}
-		for dec.More() {
-			k, err := dec.Token()
-			if err != nil {
-				return nil, err
-			}
-			name, _ := k.(string) // the decoder allows no other
-			if _, ok := members[name]; ok {
-				return nil, fmt.Errorf("member %q comes twice", name)
-			}
-			if members[name], err = decodeValue(dec, depth-1, values); err != nil {
+		return exact(v), nil
+	case []any:
+		for i, item := range v {
+			if v[i], err = bounded(item, depth-1, values); err != nil {
 				return nil, err
 			}
 		}
-		_, err := dec.Token()
-		return members, err
+	case map[string]any:
+		for name, member := range v {
+			if v[name], err = bounded(member, depth-1, values); err != nil {
+				return nil, err
+			}
+		}
 	}
-	return t, nil
+	return v, nil
 }
 
 // exact keeps a number that every reader of JSON takes for the same one, and

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/hex"
+	"fmt"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -51,6 +52,11 @@ func New(cfg Config) *Verifier {
 	return &Verifier{dcap.New(dcap.Config{TestRoots: cfg.TestRoots, CollateralOptional: cfg.CollateralOptional})}
 }
 
+// CheckCollateral says whether a piece of collateral is genuine, as dcap.Verifier does.
+func (v *Verifier) CheckCollateral(ctx context.Context, ref attest.CollateralRef, it attest.CollateralItem, c attest.Collateral) error {
+	return v.dcap.CheckCollateral(ctx, ref, it, c)
+}
+
 // Type implements attest.Verifier.
 func (v *Verifier) Type() attest.Type { return attest.TypeSGX }
 
@@ -83,6 +89,24 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	if err != nil {
 		return attest.Claims{}, err // an *attest.Error of one of checks 3 to 11
 	}
+	return makeClaims(q, res, bound), nil
+}
+
+// Describe is what the bytes of a quote say, verified or not: nothing in it may be relied on.
+func Describe(quote []byte) (attest.Claims, error) {
+	q, err := dcap.ParseQuote(quote)
+	if err != nil {
+		return attest.Claims{}, err
+	}
+	if q.Enclave == nil {
+		return attest.Claims{}, fmt.Errorf("a quote about %v", q.Header.TEEType)
+	}
+	c := makeClaims(q, dcap.Result{}, false)
+	c.BoundToCPUTEE = false
+	return c, nil
+}
+
+func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
 	e := q.Enclave
 	return attest.Claims{
 		Type:          attest.TypeSGX,
@@ -101,5 +125,5 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 		ReportData: hex.EncodeToString(e.REPORTDATA[:]),
 		Collateral: res.Collateral,
 		SGX:        newClaims(q, res),
-	}, nil
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -253,7 +254,7 @@ func TestForgedRoot(t *testing.T) {
 	d := l.device(t, teesim.DeviceOptions{})
 	leaf := d.Leaf()
 	ev := evidence(t, d, teesim.ReportOptions{})
-	for name, table := range map[string]certs{
+	for name, table := range map[string]certTableOf{
 		"forged ARK and ASK":   {guidVCEK: leaf, guidASK: ask.Raw, guidARK: ark.Raw},
 		"forged ASK, real ARK": {guidVCEK: leaf, guidASK: ask.Raw, guidARK: real.Raw},
 		"forged ASK":           {guidVCEK: leaf, guidASK: ask.Raw},
@@ -261,7 +262,7 @@ func TestForgedRoot(t *testing.T) {
 		"no issuer":            {guidVCEK: leaf},
 		"the leaf its own":     {guidVCEK: leaf, guidASK: leaf, guidARK: real.Raw},
 	} {
-		ev.Endorsements = table.table()
+		ev.Endorsements = table.encode()
 		cl, err := amd.Verify(t.Context(), ev, attest.BindExact(reportData[:]), l.collateral, simNow)
 		t.Run(name, func(t *testing.T) { wantFailure(t, cl, err, checkChain, attest.ReasonChain) })
 	}
@@ -270,7 +271,7 @@ func TestForgedRoot(t *testing.T) {
 	if _, err := l.verify(t, good); err != nil {
 		t.Fatal(err)
 	}
-	good.Endorsements = certs{guidVCEK: leaf, guidASK: l.root.ASK("Milan").Raw, guidARK: ark.Raw}.table()
+	good.Endorsements = certTableOf{guidVCEK: leaf, guidASK: l.root.ASK("Milan").Raw, guidARK: ark.Raw}.encode()
 	cl, err := l.verify(t, good)
 	wantFailure(t, cl, err, checkChain, attest.ReasonChain)
 }
@@ -283,7 +284,7 @@ func TestForgedVCEKReal(t *testing.T) {
 	leaf := slices.Clone(mustTable(t, r.ev.Endorsements).vcek)
 	leaf[len(leaf)-1] ^= 1
 	ev := r.ev
-	ev.Endorsements = certs{guidVCEK: leaf}.table()
+	ev.Endorsements = certTableOf{guidVCEK: leaf}.encode()
 	cl, err := v.Verify(t.Context(), ev, attest.Unbound(), nil, r.now)
 	wantFailure(t, cl, err, checkChain, attest.ReasonChain)
 }
@@ -439,14 +440,14 @@ func TestIssuerKind(t *testing.T) {
 	l := newLab(t)
 	d := l.device(t, teesim.DeviceOptions{})
 	ev := evidence(t, d, teesim.ReportOptions{})
-	ev.Endorsements = certs{guidVCEK: d.Leaf(), guidASK: l.root.ASVK("Milan").Raw}.table()
+	ev.Endorsements = certTableOf{guidVCEK: d.Leaf(), guidASK: l.root.ASVK("Milan").Raw}.encode()
 	cl, err := l.verify(t, ev)
 	wantFailure(t, cl, err, checkChain, attest.ReasonChain)
 
 	// A VLEK's certificate in the VCEK's place, with a report that says VCEK.
 	vlek := l.device(t, teesim.DeviceOptions{VLEK: true})
 	ev = evidence(t, vlek, teesim.ReportOptions{Patch: func(b []byte) { b[0x48] = 0 }})
-	ev.Endorsements = certs{guidVCEK: vlek.Leaf(), guidASK: l.root.ASVK("Milan").Raw}.table()
+	ev.Endorsements = certTableOf{guidVCEK: vlek.Leaf(), guidASK: l.root.ASVK("Milan").Raw}.encode()
 	cl, err = l.verify(t, ev)
 	wantFailure(t, cl, err, checkLeaf, attest.ReasonMismatch)
 }
@@ -817,6 +818,33 @@ func TestCollateralLeafAndChain(t *testing.T) {
 	wantFailure(t, cl, err, checkLeaf, attest.ReasonCollateralMissing)
 }
 
+// TestForgedCollateralLeaf: a VCEK that a service made up is the service's fault: the guest, which brought none, is
+// not denied for it, and what runs goes on. One that the guest brought is the guest's.
+func TestForgedCollateralLeaf(t *testing.T) {
+	l, forger := newLab(t), newLab(t)
+	opts := teesim.DeviceOptions{Product: "Milan", ChipID: bytes.Repeat([]byte{0x5a}, 64)}
+	d, forged := l.device(t, opts), forger.device(t, opts).Leaf()
+	other := l.device(t, teesim.DeviceOptions{Product: "Milan", ChipID: bytes.Repeat([]byte{0x5b}, 64)}).Leaf()
+	ev := evidence(t, d, teesim.ReportOptions{})
+	ev.Endorsements = nil
+	for name, leaf := range map[string][]byte{"of another root": forged, "of another chip": other, "of the root itself": l.root.ASK("Milan").Raw} {
+		t.Run(name, func(t *testing.T) {
+			m := maps.Clone(teetest.MapCollateral(l.collateral))
+			m[attest.CollateralRef{Kind: attest.SNPVCEK, Key: "milan/" + strings.Repeat("5a", 64) + "/db18000000000004"}] = attest.CollateralItem{Data: leaf}
+			m[attest.CollateralRef{Kind: attest.SNPChain, Key: "milan/vcek"}] = attest.CollateralItem{Data: append(pemOf(l.root.ASK("Milan")), l.root.RootPEM()...)}
+			_, err := l.verifier.Verify(t.Context(), ev, attest.Unbound(), m, simNow)
+			if got := attest.ReasonOf(err); err == nil || got != attest.ReasonCollateralInvalid {
+				t.Errorf("%v: reason %q", err, got)
+			}
+			brought := ev
+			brought.Endorsements = certTableOf{guidVCEK: leaf}.encode()
+			if _, err := l.verifier.Verify(t.Context(), brought, attest.Unbound(), m, simNow); err == nil || attest.ReasonOf(err) == attest.ReasonCollateralInvalid {
+				t.Errorf("brought by the guest: %v", err)
+			}
+		})
+	}
+}
+
 // TestCheapChecksFirst: a report that is not bound costs no collateral.
 func TestCheapChecksFirst(t *testing.T) {
 	l := newLab(t)
@@ -924,7 +952,7 @@ func TestForeignRootBesideGoodChain(t *testing.T) {
 	l := newLab(t)
 	d := l.device(t, teesim.DeviceOptions{})
 	ev := evidence(t, d, teesim.ReportOptions{})
-	ev.Endorsements = certs{guidVCEK: d.Leaf(), guidASK: l.root.ASK("Milan").Raw, guidARK: newLab(t).root.ARK().Raw}.table()
+	ev.Endorsements = certTableOf{guidVCEK: d.Leaf(), guidASK: l.root.ASK("Milan").Raw, guidARK: newLab(t).root.ARK().Raw}.encode()
 	cl, err := l.verify(t, ev)
 	wantFailure(t, cl, err, checkChain, attest.ReasonChain)
 }

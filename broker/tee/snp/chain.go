@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/memo"
 )
 
@@ -38,7 +39,7 @@ type source struct {
 
 // parseLeaf checks the form of the certificate that should have signed the report.
 func parseLeaf(der []byte, kind signingKey) (*leaf, error) {
-	c, err := x509.ParseCertificate(der)
+	c, err := certs.Parse(der, certs.P384)
 	if err != nil {
 		return nil, attest.Errorf(checkLeaf, attest.ReasonMalformed, "%s: %w", kind, err)
 	}
@@ -116,11 +117,11 @@ func (v *Verifier) build(ctx context.Context, lf *leaf, t certTable, c attest.Co
 	}
 	it, err := a.get(ctx, checkChain, c, attest.CollateralRef{Kind: attest.SNPChain, Key: string(l) + "/" + lf.kind.String()}, now)
 	if err == nil {
-		certs, perr := parsePEM(it.Data)
-		if perr != nil || len(certs) == 0 {
-			return nil, attest.Errorf(checkChain, attest.ReasonCollateralInvalid, "collateral chain of %s: %d certificates, %w", l, len(certs), perr)
+		issuers, perr := parseChainPEM(it.Data)
+		if perr != nil {
+			return nil, attest.Errorf(checkChain, attest.ReasonCollateralInvalid, "collateral chain of %s: %w", l, perr)
 		}
-		ch, lerr := v.link(lf, source{issuer: certs[0], der: certs[0].Raw})
+		ch, lerr := v.link(lf, source{issuer: issuers[0], der: issuers[0].Raw})
 		if lerr == nil {
 			return ch, nil
 		}
@@ -146,22 +147,17 @@ func (v *Verifier) pinned(l line, der []byte) bool {
 func (v *Verifier) link(lf *leaf, s source) (*chain, error) {
 	issuer := s.issuer
 	if issuer == nil {
-		c, err := x509.ParseCertificate(s.der)
+		c, err := certs.Parse(s.der, certs.RSA, certs.P384)
 		if err != nil {
 			return nil, fmt.Errorf("issuer: %w", err)
 		}
 		issuer = c
 	}
-	// An ASVK must not issue chip keys, nor an ASK loaded keys.
-	want := "SEV-" + lf.kds.line.name()
-	if lf.kind == keyVLEK {
-		want = "SEV-VLEK-" + lf.kds.line.name()
+	if err := checkIssuer(issuer, lf.kds.line, lf.kind); err != nil {
+		return nil, err
 	}
-	if issuer.Subject.CommonName != want || string(issuer.RawSubject) != string(lf.cert.RawIssuer) {
-		return nil, fmt.Errorf("issuer %q, want %q", issuer.Subject.CommonName, want)
-	}
-	if len(issuer.UnhandledCriticalExtensions) > 0 {
-		return nil, fmt.Errorf("issuer: critical extension %s", issuer.UnhandledCriticalExtensions[0])
+	if string(issuer.RawSubject) != string(lf.cert.RawIssuer) {
+		return nil, fmt.Errorf("issuer %q, want %q", issuer.Subject, lf.cert.Issuer)
 	}
 	err := fmt.Errorf("the issuer of %q is no pinned root of %s", issuer.Subject.CommonName, lf.kds.line)
 	for _, r := range v.anchors[lf.kds.line] {
@@ -172,14 +168,13 @@ func (v *Verifier) link(lf *leaf, s source) (*chain, error) {
 		if ch, ok := v.chains.Find(key); ok && ch.leaf.kind == lf.kind {
 			return ch, nil
 		}
-		if !r.allows(issuer.SignatureAlgorithm) || !r.allows(lf.cert.SignatureAlgorithm) {
-			err = fmt.Errorf("signature algorithms %s and %s", issuer.SignatureAlgorithm, lf.cert.SignatureAlgorithm)
+		if !r.allows(lf.cert.SignatureAlgorithm) {
+			err = fmt.Errorf("signature algorithm %s", lf.cert.SignatureAlgorithm)
 			continue
 		}
 		// The root first, so that no stranger's key is ever used to verify.
-		if e := issuer.CheckSignatureFrom(r.cert); e != nil {
-			err = fmt.Errorf("issuer %q under the root: %w", issuer.Subject.CommonName, e) // roots may share a name
-			continue
+		if err = r.signed(issuer); err != nil {
+			continue // roots may share a name
 		}
 		if err := lf.cert.CheckSignatureFrom(issuer); err != nil {
 			return nil, fmt.Errorf("%s under %q: %w", lf.kind, issuer.Subject.CommonName, err)
@@ -189,6 +184,36 @@ func (v *Verifier) link(lf *leaf, s source) (*chain, error) {
 		return ch, nil
 	}
 	return nil, err
+}
+
+// checkIssuer says that a certificate is of the key that issues leaves of a kind:
+// an ASVK must not issue chip keys, nor an ASK loaded keys.
+func checkIssuer(c *x509.Certificate, l line, kind signingKey) error {
+	want := "SEV-" + l.name()
+	if kind == keyVLEK {
+		want = "SEV-VLEK-" + l.name()
+	}
+	if c.Subject.CommonName != want {
+		return fmt.Errorf("issuer %q, want %q", c.Subject.CommonName, want)
+	}
+	if len(c.UnhandledCriticalExtensions) > 0 {
+		return fmt.Errorf("issuer: critical extension %s", c.UnhandledCriticalExtensions[0])
+	}
+	return nil
+}
+
+// signed says that the root signed an issuer of leaves.
+func (r anchor) signed(issuer *x509.Certificate) error {
+	if string(issuer.RawIssuer) != string(r.cert.RawSubject) {
+		return fmt.Errorf("issuer %q is issued by %q, not by the root", issuer.Subject.CommonName, issuer.Issuer.CommonName)
+	}
+	if !r.allows(issuer.SignatureAlgorithm) {
+		return fmt.Errorf("issuer %q: signature algorithm %s", issuer.Subject.CommonName, issuer.SignatureAlgorithm)
+	}
+	if err := issuer.CheckSignatureFrom(r.cert); err != nil {
+		return fmt.Errorf("issuer %q under the root: %w", issuer.Subject.CommonName, err)
+	}
+	return nil
 }
 
 // checkDates refuses a chain of which any certificate is not valid at now.

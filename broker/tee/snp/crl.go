@@ -56,16 +56,9 @@ func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now 
 	if err != nil {
 		return nil, err
 	}
-	if len(it.Data) > maxCRLSize {
-		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "%d bytes, more than %d", len(it.Data), maxCRLSize)
-	}
-	key := memo.Key(it.Data, ch.root.cert.Raw)
-	rl, ok := v.crls.Find(key)
-	if !ok {
-		if rl, err = parseCRL(it.Data, ch.root); err != nil {
-			return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "CRL of %s: %w", ch.line, err)
-		}
-		v.crls.Keep(key, rl)
+	rl, err := v.list(it.Data, ch.root)
+	if err != nil {
+		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "CRL of %s: %w", ch.line, err)
 	}
 	// The dates are looked at on each call: a replayed old list hides later revocations.
 	if now.Before(rl.thisUpdate) {
@@ -77,9 +70,17 @@ func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now 
 	return rl, nil
 }
 
+// list is parseCRL, once for the same bytes.
+func (v *Verifier) list(der []byte, r anchor) (*revocations, error) {
+	return v.crls.Get(memo.Key(der, r.cert.Raw), func() (*revocations, error) { return parseCRL(der, r) })
+}
+
 // parseCRL verifies that the list is the root's: an unsigned or foreign list
 // could hide a revocation, or invent one.
 func parseCRL(der []byte, r anchor) (*revocations, error) {
+	if len(der) > maxCRLSize {
+		return nil, fmt.Errorf("%d bytes, more than %d", len(der), maxCRLSize)
+	}
 	l, err := x509.ParseRevocationList(der)
 	if err != nil {
 		return nil, err

@@ -4,11 +4,13 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"slices"
 
 	"github.com/google/go-sev-guest/verify/trust"
+
+	"github.com/claviger/claviger/broker/certs"
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 // anchor is a root that a chain may end at.
@@ -48,18 +50,18 @@ func amdRoots() []amdRoot {
 // addAMD makes a root of AMD an anchor, after comparing it with its pin.
 func (v *Verifier) addAMD(r amdRoot) error {
 	for kind, bundle := range map[signingKey][]byte{keyVCEK: r.vcek, keyVLEK: r.vlek} {
-		certs, err := parsePEM(bundle)
+		chain, err := parsePEM(bundle)
 		if err != nil {
 			return fmt.Errorf("AMD bundle of %s %s: %w", r.line, kind, err)
 		}
-		if len(certs) != 2 {
-			return fmt.Errorf("AMD bundle of %s %s: %d certificates, want 2", r.line, kind, len(certs))
+		if len(chain) != 2 {
+			return fmt.Errorf("AMD bundle of %s %s: %d certificates, want 2", r.line, kind, len(chain))
 		}
-		ark := certs[1]
+		ark := chain[1]
 		if d := sha256.Sum256(ark.Raw); hex.EncodeToString(d[:]) != r.arkSHA256 {
 			return fmt.Errorf("AMD bundle of %s %s: the root has digest %x, pinned is %s", r.line, kind, d, r.arkSHA256)
 		}
-		v.issuers[issuerKey{r.line, kind}] = certs[0]
+		v.issuers[issuerKey{r.line, kind}] = chain[0]
 		if kind == keyVCEK {
 			v.anchors[r.line] = append(v.anchors[r.line], anchor{cert: ark})
 		}
@@ -86,19 +88,12 @@ func (v *Verifier) addTest(t TestRoot) error {
 
 // parsePEM reads certificates one after the other, and nothing else.
 func parsePEM(b []byte) ([]*x509.Certificate, error) {
-	var certs []*x509.Certificate
-	for {
-		block, rest := pem.Decode(b)
-		if block == nil {
-			return certs, nil
-		}
-		if block.Type != "CERTIFICATE" || len(certs) == 4 {
-			return nil, fmt.Errorf("PEM block %d, %q, is not expected", len(certs), block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		certs, b = append(certs, c), rest
+	list, err := pemfile.BareCertificates(b, certs.RSA, certs.P384)
+	if err != nil {
+		return nil, err
 	}
+	if len(list) > 4 {
+		return nil, fmt.Errorf("%d certificates, want at most 4", len(list))
+	}
+	return list, nil
 }

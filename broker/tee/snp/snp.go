@@ -11,7 +11,9 @@ package snp
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"math/big"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -205,10 +207,10 @@ func (v *Verifier) verify(ctx context.Context, ev attest.Evidence, b attest.Bind
 	if ch != nil {
 		lf = ch.leaf
 	} else if lf, err = parseLeaf(der, r.signingKey); err != nil {
-		return none, err
+		return none, r.blame(table, err)
 	}
 	if err := r.matches(lf, lines, a); err != nil {
-		return none, err
+		return none, r.blame(table, err)
 	}
 	if model == "" {
 		model = lf.kds.line.name()
@@ -217,7 +219,7 @@ func (v *Verifier) verify(ctx context.Context, ev attest.Evidence, b attest.Bind
 
 	if ch == nil {
 		if ch, err = v.build(ctx, lf, table, c, now, a); err != nil {
-			return none, err
+			return none, r.blame(table, err)
 		}
 	} else if table.ark != nil && !v.pinned(ch.line, table.ark) {
 		return none, attest.Errorf(checkChain, attest.ReasonChain, "the root in the certificate table is not a pinned root of %s", ch.line)
@@ -258,11 +260,14 @@ func leafDER(ctx context.Context, r *report, t certTable, lines []line, c attest
 	if r.chipIDMasked {
 		return nil, attest.Errorf(checkLeaf, attest.ReasonCollateralMissing, "no VCEK in the certificate table, and CHIP_ID is masked")
 	}
-	var err error
+	var first error
 	for _, l := range lines {
-		var it attest.CollateralItem
 		key := string(l) + "/" + r.chipIDHex(l) + "/" + tcbHex(r.reportedTCB)
-		if it, err = a.get(ctx, checkLeaf, c, attest.CollateralRef{Kind: attest.SNPVCEK, Key: key}, now); err != nil {
+		it, err := a.get(ctx, checkLeaf, c, attest.CollateralRef{Kind: attest.SNPVCEK, Key: key}, now)
+		if err != nil {
+			if first == nil {
+				first = err
+			}
 			continue
 		}
 		der, derr := certDER(it.Data)
@@ -271,7 +276,54 @@ func leafDER(ctx context.Context, r *report, t certTable, lines []line, c attest
 		}
 		return der, nil
 	}
-	return nil, err
+	if len(lines) > 1 { // the error is about the first of them only
+		return nil, attest.Errorf(checkLeaf, attest.ReasonOf(first), "version 2 of the report does not name the product; asked for all of %v: %w", lines, cause(first))
+	}
+	return nil, first
+}
+
+// blame is err about a VCEK. One that the guest did not bring was asked for by the report's own chip and TCB: that
+// it is forged, or another one, says something of the service that answered, and nothing of the guest.
+func (r *report) blame(t certTable, err error) error {
+	e, ok := errors.AsType[*attest.Error](err)
+	if !ok || r.signingKey != keyVCEK || t.vcek != nil || t.ark != nil {
+		return err
+	}
+	switch e.Reason {
+	case attest.ReasonMalformed, attest.ReasonMismatch, attest.ReasonChain:
+		return attest.Errorf(e.Check, attest.ReasonCollateralInvalid, "VCEK from collateral: %w", cause(err))
+	}
+	return err
+}
+
+// Describe is what the bytes of a report say, verified or not: nothing in it may
+// be relied on. Missing says which certificate would be needed, by its collateral key; there are two where the report does not name its product.
+func Describe(report []byte) (claims attest.Claims, missing []string, err error) {
+	r, err := parseReport(report, &appraisal{})
+	if err != nil {
+		return attest.Claims{}, nil, err
+	}
+	lines, model := []line{milan, genoa}, "unknown"
+	if r.version >= 3 {
+		l, m, err := r.product()
+		if err != nil {
+			return attest.Claims{}, nil, err
+		}
+		lines, model = []line{l}, m
+	}
+	claims = r.claims(&chain{line: lines[0], leaf: &leaf{cert: &x509.Certificate{SerialNumber: new(big.Int)}}}, model)
+	c := claims.SNP.(*Claims)
+	c.LeafSerial, c.LeafExpires = "", ""
+	if model == "unknown" {
+		c.ProductLine = ""
+	}
+	claims.BoundToCPUTEE = false
+	if r.signingKey == keyVCEK && !r.chipIDMasked {
+		for _, l := range lines {
+			missing = append(missing, string(l)+"/"+r.chipIDHex(l)+"/"+tcbHex(r.reportedTCB))
+		}
+	}
+	return claims, missing, nil
 }
 
 // matches compares what the report says of its chip with what AMD certified
@@ -343,6 +395,14 @@ func (a *appraisal) failed(err error) []attest.Check {
 	return append(a.checks, c)
 }
 
+// cause is an error without the check and the reason that it begins with.
+func cause(err error) error {
+	if e, ok := errors.AsType[*attest.Error](err); ok && e.Err != nil {
+		return e.Err
+	}
+	return err
+}
+
 // get fetches collateral. Whatever a source does, the error is an *attest.Error of the asking check.
 func (a *appraisal) get(ctx context.Context, check string, c attest.Collateral, ref attest.CollateralRef, now time.Time) (attest.CollateralItem, error) {
 	if c == nil {
@@ -353,6 +413,9 @@ func (a *appraisal) get(ctx context.Context, check string, c attest.Collateral, 
 		reason := attest.ReasonOf(err)
 		if reason == attest.ReasonInternal && ctx.Err() == nil {
 			reason = attest.ReasonCollateralMissing
+		}
+		if _, ok := errors.AsType[*attest.Error](err); ok { // it names the piece, and has the same reason
+			return attest.CollateralItem{}, attest.Errorf(check, reason, "%w", cause(err))
 		}
 		return attest.CollateralItem{}, attest.Errorf(check, reason, "%s %s: %w", ref.Kind, ref.Key, err)
 	}

@@ -87,10 +87,10 @@ func (l lab) verify(t testing.TB, ev attest.Evidence) (attest.Claims, error) {
 	return l.verifier.Verify(t.Context(), ev, attest.BindExact(reportData[:]), l.collateral, simNow)
 }
 
-// certs is a certificate table.
-type certs map[string][]byte
+// certTableOf is a certificate table.
+type certTableOf map[string][]byte
 
-func (c certs) table() []byte {
+func (c certTableOf) encode() []byte {
 	out := make([]byte, tableEntrySize*(len(c)+1))
 	i := 0
 	for _, g := range []string{guidVCEK, guidVLEK, guidASK, guidARK} {
@@ -158,12 +158,12 @@ type realVector struct {
 // realVectors are reports of real processors. Those that do not ship in a Go
 // module are left out where ../shared/evidence is absent.
 func realVectors(t testing.TB) []realVector {
-	snp := func(report []byte, c certs) attest.Evidence {
-		return attest.Evidence{Type: attest.TypeSNP, Report: report, Endorsements: c.table()}
+	snp := func(report []byte, c certTableOf) attest.Evidence {
+		return attest.Evidence{Type: attest.TypeSNP, Report: report, Endorsements: c.encode()}
 	}
 	out := []realVector{{
 		name:   "go-sev-guest milan v2",
-		ev:     snp(testdata.AttestationBytes, certs{guidVCEK: testdata.VcekBytes}),
+		ev:     snp(testdata.AttestationBytes, certTableOf{guidVCEK: testdata.VcekBytes}),
 		now:    time.Date(2022, 12, 1, 0, 0, 0, 0, time.UTC),
 		golden: true,
 	}}
@@ -187,19 +187,19 @@ func realVectors(t testing.TB) []realVector {
 		return b
 	}
 	at := func(y int, m time.Month) time.Time { return time.Date(y, m, 1, 0, 0, 0, 0, time.UTC) }
-	add := func(name string, now time.Time, report []byte, c certs) {
+	add := func(name string, now time.Time, report []byte, c certTableOf) {
 		out = append(out, realVector{name: name, ev: snp(report, c), now: now})
 	}
-	add("trustee milan v2", at(2024, 1), read("snp/trustee/snp/test-report.bin"), certs{guidVCEK: read("snp/trustee/snp/test-vcek.der")})
-	add("trustee milan vlek v3", at(2025, 3), read("snp/trustee/snp/test-vlek-report.bin"), certs{guidVLEK: read("snp/trustee/snp/test-vlek.der")})
-	add("trustee turin v5", at(2026, 8), read("snp/trustee/turin/turin-report.bin"), certs{guidVCEK: read("snp/trustee/turin/turin-vcek.der")})
-	add("sev crate milan v2", at(2024, 1), unhex(read("snp/sev/report_milan.hex")), certs{guidVCEK: read("snp/sev/vcek_milan.der")})
+	add("trustee milan v2", at(2024, 1), read("snp/trustee/snp/test-report.bin"), certTableOf{guidVCEK: read("snp/trustee/snp/test-vcek.der")})
+	add("trustee milan vlek v3", at(2025, 3), read("snp/trustee/snp/test-vlek-report.bin"), certTableOf{guidVLEK: read("snp/trustee/snp/test-vlek.der")})
+	add("trustee turin v5", at(2026, 8), read("snp/trustee/turin/turin-report.bin"), certTableOf{guidVCEK: read("snp/trustee/turin/turin-vcek.der")})
+	add("sev crate milan v2", at(2024, 1), unhex(read("snp/sev/report_milan.hex")), certTableOf{guidVCEK: read("snp/sev/vcek_milan.der")})
 	add("dstack milan v3", at(2026, 8), read("snp/dstack/sev_snp_attestation.bin")[4:][:reportSize],
-		certs{guidVCEK: read("snp/dstack/sev_snp_vcek.pem"), guidASK: read("snp/dstack/sev_snp_ask.pem")})
+		certTableOf{guidVCEK: read("snp/dstack/sev_snp_vcek.pem"), guidASK: read("snp/dstack/sev_snp_ask.pem")})
 	aci, _ := pem.Decode(read("azure-vtpm/confidential-sidecar-containers/uvm_host_amd_certificate.pem"))
-	add("azure aci milan v2", at(2024, 1), read("azure-vtpm/confidential-sidecar-containers/snp_report.bin"), certs{guidVCEK: aci.Bytes})
+	add("azure aci milan v2", at(2024, 1), read("azure-vtpm/confidential-sidecar-containers/snp_report.bin"), certTableOf{guidVCEK: aci.Bytes})
 	vcek, _ := pem.Decode(read("azure-vtpm/trustee/az-snp-vtpm/vcek.pem"))
-	add("azure hcl milan", at(2024, 1), read("azure-vtpm/trustee/az-snp-vtpm/hcl-report.bin")[32:][:reportSize], certs{guidVCEK: vcek.Bytes})
+	add("azure hcl milan", at(2024, 1), read("azure-vtpm/trustee/az-snp-vtpm/hcl-report.bin")[32:][:reportSize], certTableOf{guidVCEK: vcek.Bytes})
 
 	var tsm struct{ Auxblob, Outblob string }
 	if err := json.Unmarshal(read("snp/services/sevsnp-ratsd/sevsnp-tsm-report.json"), &tsm); err != nil {
@@ -215,7 +215,7 @@ func realVectors(t testing.TB) []realVector {
 	for _, p := range []string{"milan_oc_release", "milan_oc_staging", "milan_rk_release", "milan_rk_staging", "genoa_oc", "turin_oc"} {
 		ev := read("snp/oak/oak/" + p + "_evidence.binarypb")
 		i := bytes.Index(ev, []byte{0xa0, 0x09}) // the protobuf length 1184
-		add("oak "+p, at(2026, 8), ev[i+2:][:reportSize], certs{guidVCEK: findLeaf(t, read("snp/oak/oak/"+p+"_endorsements.binarypb"))})
+		add("oak "+p, at(2026, 8), ev[i+2:][:reportSize], certTableOf{guidVCEK: findLeaf(t, read("snp/oak/oak/"+p+"_endorsements.binarypb"))})
 	}
 	return out
 }

@@ -1,10 +1,11 @@
 package snp
 
 import (
+	"bytes"
 	"encoding/binary"
-	"encoding/pem"
 	"fmt"
-	"strings"
+
+	"github.com/claviger/claviger/broker/pemfile"
 )
 
 // GUIDs of the certificate table (AMD publication 56421, MSG_REPORT_REQ), in
@@ -77,12 +78,12 @@ func certDER(b []byte) ([]byte, error) {
 	if len(b) > 0 && b[0] == 0x30 {
 		return b, nil
 	}
-	block, rest := pem.Decode(b)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, fmt.Errorf("neither a DER nor a PEM certificate")
+	blocks, err := pemfile.Bare(bytes.TrimRight(b, "\x00 \r\n\t"))
+	if err != nil {
+		return nil, fmt.Errorf("neither a DER nor a PEM certificate: %w", err)
 	}
-	if strings.Trim(string(rest), "\x00 \r\n\t") != "" {
-		return nil, fmt.Errorf("bytes after the PEM certificate")
+	if len(blocks) != 1 || blocks[0].Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("%d PEM blocks, want one certificate", len(blocks))
 	}
-	return block.Bytes, nil
+	return blocks[0].Bytes, nil
 }

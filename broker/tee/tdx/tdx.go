@@ -52,6 +52,11 @@ func New(cfg Config) *Verifier {
 	return &Verifier{dcap.New(dcap.Config{TestRoots: cfg.TestRoots, CollateralOptional: cfg.CollateralOptional})}
 }
 
+// CheckCollateral says whether a piece of collateral is genuine, as dcap.Verifier does.
+func (v *Verifier) CheckCollateral(ctx context.Context, ref attest.CollateralRef, it attest.CollateralItem, c attest.Collateral) error {
+	return v.dcap.CheckCollateral(ctx, ref, it, c)
+}
+
 // Type implements attest.Verifier.
 func (v *Verifier) Type() attest.Type { return attest.TypeTDX }
 
@@ -118,6 +123,20 @@ func checkEventLog(t *dcap.Trail, raw []byte, td *dcap.TDReport, c *Claims) erro
 	c.addEvents(log)
 	t.Pass("event_log", "%d events, %s", len(log.Events), c.EventLog)
 	return nil
+}
+
+// Describe is what the bytes of a quote say, verified or not: nothing in it may be relied on.
+func Describe(quote []byte) (attest.Claims, error) {
+	q, err := dcap.ParseQuote(quote)
+	if err != nil {
+		return attest.Claims{}, err
+	}
+	if q.TD == nil {
+		return attest.Claims{}, fmt.Errorf("a quote about %v", q.Header.TEEType)
+	}
+	c := makeClaims(q, dcap.Result{}, false)
+	c.BoundToCPUTEE = false
+	return c, nil
 }
 
 func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {

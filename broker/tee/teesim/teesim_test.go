@@ -174,13 +174,13 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// TestLight: the agent carries this package, so it imports the standard library and attest alone.
+// TestLight: the agent carries this package, so it imports the standard library, attest and what that imports alone.
 func TestLight(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
 	if err != nil {
 		t.Skipf("go list: %v", err)
 	}
-	want := []string{"github.com/claviger/claviger/broker/attest", "github.com/claviger/claviger/broker/tee/teesim"}
+	want := []string{"github.com/claviger/claviger/broker/strictjson", "github.com/claviger/claviger/broker/attest", "github.com/claviger/claviger/broker/tee/teesim"}
 	if got := strings.Fields(string(out)); !slices.Equal(got, want) {
 		t.Errorf("imports %v", got)
 	}

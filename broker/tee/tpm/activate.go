@@ -13,7 +13,6 @@ import (
 	"encoding/asn1"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,12 +21,12 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/pemfile"
+	"github.com/claviger/claviger/broker/strictjson"
 	"github.com/claviger/claviger/broker/tpmquote"
 )
-
-// maxEKCertificates bounds a chain.
-const maxEKCertificates = 8
 
 // ticket is the content of attest.TPMChallenge.Ticket, followed by its HMAC-SHA-256.
 type ticket struct {
@@ -126,49 +125,30 @@ func (v *Verifier) ekCertificate(ders [][]byte, now time.Time) (*x509.Certificat
 	if len(ders) == 0 {
 		return nil, attest.ReasonChain, errors.New("the TPM holds no endorsement key certificate")
 	}
-	if len(ders) > maxEKCertificates {
-		return nil, attest.ReasonMalformed, fmt.Errorf("%d certificates, at most %d", len(ders), maxEKCertificates)
+	if len(ders) > certs.MaxChain {
+		return nil, attest.ReasonMalformed, fmt.Errorf("%d certificates, at most %d", len(ders), certs.MaxChain)
 	}
-	inters := v.ekInters
-	var leaf *x509.Certificate
+	var chain []*x509.Certificate
 	for i, der := range ders {
-		if len(der) > 8<<10 {
-			return nil, attest.ReasonMalformed, fmt.Errorf("certificate of %d bytes", len(der))
-		}
-		c, err := x509.ParseCertificate(trimDER(der))
+		c, err := certs.ParseTPM(der, certs.RSA, certs.P256, certs.P384, certs.P521)
 		if err != nil {
 			return nil, attest.ReasonMalformed, fmt.Errorf("certificate %d: %w", i, err)
 		}
-		if i == 0 {
-			leaf = c
-			continue
-		}
-		if i == 1 {
-			inters = inters.Clone()
-		}
-		inters.AddCert(c)
+		chain = append(chain, c)
 	}
-	return verifyCertificate(leaf, v.ekRoots, inters, oidEK, now)
+	return verifyCertificate(chain, v.ekRoots, oidEK, now)
 }
 
-// verifyCertificate verifies a TCG certificate, whose purpose x509 does not know.
-func verifyCertificate(leaf *x509.Certificate, roots, inters *x509.CertPool, purpose asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, attest.Reason, error) {
-	if _, reason, err := tpmquote.VerifyCertificate(leaf, roots, inters, now); err != nil {
+// verifyCertificate verifies the first of a chain, a TCG certificate, whose purpose x509 does not know.
+func verifyCertificate(chain []*x509.Certificate, to *certs.Authorities, purpose asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, attest.Reason, error) {
+	leaf := chain[0]
+	if _, reason, err := tpmquote.VerifyCertificate(leaf, chain[1:], to, now); err != nil {
 		return nil, reason, err
 	}
 	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, purpose.Equal) {
 		return nil, attest.ReasonChain, fmt.Errorf("lacks the extended key usage %s", purpose)
 	}
 	return leaf, "", nil
-}
-
-// trimDER cuts the padding that some TPMs leave behind the certificate in NV.
-func trimDER(b []byte) []byte {
-	var raw asn1.RawValue
-	if rest, err := asn1.Unmarshal(b, &raw); err == nil && len(bytes.Trim(rest, "\x00\xff")) == 0 {
-		return b[:len(b)-len(rest)]
-	}
-	return b
 }
 
 // samePublic holds the certified key against the one that the credential is made for.
@@ -245,7 +225,7 @@ func directoryNames(c *x509.Certificate) []pkix.AttributeTypeAndValue {
 			if n.Class != asn1.ClassContextSpecific || n.Tag != 4 {
 				continue
 			}
-			if _, err := asn1.Unmarshal(n.Bytes, &rdns); err != nil {
+			if rest, err := asn1.Unmarshal(n.Bytes, &rdns); err != nil || len(rest) > 0 {
 				return nil
 			}
 			for _, rdn := range rdns {
@@ -278,7 +258,7 @@ func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport
 	if len(ev.Endorsements) > 0 {
 		return v.certifiedAK(t, ev.Endorsements, ak, now)
 	}
-	if len(r.Ticket) == 0 && !bound {
+	if len(r.Ticket) == 0 && !bound && v.cfg.Unvouched {
 		// Claims of unbound evidence never release anything.
 		t.Skip("ak_trust", "neither a certificate nor an activation: nobody vouches for this key")
 		return trust{how: tpmquote.TrustNone}, nil
@@ -294,7 +274,7 @@ func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport
 		return fail(attest.ReasonSignature, "the ticket is not by this broker")
 	}
 	var k ticket
-	if err := json.Unmarshal(body, &k); err != nil {
+	if err := strictjson.Unmarshal(body, &k); err != nil {
 		return fail(attest.ReasonMalformed, "ticket: %w", err)
 	}
 	if now.Unix() >= k.Expires {
@@ -310,35 +290,27 @@ func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport
 	return trust{how: tpmquote.TrustActivation, chipID: k.EK.Digest, ek: &k.EK, issuer: k.EK.Issuer}, nil
 }
 
-func (v *Verifier) certifiedAK(t *dcap.Trail, chain []byte, ak tpmquote.Key, now time.Time) (trust, error) {
+func (v *Verifier) certifiedAK(t *dcap.Trail, endorsements []byte, ak tpmquote.Key, now time.Time) (trust, error) {
 	fail := func(reason attest.Reason, err error) (trust, error) {
 		return trust{}, t.Fail("ak_certificate", reason, "%w", err)
 	}
 	if len(v.cfg.AKRoots) == 0 {
 		return fail(attest.ReasonChain, errors.New("this broker knows no CA for attestation keys (evidence.tpm.ak_roots)"))
 	}
-	var leaf *x509.Certificate
-	inters := x509.NewCertPool()
-	for n := 0; len(bytes.TrimSpace(chain)) > 0; n++ {
-		block, rest := pem.Decode(chain)
-		if block == nil || block.Type != "CERTIFICATE" || n == maxEKCertificates {
-			return fail(attest.ReasonMalformed, fmt.Errorf("endorsements: not at most %d PEM certificates", maxEKCertificates))
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return fail(attest.ReasonMalformed, fmt.Errorf("certificate %d: %w", n, err))
-		}
-		if n == 0 {
-			leaf = c
-		} else {
-			inters.AddCert(c)
-		}
-		chain = rest
+	blocks, err := pemfile.Bare(endorsements)
+	if err != nil || len(blocks) == 0 || len(blocks) > certs.MaxChain {
+		return fail(attest.ReasonMalformed, fmt.Errorf("endorsements: not 1 to %d PEM certificates: %w", certs.MaxChain, err))
 	}
-	if leaf == nil {
-		return fail(attest.ReasonMalformed, errors.New("endorsements: no certificate"))
+	var chain []*x509.Certificate
+	for i, b := range blocks {
+		c, err := tpmquote.ParseCertificate(b.Bytes)
+		if b.Type != "CERTIFICATE" || err != nil {
+			return fail(attest.ReasonMalformed, fmt.Errorf("PEM block %d, %q: %w", i, b.Type, err))
+		}
+		chain = append(chain, c)
 	}
-	if _, r, err := verifyCertificate(leaf, v.akRoots, inters, oidAIK, now); err != nil {
+	leaf, r, err := verifyCertificate(chain, v.akRoots, oidAIK, now)
+	if err != nil {
 		return fail(r, err)
 	}
 	if !ak.CertifiedBy(leaf) {

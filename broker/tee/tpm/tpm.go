@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/dcap"
 	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/tpmquote"
@@ -30,17 +31,19 @@ type Config struct {
 	AKRoots []*x509.Certificate
 	// TicketKey (32 bytes) authenticates activation tickets, the same on every replica.
 	TicketKey []byte
+	// Unvouched lets an attestation key for which nobody vouches pass, as a skipped check, where evidence without a
+	// binding is looked at from a file.
+	Unvouched bool
 	// TicketLife is how long a ticket is honoured. Default 1 hour.
 	TicketLife time.Duration
 }
 
 // Verifier appraises TPM evidence and activates attestation keys.
 type Verifier struct {
-	cfg      Config
-	ekRoots  *x509.CertPool
-	ekInters *x509.CertPool
-	akRoots  *x509.CertPool
-	keys     memo.Memo[tpmquote.Key] // parsed AKs of guests whose evidence was believed
+	cfg     Config
+	ekRoots *certs.Authorities
+	akRoots *certs.Authorities
+	keys    memo.Memo[tpmquote.Key] // parsed AKs of guests whose evidence was believed
 }
 
 // New makes a Verifier. Without CAs it refuses all evidence, saying so.
@@ -51,15 +54,7 @@ func New(cfg Config) (*Verifier, error) {
 	if cfg.TicketLife == 0 {
 		cfg.TicketLife = time.Hour
 	}
-	return &Verifier{cfg: cfg, ekRoots: pool(cfg.EKRoots), ekInters: pool(cfg.EKIntermediates), akRoots: pool(cfg.AKRoots)}, nil
-}
-
-func pool(certs []*x509.Certificate) *x509.CertPool {
-	p := x509.NewCertPool()
-	for _, c := range certs {
-		p.AddCert(c)
-	}
-	return p
+	return &Verifier{cfg: cfg, ekRoots: certs.NewAuthorities(cfg.EKRoots, cfg.EKIntermediates), akRoots: certs.NewAuthorities(cfg.AKRoots, nil)}, nil
 }
 
 var _ attest.Verifier = (*Verifier)(nil)
@@ -121,7 +116,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 
 	c := tpmquote.NewClaims(q, r.PCRs, tpmquote.AK{Name: hex.EncodeToString(ak.Name), Algorithm: ak.Algorithm, Trust: trust.how, Issuer: trust.issuer}, trust.ek)
-	if err := c.Explain(t, ev.EventLog, r.PCRs, r.Cmdline); err != nil {
+	if err := c.Explain(t, ev.EventLog, r.PCRs, tpmquote.Hints{Cmdline: r.Cmdline, SystemdLog: r.SystemdLog}); err != nil {
 		return none, err
 	}
 	if !known {

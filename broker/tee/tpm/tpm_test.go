@@ -1,12 +1,18 @@
 package tpm
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -120,7 +126,7 @@ func TestRecordedBoots(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := load(t, name)
 			// Nobody activated this key with this broker, so the evidence is looked at unbound.
-			c, err := verifier(t, Config{}).Verify(t.Context(), b.evidence, attest.Unbound(), nil, now)
+			c, err := verifier(t, Config{Unvouched: true}).Verify(t.Context(), b.evidence, attest.Unbound(), nil, now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,7 +170,7 @@ func TestCmdlineClaim(t *testing.T) {
 	} {
 		r.Cmdline = cmdline
 		b.evidence.Report, _ = r.Encode()
-		c, err := verifier(t, Config{}).Verify(t.Context(), b.evidence, attest.Unbound(), nil, now)
+		c, err := verifier(t, Config{Unvouched: true}).Verify(t.Context(), b.evidence, attest.Unbound(), nil, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,6 +226,7 @@ func TestActivateRecordedEK(t *testing.T) {
 		"before it was valid":    {good, func(*attest.TPMActivation) {}, now.AddDate(-1, 0, 0), "tpm.ek_certificate", attest.ReasonValidity},
 		"certificate of garbage": {good, func(a *attest.TPMActivation) { a.EKCertificates = [][]byte{{1, 2, 3}} }, now, "tpm.ek_certificate", attest.ReasonMalformed},
 		"a CA as EK":             {good, func(a *attest.TPMActivation) { a.EKCertificates = [][]byte{inters[0].Raw} }, now, "tpm.ek_certificate", attest.ReasonChain},
+		"a huge key above it":    {good, func(a *attest.TPMActivation) { a.EKCertificates = [][]byte{b.ek[0], hugeKey(t)} }, now, "tpm.ek_certificate", attest.ReasonMalformed},
 	} {
 		a := req
 		tc.edit(&a)
@@ -231,11 +238,28 @@ func TestActivateRecordedEK(t *testing.T) {
 	}
 }
 
+// hugeKey is a certificate that nobody vouches for, whose RSA key has 59,200 bits:
+// a signature takes half a second to check.
+func hugeKey(t testing.TB) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a stranger"}, NotBefore: now, NotAfter: now.AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true}
+	public := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 59199, 1), E: 1<<31 - 1}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
 // TestForgedLogs: a log that was changed in what counts is refused, and in what does not count changes no claim.
 func TestForgedLogs(t *testing.T) {
 	for _, name := range []string{"direct", "uki", "grub-sb"} {
 		b := load(t, name)
-		v := verifier(t, Config{})
+		v := verifier(t, Config{Unvouched: true})
 		good, err := v.Verify(t.Context(), b.evidence, attest.Unbound(), nil, now)
 		if err != nil {
 			t.Fatal(err)
@@ -275,7 +299,7 @@ func TestForgedLogs(t *testing.T) {
 // TestFlippedReports: no flipped bit in quote, signature, key or PCRs is accepted.
 func TestFlippedReports(t *testing.T) {
 	b := load(t, "direct")
-	v := verifier(t, Config{})
+	v := verifier(t, Config{Unvouched: true})
 	r, err := attest.DecodeTPMReport(b.evidence.Report)
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,7 @@ check() {
 }
 
 depends() {
-  echo crypt systemd
+  echo crypt systemd systemd-ask-password
 }
 
 installkernel() {
@@ -17,11 +17,26 @@ installkernel() {
 }
 
 install() {
+  local list kind path
+  if ! list=$(claviger-agent boot-files); then
+    dfatal "claviger: an initramfs from this configuration would not open the disks"
+    exit 1 # dracut goes on after a module that only fails
+  fi
   inst_multiple claviger-agent cryptsetup
-  inst_simple /etc/claviger/agent.json
-  for f in "${dracutsysrootdir-}"/etc/claviger/*.pem; do
-    [ ! -e "$f" ] || inst_simple "${f#"${dracutsysrootdir-}"}"
-  done
+  while read -r kind path; do
+    case "$kind" in
+    file)
+      # Readable, whatever the mode of the original is: nothing in it is secret.
+      if ! inst_simple "$path" || ! chmod 0644 "$(readlink -f "$initdir$path")"; then
+        dfatal "claviger: cannot copy $path"
+        exit 1
+      fi
+      ;;
+    program) inst_multiple "$path" ;;
+    dhcp) dinfo "claviger: something else has to configure the network: rd.neednet=1 ip=dhcp, with dracut's module network" ;;
+    esac
+  done <<<"$list"
+  inst_multiple -o systemd-ask-password
   inst_simple "$systemdsystemunitdir/claviger-keys.socket"
   inst_simple "$systemdsystemunitdir/claviger-keys.service"
   inst_simple "$moddir/claviger-unlock.service" "$systemdsystemunitdir/claviger-unlock.service"

@@ -72,7 +72,10 @@ type GetStatusResponse struct {
 	LogSize        uint64                 `protobuf:"varint,7,opt,name=log_size,json=logSize,proto3" json:"log_size,omitempty"`
 	StartedAt      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// The public key that guests pin (SubjectPublicKeyInfo, DER).
-	Identity      []byte `protobuf:"bytes,9,opt,name=identity,proto3" json:"identity,omitempty"`
+	Identity []byte `protobuf:"bytes,9,opt,name=identity,proto3" json:"identity,omitempty"`
+	// What keeps this broker from releasing all that it should; empty if all is well.
+	Problems      []*Problem `protobuf:"bytes,20,rep,name=problems,proto3" json:"problems,omitempty"`
+	Store         *StoreSize `protobuf:"bytes,21,opt,name=store,proto3" json:"store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,6 +173,164 @@ func (x *GetStatusResponse) GetIdentity() []byte {
 	return nil
 }
 
+func (x *GetStatusResponse) GetProblems() []*Problem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetStore() *StoreSize {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+// A part of the shared state, or of its store, that is not in force as it should be.
+type Problem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// store, view, revocation, reference_set, catalog_entry, policy_pin or unknown.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Which one, in the words of the command that deletes it: a reference set's
+	// name, a catalog entry's pattern, or the record's key in the shared state.
+	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Which releases stop because of it, in words.
+	Stops string `protobuf:"bytes,4,opt,name=stops,proto3" json:"stops,omitempty"`
+	// It stops all releases.
+	StopsAll      bool `protobuf:"varint,5,opt,name=stops_all,json=stopsAll,proto3" json:"stops_all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Problem) Reset() {
+	*x = Problem{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Problem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Problem) ProtoMessage() {}
+
+func (x *Problem) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Problem.ProtoReflect.Descriptor instead.
+func (*Problem) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Problem) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Problem) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Problem) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Problem) GetStops() string {
+	if x != nil {
+		return x.Stops
+	}
+	return ""
+}
+
+func (x *Problem) GetStopsAll() bool {
+	if x != nil {
+		return x.StopsAll
+	}
+	return false
+}
+
+// How full the store of the shared state is.
+type StoreSize struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Bytes      int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	BytesInUse int64                  `protobuf:"varint,2,opt,name=bytes_in_use,json=bytesInUse,proto3" json:"bytes_in_use,omitempty"`
+	// 0: the store does not tell.
+	Quota         int64 `protobuf:"varint,3,opt,name=quota,proto3" json:"quota,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreSize) Reset() {
+	*x = StoreSize{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreSize) ProtoMessage() {}
+
+func (x *StoreSize) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreSize.ProtoReflect.Descriptor instead.
+func (*StoreSize) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StoreSize) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *StoreSize) GetBytesInUse() int64 {
+	if x != nil {
+		return x.BytesInUse
+	}
+	return 0
+}
+
+func (x *StoreSize) GetQuota() int64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
 type GetPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -178,7 +339,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[2]
+	mi := &file_claviger_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -190,7 +351,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[2]
+	mi := &file_claviger_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -203,7 +364,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 type GetPolicyResponse struct {
@@ -222,7 +383,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[3]
+	mi := &file_claviger_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +395,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[3]
+	mi := &file_claviger_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +408,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetPolicyResponse) GetDigest() string {
@@ -309,7 +470,7 @@ type ActivatePolicyRequest struct {
 
 func (x *ActivatePolicyRequest) Reset() {
 	*x = ActivatePolicyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[4]
+	mi := &file_claviger_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +482,7 @@ func (x *ActivatePolicyRequest) String() string {
 func (*ActivatePolicyRequest) ProtoMessage() {}
 
 func (x *ActivatePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[4]
+	mi := &file_claviger_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +495,7 @@ func (x *ActivatePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivatePolicyRequest.ProtoReflect.Descriptor instead.
 func (*ActivatePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ActivatePolicyRequest) GetDigest() string {
@@ -352,7 +513,7 @@ type ActivatePolicyResponse struct {
 
 func (x *ActivatePolicyResponse) Reset() {
 	*x = ActivatePolicyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[5]
+	mi := &file_claviger_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +525,7 @@ func (x *ActivatePolicyResponse) String() string {
 func (*ActivatePolicyResponse) ProtoMessage() {}
 
 func (x *ActivatePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[5]
+	mi := &file_claviger_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +538,7 @@ func (x *ActivatePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivatePolicyResponse.ProtoReflect.Descriptor instead.
 func (*ActivatePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 type ReferenceValues struct {
@@ -389,7 +550,7 @@ type ReferenceValues struct {
 
 func (x *ReferenceValues) Reset() {
 	*x = ReferenceValues{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[6]
+	mi := &file_claviger_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +562,7 @@ func (x *ReferenceValues) String() string {
 func (*ReferenceValues) ProtoMessage() {}
 
 func (x *ReferenceValues) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[6]
+	mi := &file_claviger_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +575,7 @@ func (x *ReferenceValues) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReferenceValues.ProtoReflect.Descriptor instead.
 func (*ReferenceValues) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReferenceValues) GetValues() []string {
@@ -443,7 +604,7 @@ type ReferenceSet struct {
 
 func (x *ReferenceSet) Reset() {
 	*x = ReferenceSet{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[7]
+	mi := &file_claviger_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +616,7 @@ func (x *ReferenceSet) String() string {
 func (*ReferenceSet) ProtoMessage() {}
 
 func (x *ReferenceSet) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[7]
+	mi := &file_claviger_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +629,7 @@ func (x *ReferenceSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReferenceSet.ProtoReflect.Descriptor instead.
 func (*ReferenceSet) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReferenceSet) GetName() string {
@@ -542,14 +703,18 @@ func (x *ReferenceSet) GetAddedAt() *timestamppb.Timestamp {
 }
 
 type ListReferenceSetsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Pages: at most so many (0: what fits), and what next_page_token said, empty for the first.
+	// A page may be shorter, or empty, without being the last, which has no next_page_token.
+	PageSize      uint32 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListReferenceSetsRequest) Reset() {
 	*x = ListReferenceSetsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[8]
+	mi := &file_claviger_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +726,7 @@ func (x *ListReferenceSetsRequest) String() string {
 func (*ListReferenceSetsRequest) ProtoMessage() {}
 
 func (x *ListReferenceSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[8]
+	mi := &file_claviger_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,19 +739,34 @@ func (x *ListReferenceSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReferenceSetsRequest.ProtoReflect.Descriptor instead.
 func (*ListReferenceSetsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListReferenceSetsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListReferenceSetsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 type ListReferenceSetsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sets          []*ReferenceSet        `protobuf:"bytes,1,rep,name=sets,proto3" json:"sets,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListReferenceSetsResponse) Reset() {
 	*x = ListReferenceSetsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[9]
+	mi := &file_claviger_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +778,7 @@ func (x *ListReferenceSetsResponse) String() string {
 func (*ListReferenceSetsResponse) ProtoMessage() {}
 
 func (x *ListReferenceSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[9]
+	mi := &file_claviger_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +791,7 @@ func (x *ListReferenceSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReferenceSetsResponse.ProtoReflect.Descriptor instead.
 func (*ListReferenceSetsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListReferenceSetsResponse) GetSets() []*ReferenceSet {
@@ -619,6 +799,13 @@ func (x *ListReferenceSetsResponse) GetSets() []*ReferenceSet {
 		return x.Sets
 	}
 	return nil
+}
+
+func (x *ListReferenceSetsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type PutReferenceSetRequest struct {
@@ -630,7 +817,7 @@ type PutReferenceSetRequest struct {
 
 func (x *PutReferenceSetRequest) Reset() {
 	*x = PutReferenceSetRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[10]
+	mi := &file_claviger_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +829,7 @@ func (x *PutReferenceSetRequest) String() string {
 func (*PutReferenceSetRequest) ProtoMessage() {}
 
 func (x *PutReferenceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[10]
+	mi := &file_claviger_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,10 +842,139 @@ func (x *PutReferenceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutReferenceSetRequest.ProtoReflect.Descriptor instead.
 func (*PutReferenceSetRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PutReferenceSetRequest) GetSet() *ReferenceSet {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+// ChangeReferenceSetRequest changes a set that exists. What is absent stays as it is, and so do the values.
+type ChangeReferenceSetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State         *string                `protobuf:"bytes,2,opt,name=state,proto3,oneof" json:"state,omitempty"`
+	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Source        *string                `protobuf:"bytes,5,opt,name=source,proto3,oneof" json:"source,omitempty"`
+	Comment       *string                `protobuf:"bytes,6,opt,name=comment,proto3,oneof" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReferenceSetRequest) Reset() {
+	*x = ChangeReferenceSetRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReferenceSetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReferenceSetRequest) ProtoMessage() {}
+
+func (x *ChangeReferenceSetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReferenceSetRequest.ProtoReflect.Descriptor instead.
+func (*ChangeReferenceSetRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ChangeReferenceSetRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChangeReferenceSetRequest) GetState() string {
+	if x != nil && x.State != nil {
+		return *x.State
+	}
+	return ""
+}
+
+func (x *ChangeReferenceSetRequest) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *ChangeReferenceSetRequest) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *ChangeReferenceSetRequest) GetSource() string {
+	if x != nil && x.Source != nil {
+		return *x.Source
+	}
+	return ""
+}
+
+func (x *ChangeReferenceSetRequest) GetComment() string {
+	if x != nil && x.Comment != nil {
+		return *x.Comment
+	}
+	return ""
+}
+
+type ChangeReferenceSetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           *ReferenceSet          `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReferenceSetResponse) Reset() {
+	*x = ChangeReferenceSetResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReferenceSetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReferenceSetResponse) ProtoMessage() {}
+
+func (x *ChangeReferenceSetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReferenceSetResponse.ProtoReflect.Descriptor instead.
+func (*ChangeReferenceSetResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ChangeReferenceSetResponse) GetSet() *ReferenceSet {
 	if x != nil {
 		return x.Set
 	}
@@ -673,7 +989,7 @@ type PutReferenceSetResponse struct {
 
 func (x *PutReferenceSetResponse) Reset() {
 	*x = PutReferenceSetResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[11]
+	mi := &file_claviger_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +1001,7 @@ func (x *PutReferenceSetResponse) String() string {
 func (*PutReferenceSetResponse) ProtoMessage() {}
 
 func (x *PutReferenceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[11]
+	mi := &file_claviger_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +1014,7 @@ func (x *PutReferenceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutReferenceSetResponse.ProtoReflect.Descriptor instead.
 func (*PutReferenceSetResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 type DeleteReferenceSetRequest struct {
@@ -710,7 +1026,7 @@ type DeleteReferenceSetRequest struct {
 
 func (x *DeleteReferenceSetRequest) Reset() {
 	*x = DeleteReferenceSetRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[12]
+	mi := &file_claviger_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +1038,7 @@ func (x *DeleteReferenceSetRequest) String() string {
 func (*DeleteReferenceSetRequest) ProtoMessage() {}
 
 func (x *DeleteReferenceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[12]
+	mi := &file_claviger_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +1051,7 @@ func (x *DeleteReferenceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReferenceSetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteReferenceSetRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteReferenceSetRequest) GetName() string {
@@ -753,7 +1069,7 @@ type DeleteReferenceSetResponse struct {
 
 func (x *DeleteReferenceSetResponse) Reset() {
 	*x = DeleteReferenceSetResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[13]
+	mi := &file_claviger_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +1081,7 @@ func (x *DeleteReferenceSetResponse) String() string {
 func (*DeleteReferenceSetResponse) ProtoMessage() {}
 
 func (x *DeleteReferenceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[13]
+	mi := &file_claviger_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +1094,7 @@ func (x *DeleteReferenceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReferenceSetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteReferenceSetResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 type CatalogEntry struct {
@@ -819,7 +1135,7 @@ type CatalogEntry struct {
 
 func (x *CatalogEntry) Reset() {
 	*x = CatalogEntry{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	mi := &file_claviger_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +1147,7 @@ func (x *CatalogEntry) String() string {
 func (*CatalogEntry) ProtoMessage() {}
 
 func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	mi := &file_claviger_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +1160,7 @@ func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogEntry.ProtoReflect.Descriptor instead.
 func (*CatalogEntry) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CatalogEntry) GetPattern() string {
@@ -961,13 +1277,15 @@ func (x *CatalogEntry) GetPriority() string {
 
 type ListCatalogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      uint32                 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListCatalogRequest) Reset() {
 	*x = ListCatalogRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[15]
+	mi := &file_claviger_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1297,7 @@ func (x *ListCatalogRequest) String() string {
 func (*ListCatalogRequest) ProtoMessage() {}
 
 func (x *ListCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[15]
+	mi := &file_claviger_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,19 +1310,34 @@ func (x *ListCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ListCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListCatalogRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListCatalogRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 type ListCatalogResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*CatalogEntry        `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListCatalogResponse) Reset() {
 	*x = ListCatalogResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[16]
+	mi := &file_claviger_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1349,7 @@ func (x *ListCatalogResponse) String() string {
 func (*ListCatalogResponse) ProtoMessage() {}
 
 func (x *ListCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[16]
+	mi := &file_claviger_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1362,7 @@ func (x *ListCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ListCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListCatalogResponse) GetEntries() []*CatalogEntry {
@@ -1037,6 +1370,13 @@ func (x *ListCatalogResponse) GetEntries() []*CatalogEntry {
 		return x.Entries
 	}
 	return nil
+}
+
+func (x *ListCatalogResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type PutCatalogEntryRequest struct {
@@ -1048,7 +1388,7 @@ type PutCatalogEntryRequest struct {
 
 func (x *PutCatalogEntryRequest) Reset() {
 	*x = PutCatalogEntryRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[17]
+	mi := &file_claviger_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1400,7 @@ func (x *PutCatalogEntryRequest) String() string {
 func (*PutCatalogEntryRequest) ProtoMessage() {}
 
 func (x *PutCatalogEntryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[17]
+	mi := &file_claviger_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1413,7 @@ func (x *PutCatalogEntryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCatalogEntryRequest.ProtoReflect.Descriptor instead.
 func (*PutCatalogEntryRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PutCatalogEntryRequest) GetEntry() *CatalogEntry {
@@ -1091,7 +1431,7 @@ type PutCatalogEntryResponse struct {
 
 func (x *PutCatalogEntryResponse) Reset() {
 	*x = PutCatalogEntryResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[18]
+	mi := &file_claviger_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1443,7 @@ func (x *PutCatalogEntryResponse) String() string {
 func (*PutCatalogEntryResponse) ProtoMessage() {}
 
 func (x *PutCatalogEntryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[18]
+	mi := &file_claviger_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1456,7 @@ func (x *PutCatalogEntryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCatalogEntryResponse.ProtoReflect.Descriptor instead.
 func (*PutCatalogEntryResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type DeleteCatalogEntryRequest struct {
@@ -1128,7 +1468,7 @@ type DeleteCatalogEntryRequest struct {
 
 func (x *DeleteCatalogEntryRequest) Reset() {
 	*x = DeleteCatalogEntryRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[19]
+	mi := &file_claviger_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1480,7 @@ func (x *DeleteCatalogEntryRequest) String() string {
 func (*DeleteCatalogEntryRequest) ProtoMessage() {}
 
 func (x *DeleteCatalogEntryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[19]
+	mi := &file_claviger_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1493,7 @@ func (x *DeleteCatalogEntryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCatalogEntryRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCatalogEntryRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteCatalogEntryRequest) GetPattern() string {
@@ -1171,7 +1511,7 @@ type DeleteCatalogEntryResponse struct {
 
 func (x *DeleteCatalogEntryResponse) Reset() {
 	*x = DeleteCatalogEntryResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[20]
+	mi := &file_claviger_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1523,7 @@ func (x *DeleteCatalogEntryResponse) String() string {
 func (*DeleteCatalogEntryResponse) ProtoMessage() {}
 
 func (x *DeleteCatalogEntryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[20]
+	mi := &file_claviger_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1536,7 @@ func (x *DeleteCatalogEntryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCatalogEntryResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCatalogEntryResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type PutSecretRequest struct {
@@ -1211,7 +1551,7 @@ type PutSecretRequest struct {
 
 func (x *PutSecretRequest) Reset() {
 	*x = PutSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[21]
+	mi := &file_claviger_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1563,7 @@ func (x *PutSecretRequest) String() string {
 func (*PutSecretRequest) ProtoMessage() {}
 
 func (x *PutSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[21]
+	mi := &file_claviger_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1576,7 @@ func (x *PutSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSecretRequest.ProtoReflect.Descriptor instead.
 func (*PutSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutSecretRequest) GetKey() string {
@@ -1269,7 +1609,7 @@ type PutSecretResponse struct {
 
 func (x *PutSecretResponse) Reset() {
 	*x = PutSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[22]
+	mi := &file_claviger_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1621,7 @@ func (x *PutSecretResponse) String() string {
 func (*PutSecretResponse) ProtoMessage() {}
 
 func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[22]
+	mi := &file_claviger_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1634,7 @@ func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSecretResponse.ProtoReflect.Descriptor instead.
 func (*PutSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PutSecretResponse) GetVersion() uint64 {
@@ -1307,13 +1647,15 @@ func (x *PutSecretResponse) GetVersion() uint64 {
 type ListSecretsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	PageSize      uint32                 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[23]
+	mi := &file_claviger_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1667,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[23]
+	mi := &file_claviger_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1680,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListSecretsRequest) GetPrefix() string {
@@ -1348,16 +1690,31 @@ func (x *ListSecretsRequest) GetPrefix() string {
 	return ""
 }
 
+func (x *ListSecretsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSecretsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListSecretsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secrets       []*SecretInfo          `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[24]
+	mi := &file_claviger_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1726,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[24]
+	mi := &file_claviger_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1739,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -1390,6 +1747,13 @@ func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
 		return x.Secrets
 	}
 	return nil
+}
+
+func (x *ListSecretsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type SecretInfo struct {
@@ -1403,7 +1767,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[25]
+	mi := &file_claviger_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1779,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[25]
+	mi := &file_claviger_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1792,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SecretInfo) GetKey() string {
@@ -1461,7 +1825,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[26]
+	mi := &file_claviger_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1837,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[26]
+	mi := &file_claviger_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1850,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteSecretRequest) GetKey() string {
@@ -1504,7 +1868,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[27]
+	mi := &file_claviger_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1880,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[27]
+	mi := &file_claviger_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1893,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 type Revocation struct {
@@ -1550,7 +1914,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[28]
+	mi := &file_claviger_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1926,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[28]
+	mi := &file_claviger_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1939,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Revocation) GetKind() string {
@@ -1614,15 +1978,19 @@ func (x *Revocation) GetRevokedAt() *timestamppb.Timestamp {
 }
 
 type RevokeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revocation    *Revocation            `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The value is whole; with must_exist, or "…" at its end, it may be the only beginning of one that was seen: in a release, a session,
+	// a reference set or the catalog.
+	Revocation *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// Refuse what this broker never saw, since it is most likely a typing error.
+	MustExist     bool `protobuf:"varint,2,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[29]
+	mi := &file_claviger_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +2002,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[29]
+	mi := &file_claviger_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +2015,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RevokeRequest) GetRevocation() *Revocation {
@@ -1657,15 +2025,24 @@ func (x *RevokeRequest) GetRevocation() *Revocation {
 	return nil
 }
 
+func (x *RevokeRequest) GetMustExist() bool {
+	if x != nil {
+		return x.MustExist
+	}
+	return false
+}
+
 type RevokeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was revoked: the value in full.
+	Value         string `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[30]
+	mi := &file_claviger_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +2054,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[30]
+	mi := &file_claviger_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,20 +2067,28 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RevokeResponse) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
 }
 
 type UnrevokeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Or the key of a record, as in Problem.name.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UnrevokeRequest) Reset() {
 	*x = UnrevokeRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[31]
+	mi := &file_claviger_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +2100,7 @@ func (x *UnrevokeRequest) String() string {
 func (*UnrevokeRequest) ProtoMessage() {}
 
 func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[31]
+	mi := &file_claviger_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +2113,7 @@ func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrevokeRequest.ProtoReflect.Descriptor instead.
 func (*UnrevokeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UnrevokeRequest) GetKind() string {
@@ -1753,7 +2138,7 @@ type UnrevokeResponse struct {
 
 func (x *UnrevokeResponse) Reset() {
 	*x = UnrevokeResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[32]
+	mi := &file_claviger_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2150,7 @@ func (x *UnrevokeResponse) String() string {
 func (*UnrevokeResponse) ProtoMessage() {}
 
 func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[32]
+	mi := &file_claviger_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,18 +2163,20 @@ func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrevokeResponse.ProtoReflect.Descriptor instead.
 func (*UnrevokeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 type ListRevocationsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      uint32                 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[33]
+	mi := &file_claviger_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2188,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[33]
+	mi := &file_claviger_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,19 +2201,34 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListRevocationsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRevocationsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 type ListRevocationsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revocations   []*Revocation          `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[34]
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2240,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[34]
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2253,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -1859,6 +2261,13 @@ func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
 		return x.Revocations
 	}
 	return nil
+}
+
+func (x *ListRevocationsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type ListDecisionsRequest struct {
@@ -1872,7 +2281,7 @@ type ListDecisionsRequest struct {
 
 func (x *ListDecisionsRequest) Reset() {
 	*x = ListDecisionsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[35]
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2293,7 @@ func (x *ListDecisionsRequest) String() string {
 func (*ListDecisionsRequest) ProtoMessage() {}
 
 func (x *ListDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[35]
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2306,7 @@ func (x *ListDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListDecisionsRequest) GetLimit() uint32 {
@@ -1914,6 +2323,7 @@ func (x *ListDecisionsRequest) GetBefore() uint64 {
 	return 0
 }
 
+// There may be fewer than were asked for: those before the last of them are asked for next.
 type ListDecisionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Decisions     []*Decision            `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
@@ -1923,7 +2333,7 @@ type ListDecisionsResponse struct {
 
 func (x *ListDecisionsResponse) Reset() {
 	*x = ListDecisionsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2345,7 @@ func (x *ListDecisionsResponse) String() string {
 func (*ListDecisionsResponse) ProtoMessage() {}
 
 func (x *ListDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2358,7 @@ func (x *ListDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListDecisionsResponse) GetDecisions() []*Decision {
@@ -1969,7 +2379,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2391,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2404,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Decision) GetLogIndex() uint64 {
@@ -2016,14 +2426,18 @@ type BlastRadiusRequest struct {
 	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	// Only releases since then; absent: all.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// As in RevokeRequest.
+	MustExist     bool   `protobuf:"varint,4,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
+	PageSize      uint32 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BlastRadiusRequest) Reset() {
 	*x = BlastRadiusRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2449,7 @@ func (x *BlastRadiusRequest) String() string {
 func (*BlastRadiusRequest) ProtoMessage() {}
 
 func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2462,7 @@ func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlastRadiusRequest.ProtoReflect.Descriptor instead.
 func (*BlastRadiusRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *BlastRadiusRequest) GetKind() string {
@@ -2072,6 +2486,27 @@ func (x *BlastRadiusRequest) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *BlastRadiusRequest) GetMustExist() bool {
+	if x != nil {
+		return x.MustExist
+	}
+	return false
+}
+
+func (x *BlastRadiusRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *BlastRadiusRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type BlastRadiusResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Exposures []*Exposure            `protobuf:"bytes,1,rep,name=exposures,proto3" json:"exposures,omitempty"`
@@ -2079,14 +2514,21 @@ type BlastRadiusResponse struct {
 	Releases uint64 `protobuf:"varint,2,opt,name=releases,proto3" json:"releases,omitempty"`
 	Entries  uint64 `protobuf:"varint,3,opt,name=entries,proto3" json:"entries,omitempty"`
 	// The log that was read. Other brokers have their own.
-	LogOrigin     string `protobuf:"bytes,4,opt,name=log_origin,json=logOrigin,proto3" json:"log_origin,omitempty"`
+	LogOrigin string `protobuf:"bytes,4,opt,name=log_origin,json=logOrigin,proto3" json:"log_origin,omitempty"`
+	// What was asked about: the value in full.
+	Value string `protobuf:"bytes,5,opt,name=value,proto3" json:"value,omitempty"`
+	// Watching sessions that a revocation would end.
+	Sessions uint32 `protobuf:"varint,6,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Entries whose content was pruned before this broker could look at them: what they released is not counted.
+	Pruned        uint64 `protobuf:"varint,7,opt,name=pruned,proto3" json:"pruned,omitempty"`
+	NextPageToken string `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BlastRadiusResponse) Reset() {
 	*x = BlastRadiusResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2540,7 @@ func (x *BlastRadiusResponse) String() string {
 func (*BlastRadiusResponse) ProtoMessage() {}
 
 func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2553,7 @@ func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlastRadiusResponse.ProtoReflect.Descriptor instead.
 func (*BlastRadiusResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BlastRadiusResponse) GetExposures() []*Exposure {
@@ -2142,6 +2584,34 @@ func (x *BlastRadiusResponse) GetLogOrigin() string {
 	return ""
 }
 
+func (x *BlastRadiusResponse) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *BlastRadiusResponse) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *BlastRadiusResponse) GetPruned() uint64 {
+	if x != nil {
+		return x.Pruned
+	}
+	return 0
+}
+
+func (x *BlastRadiusResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // Exposure is one version of one resource that went to the subject.
 type Exposure struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2158,7 +2628,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2640,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2653,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Exposure) GetResource() string {
@@ -2237,7 +2707,7 @@ type RotateSecretRequest struct {
 
 func (x *RotateSecretRequest) Reset() {
 	*x = RotateSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2719,7 @@ func (x *RotateSecretRequest) String() string {
 func (*RotateSecretRequest) ProtoMessage() {}
 
 func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2732,7 @@ func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RotateSecretRequest) GetResource() string {
@@ -2281,7 +2751,7 @@ type RotateSecretResponse struct {
 
 func (x *RotateSecretResponse) Reset() {
 	*x = RotateSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2763,7 @@ func (x *RotateSecretResponse) String() string {
 func (*RotateSecretResponse) ProtoMessage() {}
 
 func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2776,7 @@ func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RotateSecretResponse) GetVersion() string {
@@ -2325,7 +2795,7 @@ type NotifyRequest struct {
 
 func (x *NotifyRequest) Reset() {
 	*x = NotifyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2807,7 @@ func (x *NotifyRequest) String() string {
 func (*NotifyRequest) ProtoMessage() {}
 
 func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2820,7 @@ func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotifyRequest.ProtoReflect.Descriptor instead.
 func (*NotifyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *NotifyRequest) GetResource() string {
@@ -2368,7 +2838,7 @@ type NotifyResponse struct {
 
 func (x *NotifyResponse) Reset() {
 	*x = NotifyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2850,7 @@ func (x *NotifyResponse) String() string {
 func (*NotifyResponse) ProtoMessage() {}
 
 func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,19 +2863,21 @@ func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotifyResponse.ProtoReflect.Descriptor instead.
 func (*NotifyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 type ListHoldersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	PageSize      uint32                 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListHoldersRequest) Reset() {
 	*x = ListHoldersRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2889,7 @@ func (x *ListHoldersRequest) String() string {
 func (*ListHoldersRequest) ProtoMessage() {}
 
 func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2902,7 @@ func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldersRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListHoldersRequest) GetResource() string {
@@ -2440,18 +2912,33 @@ func (x *ListHoldersRequest) GetResource() string {
 	return ""
 }
 
+func (x *ListHoldersRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListHoldersRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListHoldersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version that is current, as far as the brokers know.
 	CurrentVersion string    `protobuf:"bytes,1,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
 	Holders        []*Holder `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	NextPageToken  string    `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ListHoldersResponse) Reset() {
 	*x = ListHoldersResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2463,7 +2950,7 @@ func (x *ListHoldersResponse) String() string {
 func (*ListHoldersResponse) ProtoMessage() {}
 
 func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2476,7 +2963,7 @@ func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldersResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListHoldersResponse) GetCurrentVersion() string {
@@ -2491,6 +2978,13 @@ func (x *ListHoldersResponse) GetHolders() []*Holder {
 		return x.Holders
 	}
 	return nil
+}
+
+func (x *ListHoldersResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type Holder struct {
@@ -2512,7 +3006,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +3018,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +3031,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Holder) GetSessionId() string {
@@ -2598,13 +3092,15 @@ func (x *Holder) GetSimulated() bool {
 
 type ListSessionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      uint32                 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +3112,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,19 +3125,34 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ListSessionsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSessionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 type ListSessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,15,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	mi := &file_claviger_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +3164,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	mi := &file_claviger_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +3177,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -2674,6 +3185,13 @@ func (x *ListSessionsResponse) GetSessions() []*Session {
 		return x.Sessions
 	}
 	return nil
+}
+
+func (x *ListSessionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type Session struct {
@@ -2697,7 +3215,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	mi := &file_claviger_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +3227,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	mi := &file_claviger_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +3240,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Session) GetId() string {
@@ -2820,7 +3338,7 @@ type RotateTokenKeyRequest struct {
 
 func (x *RotateTokenKeyRequest) Reset() {
 	*x = RotateTokenKeyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	mi := &file_claviger_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3350,7 @@ func (x *RotateTokenKeyRequest) String() string {
 func (*RotateTokenKeyRequest) ProtoMessage() {}
 
 func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	mi := &file_claviger_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3363,7 @@ func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateTokenKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateTokenKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RotateTokenKeyRequest) GetReplace() bool {
@@ -2864,7 +3382,7 @@ type RotateTokenKeyResponse struct {
 
 func (x *RotateTokenKeyResponse) Reset() {
 	*x = RotateTokenKeyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	mi := &file_claviger_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3394,7 @@ func (x *RotateTokenKeyResponse) String() string {
 func (*RotateTokenKeyResponse) ProtoMessage() {}
 
 func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	mi := &file_claviger_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3407,7 @@ func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateTokenKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateTokenKeyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RotateTokenKeyResponse) GetKeyId() string {
@@ -2904,7 +3422,7 @@ var File_claviger_v1_admin_proto protoreflect.FileDescriptor
 const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x17claviger/v1/admin.proto\x12\vclaviger.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xc8\x02\n" +
+	"\x10GetStatusRequest\"\xa8\x03\n" +
 	"\x11GetStatusResponse\x12\x1b\n" +
 	"\tbroker_id\x18\x01 \x01(\fR\bbrokerId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
@@ -2916,7 +3434,20 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\blog_size\x18\a \x01(\x04R\alogSize\x129\n" +
 	"\n" +
 	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
-	"\bidentity\x18\t \x01(\fR\bidentity\"\x12\n" +
+	"\bidentity\x18\t \x01(\fR\bidentity\x120\n" +
+	"\bproblems\x18\x14 \x03(\v2\x14.claviger.v1.ProblemR\bproblems\x12,\n" +
+	"\x05store\x18\x15 \x01(\v2\x16.claviger.v1.StoreSizeR\x05store\"|\n" +
+	"\aProblem\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05stops\x18\x04 \x01(\tR\x05stops\x12\x1b\n" +
+	"\tstops_all\x18\x05 \x01(\bR\bstopsAll\"Y\n" +
+	"\tStoreSize\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12 \n" +
+	"\fbytes_in_use\x18\x02 \x01(\x03R\n" +
+	"bytesInUse\x12\x14\n" +
+	"\x05quota\x18\x03 \x01(\x03R\x05quota\"\x12\n" +
 	"\x10GetPolicyRequest\"\xea\x01\n" +
 	"\x11GetPolicyResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
@@ -2949,16 +3480,34 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x1aW\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
-	"\x05value\x18\x02 \x01(\v2\x1c.claviger.v1.ReferenceValuesR\x05value:\x028\x01\"\x1a\n" +
-	"\x18ListReferenceSetsRequest\"J\n" +
+	"\x05value\x18\x02 \x01(\v2\x1c.claviger.v1.ReferenceValuesR\x05value:\x028\x01\"j\n" +
+	"\x18ListReferenceSetsRequest\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"r\n" +
 	"\x19ListReferenceSetsResponse\x12-\n" +
-	"\x04sets\x18\x01 \x03(\v2\x19.claviger.v1.ReferenceSetR\x04sets\"M\n" +
+	"\x04sets\x18\x01 \x03(\v2\x19.claviger.v1.ReferenceSetR\x04sets\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"M\n" +
 	"\x16PutReferenceSetRequest\x123\n" +
-	"\x03set\x18\x01 \x01(\v2\x19.claviger.v1.ReferenceSetB\x06\xbaH\x03\xc8\x01\x01R\x03set\"\x19\n" +
+	"\x03set\x18\x01 \x01(\v2\x19.claviger.v1.ReferenceSetB\x06\xbaH\x03\xc8\x01\x01R\x03set\"\xfb\x02\n" +
+	"\x19ChangeReferenceSetRequest\x124\n" +
+	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\x12C\n" +
+	"\x05state\x18\x02 \x01(\tB(\xbaH%r#R\x06canaryR\x06activeR\bretiringR\aretiredH\x00R\x05state\x88\x01\x01\x129\n" +
+	"\n" +
+	"not_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12%\n" +
+	"\x06source\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x01R\x06source\x88\x01\x01\x12'\n" +
+	"\acomment\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x02R\acomment\x88\x01\x01B\b\n" +
+	"\x06_stateB\t\n" +
+	"\a_sourceB\n" +
+	"\n" +
+	"\b_comment\"I\n" +
+	"\x1aChangeReferenceSetResponse\x12+\n" +
+	"\x03set\x18\x01 \x01(\v2\x19.claviger.v1.ReferenceSetR\x03set\"\x19\n" +
 	"\x17PutReferenceSetResponse\";\n" +
 	"\x19DeleteReferenceSetRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x1c\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x04name\"\x1c\n" +
 	"\x1aDeleteReferenceSetResponse\"\xa1\x06\n" +
 	"\fCatalogEntry\x12$\n" +
 	"\apattern\x18\x01 \x01(\tB\n" +
@@ -2988,16 +3537,20 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x14\n" +
-	"\x12ListCatalogRequest\"J\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"d\n" +
+	"\x12ListCatalogRequest\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"r\n" +
 	"\x13ListCatalogResponse\x123\n" +
-	"\aentries\x18\x01 \x03(\v2\x19.claviger.v1.CatalogEntryR\aentries\"Q\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.claviger.v1.CatalogEntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"Q\n" +
 	"\x16PutCatalogEntryRequest\x127\n" +
 	"\x05entry\x18\x01 \x01(\v2\x19.claviger.v1.CatalogEntryB\x06\xbaH\x03\xc8\x01\x01R\x05entry\"\x19\n" +
 	"\x17PutCatalogEntryResponse\"A\n" +
 	"\x19DeleteCatalogEntryRequest\x12$\n" +
 	"\apattern\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\apattern\"\x1c\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\apattern\"\x1c\n" +
 	"\x1aDeleteCatalogEntryResponse\"\xc1\x01\n" +
 	"\x10PutSecretRequest\x12B\n" +
 	"\x03key\x18\x01 \x01(\tB0\xbaH-r+\x10\x01\x18\x80\x042$^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$R\x03key\x12$\n" +
@@ -3005,11 +3558,15 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x10expected_version\x18\x03 \x01(\x04H\x00R\x0fexpectedVersion\x88\x01\x01B\x13\n" +
 	"\x11_expected_version\"-\n" +
 	"\x11PutSecretResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x04R\aversion\"6\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\"\x86\x01\n" +
 	"\x12ListSecretsRequest\x12 \n" +
-	"\x06prefix\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06prefix\"H\n" +
+	"\x06prefix\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06prefix\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"p\n" +
 	"\x13ListSecretsResponse\x121\n" +
-	"\asecrets\x18\x01 \x03(\v2\x17.claviger.v1.SecretInfoR\asecrets\"s\n" +
+	"\asecrets\x18\x01 \x03(\v2\x17.claviger.v1.SecretInfoR\asecrets\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"s\n" +
 	"\n" +
 	"SecretInfo\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
@@ -3029,20 +3586,27 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"revoked_by\x18\x04 \x01(\tR\trevokedBy\x129\n" +
 	"\n" +
-	"revoked_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\"P\n" +
+	"revoked_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\"o\n" +
 	"\rRevokeRequest\x12?\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x17.claviger.v1.RevocationB\x06\xbaH\x03\xc8\x01\x01R\n" +
-	"revocation\"\x10\n" +
-	"\x0eRevokeResponse\"R\n" +
+	"revocation\x12\x1d\n" +
+	"\n" +
+	"must_exist\x18\x02 \x01(\bR\tmustExist\"&\n" +
+	"\x0eRevokeResponse\x12\x14\n" +
+	"\x05value\x18\x01 \x01(\tR\x05value\"R\n" +
 	"\x0fUnrevokeRequest\x12\x1d\n" +
 	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18 R\x04kind\x12 \n" +
 	"\x05value\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05value\"\x12\n" +
-	"\x10UnrevokeResponse\"\x18\n" +
-	"\x16ListRevocationsRequest\"T\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x05value\"\x12\n" +
+	"\x10UnrevokeResponse\"h\n" +
+	"\x16ListRevocationsRequest\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"|\n" +
 	"\x17ListRevocationsResponse\x129\n" +
-	"\vrevocations\x18\x01 \x03(\v2\x17.claviger.v1.RevocationR\vrevocations\"N\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x17.claviger.v1.RevocationR\vrevocations\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"N\n" +
 	"\x14ListDecisionsRequest\x12\x1e\n" +
 	"\x05limit\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x05limit\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\"L\n" +
@@ -3050,18 +3614,27 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\tdecisions\x18\x01 \x03(\v2\x15.claviger.v1.DecisionR\tdecisions\"=\n" +
 	"\bDecision\x12\x1b\n" +
 	"\tlog_index\x18\x01 \x01(\x04R\blogIndex\x12\x14\n" +
-	"\x05entry\x18\x02 \x01(\tR\x05entry\"\x87\x01\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\"\xf6\x01\n" +
 	"\x12BlastRadiusRequest\x12\x1d\n" +
 	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18 R\x04kind\x12 \n" +
 	"\x05value\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05value\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9f\x01\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
+	"\n" +
+	"must_exist\x18\x04 \x01(\bR\tmustExist\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"\x91\x02\n" +
 	"\x13BlastRadiusResponse\x123\n" +
 	"\texposures\x18\x01 \x03(\v2\x15.claviger.v1.ExposureR\texposures\x12\x1a\n" +
 	"\breleases\x18\x02 \x01(\x04R\breleases\x12\x18\n" +
 	"\aentries\x18\x03 \x01(\x04R\aentries\x12\x1d\n" +
 	"\n" +
-	"log_origin\x18\x04 \x01(\tR\tlogOrigin\"\xdc\x01\n" +
+	"log_origin\x18\x04 \x01(\tR\tlogOrigin\x12\x14\n" +
+	"\x05value\x18\x05 \x01(\tR\x05value\x12\x1a\n" +
+	"\bsessions\x18\x06 \x01(\rR\bsessions\x12\x16\n" +
+	"\x06pruned\x18\a \x01(\x04R\x06pruned\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"\xdc\x01\n" +
 	"\bExposure\x12\x1a\n" +
 	"\bresource\x18\x01 \x01(\tR\bresource\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -3077,13 +3650,17 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\rNotifyRequest\x12&\n" +
 	"\bresource\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\"\x10\n" +
-	"\x0eNotifyResponse\"<\n" +
+	"\x0eNotifyResponse\"\x8c\x01\n" +
 	"\x12ListHoldersRequest\x12&\n" +
 	"\bresource\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\"m\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"\x95\x01\n" +
 	"\x13ListHoldersResponse\x12'\n" +
 	"\x0fcurrent_version\x18\x01 \x01(\tR\x0ecurrentVersion\x12-\n" +
-	"\aholders\x18\x02 \x03(\v2\x13.claviger.v1.HolderR\aholders\"\xc6\x02\n" +
+	"\aholders\x18\x02 \x03(\v2\x13.claviger.v1.HolderR\aholders\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"\xc6\x02\n" +
 	"\x06Holder\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x18\n" +
@@ -3094,10 +3671,14 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"retires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tretiresAt\x12\x17\n" +
 	"\achip_id\x18\x06 \x01(\tR\x06chipId\x12#\n" +
 	"\revidence_type\x18\a \x01(\tR\fevidenceType\x12\x1c\n" +
-	"\tsimulated\x18\b \x01(\bR\tsimulated\"\x15\n" +
-	"\x13ListSessionsRequest\"H\n" +
+	"\tsimulated\x18\b \x01(\bR\tsimulated\"e\n" +
+	"\x13ListSessionsRequest\x12%\n" +
+	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"p\n" +
 	"\x14ListSessionsResponse\x120\n" +
-	"\bsessions\x18\x01 \x03(\v2\x14.claviger.v1.SessionR\bsessions\"\xc1\x03\n" +
+	"\bsessions\x18\x01 \x03(\v2\x14.claviger.v1.SessionR\bsessions\x12&\n" +
+	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"\xc1\x03\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
 	"\n" +
@@ -3118,13 +3699,14 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x15RotateTokenKeyRequest\x12\x18\n" +
 	"\areplace\x18\x01 \x01(\bR\areplace\"/\n" +
 	"\x16RotateTokenKeyResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xdb\x0e\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xc2\x0f\n" +
 	"\x05Admin\x12J\n" +
 	"\tGetStatus\x12\x1d.claviger.v1.GetStatusRequest\x1a\x1e.claviger.v1.GetStatusResponse\x12J\n" +
 	"\tGetPolicy\x12\x1d.claviger.v1.GetPolicyRequest\x1a\x1e.claviger.v1.GetPolicyResponse\x12Y\n" +
 	"\x0eActivatePolicy\x12\".claviger.v1.ActivatePolicyRequest\x1a#.claviger.v1.ActivatePolicyResponse\x12b\n" +
 	"\x11ListReferenceSets\x12%.claviger.v1.ListReferenceSetsRequest\x1a&.claviger.v1.ListReferenceSetsResponse\x12\\\n" +
 	"\x0fPutReferenceSet\x12#.claviger.v1.PutReferenceSetRequest\x1a$.claviger.v1.PutReferenceSetResponse\x12e\n" +
+	"\x12ChangeReferenceSet\x12&.claviger.v1.ChangeReferenceSetRequest\x1a'.claviger.v1.ChangeReferenceSetResponse\x12e\n" +
 	"\x12DeleteReferenceSet\x12&.claviger.v1.DeleteReferenceSetRequest\x1a'.claviger.v1.DeleteReferenceSetResponse\x12P\n" +
 	"\vListCatalog\x12\x1f.claviger.v1.ListCatalogRequest\x1a .claviger.v1.ListCatalogResponse\x12\\\n" +
 	"\x0fPutCatalogEntry\x12#.claviger.v1.PutCatalogEntryRequest\x1a$.claviger.v1.PutCatalogEntryResponse\x12e\n" +
@@ -3155,146 +3737,157 @@ func file_claviger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_admin_proto_rawDescData
 }
 
-var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_claviger_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),           // 0: claviger.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 1: claviger.v1.GetStatusResponse
-	(*GetPolicyRequest)(nil),           // 2: claviger.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),          // 3: claviger.v1.GetPolicyResponse
-	(*ActivatePolicyRequest)(nil),      // 4: claviger.v1.ActivatePolicyRequest
-	(*ActivatePolicyResponse)(nil),     // 5: claviger.v1.ActivatePolicyResponse
-	(*ReferenceValues)(nil),            // 6: claviger.v1.ReferenceValues
-	(*ReferenceSet)(nil),               // 7: claviger.v1.ReferenceSet
-	(*ListReferenceSetsRequest)(nil),   // 8: claviger.v1.ListReferenceSetsRequest
-	(*ListReferenceSetsResponse)(nil),  // 9: claviger.v1.ListReferenceSetsResponse
-	(*PutReferenceSetRequest)(nil),     // 10: claviger.v1.PutReferenceSetRequest
-	(*PutReferenceSetResponse)(nil),    // 11: claviger.v1.PutReferenceSetResponse
-	(*DeleteReferenceSetRequest)(nil),  // 12: claviger.v1.DeleteReferenceSetRequest
-	(*DeleteReferenceSetResponse)(nil), // 13: claviger.v1.DeleteReferenceSetResponse
-	(*CatalogEntry)(nil),               // 14: claviger.v1.CatalogEntry
-	(*ListCatalogRequest)(nil),         // 15: claviger.v1.ListCatalogRequest
-	(*ListCatalogResponse)(nil),        // 16: claviger.v1.ListCatalogResponse
-	(*PutCatalogEntryRequest)(nil),     // 17: claviger.v1.PutCatalogEntryRequest
-	(*PutCatalogEntryResponse)(nil),    // 18: claviger.v1.PutCatalogEntryResponse
-	(*DeleteCatalogEntryRequest)(nil),  // 19: claviger.v1.DeleteCatalogEntryRequest
-	(*DeleteCatalogEntryResponse)(nil), // 20: claviger.v1.DeleteCatalogEntryResponse
-	(*PutSecretRequest)(nil),           // 21: claviger.v1.PutSecretRequest
-	(*PutSecretResponse)(nil),          // 22: claviger.v1.PutSecretResponse
-	(*ListSecretsRequest)(nil),         // 23: claviger.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),        // 24: claviger.v1.ListSecretsResponse
-	(*SecretInfo)(nil),                 // 25: claviger.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),        // 26: claviger.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),       // 27: claviger.v1.DeleteSecretResponse
-	(*Revocation)(nil),                 // 28: claviger.v1.Revocation
-	(*RevokeRequest)(nil),              // 29: claviger.v1.RevokeRequest
-	(*RevokeResponse)(nil),             // 30: claviger.v1.RevokeResponse
-	(*UnrevokeRequest)(nil),            // 31: claviger.v1.UnrevokeRequest
-	(*UnrevokeResponse)(nil),           // 32: claviger.v1.UnrevokeResponse
-	(*ListRevocationsRequest)(nil),     // 33: claviger.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),    // 34: claviger.v1.ListRevocationsResponse
-	(*ListDecisionsRequest)(nil),       // 35: claviger.v1.ListDecisionsRequest
-	(*ListDecisionsResponse)(nil),      // 36: claviger.v1.ListDecisionsResponse
-	(*Decision)(nil),                   // 37: claviger.v1.Decision
-	(*BlastRadiusRequest)(nil),         // 38: claviger.v1.BlastRadiusRequest
-	(*BlastRadiusResponse)(nil),        // 39: claviger.v1.BlastRadiusResponse
-	(*Exposure)(nil),                   // 40: claviger.v1.Exposure
-	(*RotateSecretRequest)(nil),        // 41: claviger.v1.RotateSecretRequest
-	(*RotateSecretResponse)(nil),       // 42: claviger.v1.RotateSecretResponse
-	(*NotifyRequest)(nil),              // 43: claviger.v1.NotifyRequest
-	(*NotifyResponse)(nil),             // 44: claviger.v1.NotifyResponse
-	(*ListHoldersRequest)(nil),         // 45: claviger.v1.ListHoldersRequest
-	(*ListHoldersResponse)(nil),        // 46: claviger.v1.ListHoldersResponse
-	(*Holder)(nil),                     // 47: claviger.v1.Holder
-	(*ListSessionsRequest)(nil),        // 48: claviger.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),       // 49: claviger.v1.ListSessionsResponse
-	(*Session)(nil),                    // 50: claviger.v1.Session
-	(*RotateTokenKeyRequest)(nil),      // 51: claviger.v1.RotateTokenKeyRequest
-	(*RotateTokenKeyResponse)(nil),     // 52: claviger.v1.RotateTokenKeyResponse
-	nil,                                // 53: claviger.v1.ReferenceSet.ValuesEntry
-	nil,                                // 54: claviger.v1.CatalogEntry.LabelsEntry
-	nil,                                // 55: claviger.v1.CatalogEntry.OptionsEntry
-	(*timestamppb.Timestamp)(nil),      // 56: google.protobuf.Timestamp
+	(*Problem)(nil),                    // 2: claviger.v1.Problem
+	(*StoreSize)(nil),                  // 3: claviger.v1.StoreSize
+	(*GetPolicyRequest)(nil),           // 4: claviger.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),          // 5: claviger.v1.GetPolicyResponse
+	(*ActivatePolicyRequest)(nil),      // 6: claviger.v1.ActivatePolicyRequest
+	(*ActivatePolicyResponse)(nil),     // 7: claviger.v1.ActivatePolicyResponse
+	(*ReferenceValues)(nil),            // 8: claviger.v1.ReferenceValues
+	(*ReferenceSet)(nil),               // 9: claviger.v1.ReferenceSet
+	(*ListReferenceSetsRequest)(nil),   // 10: claviger.v1.ListReferenceSetsRequest
+	(*ListReferenceSetsResponse)(nil),  // 11: claviger.v1.ListReferenceSetsResponse
+	(*PutReferenceSetRequest)(nil),     // 12: claviger.v1.PutReferenceSetRequest
+	(*ChangeReferenceSetRequest)(nil),  // 13: claviger.v1.ChangeReferenceSetRequest
+	(*ChangeReferenceSetResponse)(nil), // 14: claviger.v1.ChangeReferenceSetResponse
+	(*PutReferenceSetResponse)(nil),    // 15: claviger.v1.PutReferenceSetResponse
+	(*DeleteReferenceSetRequest)(nil),  // 16: claviger.v1.DeleteReferenceSetRequest
+	(*DeleteReferenceSetResponse)(nil), // 17: claviger.v1.DeleteReferenceSetResponse
+	(*CatalogEntry)(nil),               // 18: claviger.v1.CatalogEntry
+	(*ListCatalogRequest)(nil),         // 19: claviger.v1.ListCatalogRequest
+	(*ListCatalogResponse)(nil),        // 20: claviger.v1.ListCatalogResponse
+	(*PutCatalogEntryRequest)(nil),     // 21: claviger.v1.PutCatalogEntryRequest
+	(*PutCatalogEntryResponse)(nil),    // 22: claviger.v1.PutCatalogEntryResponse
+	(*DeleteCatalogEntryRequest)(nil),  // 23: claviger.v1.DeleteCatalogEntryRequest
+	(*DeleteCatalogEntryResponse)(nil), // 24: claviger.v1.DeleteCatalogEntryResponse
+	(*PutSecretRequest)(nil),           // 25: claviger.v1.PutSecretRequest
+	(*PutSecretResponse)(nil),          // 26: claviger.v1.PutSecretResponse
+	(*ListSecretsRequest)(nil),         // 27: claviger.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),        // 28: claviger.v1.ListSecretsResponse
+	(*SecretInfo)(nil),                 // 29: claviger.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),        // 30: claviger.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),       // 31: claviger.v1.DeleteSecretResponse
+	(*Revocation)(nil),                 // 32: claviger.v1.Revocation
+	(*RevokeRequest)(nil),              // 33: claviger.v1.RevokeRequest
+	(*RevokeResponse)(nil),             // 34: claviger.v1.RevokeResponse
+	(*UnrevokeRequest)(nil),            // 35: claviger.v1.UnrevokeRequest
+	(*UnrevokeResponse)(nil),           // 36: claviger.v1.UnrevokeResponse
+	(*ListRevocationsRequest)(nil),     // 37: claviger.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),    // 38: claviger.v1.ListRevocationsResponse
+	(*ListDecisionsRequest)(nil),       // 39: claviger.v1.ListDecisionsRequest
+	(*ListDecisionsResponse)(nil),      // 40: claviger.v1.ListDecisionsResponse
+	(*Decision)(nil),                   // 41: claviger.v1.Decision
+	(*BlastRadiusRequest)(nil),         // 42: claviger.v1.BlastRadiusRequest
+	(*BlastRadiusResponse)(nil),        // 43: claviger.v1.BlastRadiusResponse
+	(*Exposure)(nil),                   // 44: claviger.v1.Exposure
+	(*RotateSecretRequest)(nil),        // 45: claviger.v1.RotateSecretRequest
+	(*RotateSecretResponse)(nil),       // 46: claviger.v1.RotateSecretResponse
+	(*NotifyRequest)(nil),              // 47: claviger.v1.NotifyRequest
+	(*NotifyResponse)(nil),             // 48: claviger.v1.NotifyResponse
+	(*ListHoldersRequest)(nil),         // 49: claviger.v1.ListHoldersRequest
+	(*ListHoldersResponse)(nil),        // 50: claviger.v1.ListHoldersResponse
+	(*Holder)(nil),                     // 51: claviger.v1.Holder
+	(*ListSessionsRequest)(nil),        // 52: claviger.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),       // 53: claviger.v1.ListSessionsResponse
+	(*Session)(nil),                    // 54: claviger.v1.Session
+	(*RotateTokenKeyRequest)(nil),      // 55: claviger.v1.RotateTokenKeyRequest
+	(*RotateTokenKeyResponse)(nil),     // 56: claviger.v1.RotateTokenKeyResponse
+	nil,                                // 57: claviger.v1.ReferenceSet.ValuesEntry
+	nil,                                // 58: claviger.v1.CatalogEntry.LabelsEntry
+	nil,                                // 59: claviger.v1.CatalogEntry.OptionsEntry
+	(*timestamppb.Timestamp)(nil),      // 60: google.protobuf.Timestamp
 }
 var file_claviger_v1_admin_proto_depIdxs = []int32{
-	56, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	56, // 1: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
-	56, // 2: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
-	56, // 3: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
-	53, // 4: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
-	56, // 5: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
-	7,  // 6: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
-	7,  // 7: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
-	54, // 8: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
-	55, // 9: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
-	14, // 10: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
-	14, // 11: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
-	25, // 12: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
-	56, // 13: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
-	56, // 14: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	28, // 15: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
-	28, // 16: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
-	37, // 17: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
-	56, // 18: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
-	40, // 19: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
-	56, // 20: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
-	56, // 21: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
-	47, // 22: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
-	56, // 23: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
-	56, // 24: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
-	50, // 25: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
-	56, // 26: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
-	56, // 27: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
-	56, // 28: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
-	6,  // 29: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
-	0,  // 30: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
-	2,  // 31: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
-	4,  // 32: claviger.v1.Admin.ActivatePolicy:input_type -> claviger.v1.ActivatePolicyRequest
-	8,  // 33: claviger.v1.Admin.ListReferenceSets:input_type -> claviger.v1.ListReferenceSetsRequest
-	10, // 34: claviger.v1.Admin.PutReferenceSet:input_type -> claviger.v1.PutReferenceSetRequest
-	12, // 35: claviger.v1.Admin.DeleteReferenceSet:input_type -> claviger.v1.DeleteReferenceSetRequest
-	15, // 36: claviger.v1.Admin.ListCatalog:input_type -> claviger.v1.ListCatalogRequest
-	17, // 37: claviger.v1.Admin.PutCatalogEntry:input_type -> claviger.v1.PutCatalogEntryRequest
-	19, // 38: claviger.v1.Admin.DeleteCatalogEntry:input_type -> claviger.v1.DeleteCatalogEntryRequest
-	21, // 39: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
-	23, // 40: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
-	26, // 41: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
-	29, // 42: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
-	31, // 43: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
-	33, // 44: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
-	38, // 45: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
-	41, // 46: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
-	43, // 47: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
-	51, // 48: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
-	45, // 49: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
-	48, // 50: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
-	35, // 51: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
-	1,  // 52: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
-	3,  // 53: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
-	5,  // 54: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
-	9,  // 55: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
-	11, // 56: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
-	13, // 57: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
-	16, // 58: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
-	18, // 59: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
-	20, // 60: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
-	22, // 61: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
-	24, // 62: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
-	27, // 63: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
-	30, // 64: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
-	32, // 65: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
-	34, // 66: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
-	39, // 67: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
-	42, // 68: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
-	44, // 69: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
-	52, // 70: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
-	46, // 71: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
-	49, // 72: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
-	36, // 73: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
-	52, // [52:74] is the sub-list for method output_type
-	30, // [30:52] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	60, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	2,  // 1: claviger.v1.GetStatusResponse.problems:type_name -> claviger.v1.Problem
+	3,  // 2: claviger.v1.GetStatusResponse.store:type_name -> claviger.v1.StoreSize
+	60, // 3: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
+	60, // 4: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
+	60, // 5: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
+	57, // 6: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
+	60, // 7: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
+	9,  // 8: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
+	9,  // 9: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
+	60, // 10: claviger.v1.ChangeReferenceSetRequest.not_before:type_name -> google.protobuf.Timestamp
+	60, // 11: claviger.v1.ChangeReferenceSetRequest.not_after:type_name -> google.protobuf.Timestamp
+	9,  // 12: claviger.v1.ChangeReferenceSetResponse.set:type_name -> claviger.v1.ReferenceSet
+	58, // 13: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
+	59, // 14: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
+	18, // 15: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
+	18, // 16: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
+	29, // 17: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
+	60, // 18: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
+	60, // 19: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	32, // 20: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
+	32, // 21: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
+	41, // 22: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
+	60, // 23: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
+	44, // 24: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
+	60, // 25: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
+	60, // 26: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
+	51, // 27: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
+	60, // 28: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
+	60, // 29: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
+	54, // 30: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
+	60, // 31: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
+	60, // 32: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
+	60, // 33: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	8,  // 34: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
+	0,  // 35: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
+	4,  // 36: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
+	6,  // 37: claviger.v1.Admin.ActivatePolicy:input_type -> claviger.v1.ActivatePolicyRequest
+	10, // 38: claviger.v1.Admin.ListReferenceSets:input_type -> claviger.v1.ListReferenceSetsRequest
+	12, // 39: claviger.v1.Admin.PutReferenceSet:input_type -> claviger.v1.PutReferenceSetRequest
+	13, // 40: claviger.v1.Admin.ChangeReferenceSet:input_type -> claviger.v1.ChangeReferenceSetRequest
+	16, // 41: claviger.v1.Admin.DeleteReferenceSet:input_type -> claviger.v1.DeleteReferenceSetRequest
+	19, // 42: claviger.v1.Admin.ListCatalog:input_type -> claviger.v1.ListCatalogRequest
+	21, // 43: claviger.v1.Admin.PutCatalogEntry:input_type -> claviger.v1.PutCatalogEntryRequest
+	23, // 44: claviger.v1.Admin.DeleteCatalogEntry:input_type -> claviger.v1.DeleteCatalogEntryRequest
+	25, // 45: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
+	27, // 46: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
+	30, // 47: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
+	33, // 48: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
+	35, // 49: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
+	37, // 50: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
+	42, // 51: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
+	45, // 52: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
+	47, // 53: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
+	55, // 54: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
+	49, // 55: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
+	52, // 56: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
+	39, // 57: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
+	1,  // 58: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
+	5,  // 59: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
+	7,  // 60: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
+	11, // 61: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
+	15, // 62: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
+	14, // 63: claviger.v1.Admin.ChangeReferenceSet:output_type -> claviger.v1.ChangeReferenceSetResponse
+	17, // 64: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
+	20, // 65: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
+	22, // 66: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
+	24, // 67: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
+	26, // 68: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
+	28, // 69: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
+	31, // 70: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
+	34, // 71: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
+	36, // 72: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
+	38, // 73: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
+	43, // 74: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
+	46, // 75: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
+	48, // 76: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
+	56, // 77: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
+	50, // 78: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
+	53, // 79: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
+	40, // 80: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
+	58, // [58:81] is the sub-list for method output_type
+	35, // [35:58] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_admin_proto_init() }
@@ -3302,14 +3895,15 @@ func file_claviger_v1_admin_proto_init() {
 	if File_claviger_v1_admin_proto != nil {
 		return
 	}
-	file_claviger_v1_admin_proto_msgTypes[21].OneofWrappers = []any{}
+	file_claviger_v1_admin_proto_msgTypes[13].OneofWrappers = []any{}
+	file_claviger_v1_admin_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_admin_proto_rawDesc), len(file_claviger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

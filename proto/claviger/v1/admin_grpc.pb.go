@@ -26,6 +26,7 @@ const (
 	Admin_ActivatePolicy_FullMethodName     = "/claviger.v1.Admin/ActivatePolicy"
 	Admin_ListReferenceSets_FullMethodName  = "/claviger.v1.Admin/ListReferenceSets"
 	Admin_PutReferenceSet_FullMethodName    = "/claviger.v1.Admin/PutReferenceSet"
+	Admin_ChangeReferenceSet_FullMethodName = "/claviger.v1.Admin/ChangeReferenceSet"
 	Admin_DeleteReferenceSet_FullMethodName = "/claviger.v1.Admin/DeleteReferenceSet"
 	Admin_ListCatalog_FullMethodName        = "/claviger.v1.Admin/ListCatalog"
 	Admin_PutCatalogEntry_FullMethodName    = "/claviger.v1.Admin/PutCatalogEntry"
@@ -59,6 +60,8 @@ type AdminClient interface {
 	ActivatePolicy(ctx context.Context, in *ActivatePolicyRequest, opts ...grpc.CallOption) (*ActivatePolicyResponse, error)
 	ListReferenceSets(ctx context.Context, in *ListReferenceSetsRequest, opts ...grpc.CallOption) (*ListReferenceSetsResponse, error)
 	PutReferenceSet(ctx context.Context, in *PutReferenceSetRequest, opts ...grpc.CallOption) (*PutReferenceSetResponse, error)
+	// ChangeReferenceSet changes the state, the validity or the provenance of a set.
+	ChangeReferenceSet(ctx context.Context, in *ChangeReferenceSetRequest, opts ...grpc.CallOption) (*ChangeReferenceSetResponse, error)
 	DeleteReferenceSet(ctx context.Context, in *DeleteReferenceSetRequest, opts ...grpc.CallOption) (*DeleteReferenceSetResponse, error)
 	ListCatalog(ctx context.Context, in *ListCatalogRequest, opts ...grpc.CallOption) (*ListCatalogResponse, error)
 	PutCatalogEntry(ctx context.Context, in *PutCatalogEntryRequest, opts ...grpc.CallOption) (*PutCatalogEntryResponse, error)
@@ -137,6 +140,16 @@ func (c *adminClient) PutReferenceSet(ctx context.Context, in *PutReferenceSetRe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PutReferenceSetResponse)
 	err := c.cc.Invoke(ctx, Admin_PutReferenceSet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ChangeReferenceSet(ctx context.Context, in *ChangeReferenceSetRequest, opts ...grpc.CallOption) (*ChangeReferenceSetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeReferenceSetResponse)
+	err := c.cc.Invoke(ctx, Admin_ChangeReferenceSet_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -327,6 +340,8 @@ type AdminServer interface {
 	ActivatePolicy(context.Context, *ActivatePolicyRequest) (*ActivatePolicyResponse, error)
 	ListReferenceSets(context.Context, *ListReferenceSetsRequest) (*ListReferenceSetsResponse, error)
 	PutReferenceSet(context.Context, *PutReferenceSetRequest) (*PutReferenceSetResponse, error)
+	// ChangeReferenceSet changes the state, the validity or the provenance of a set.
+	ChangeReferenceSet(context.Context, *ChangeReferenceSetRequest) (*ChangeReferenceSetResponse, error)
 	DeleteReferenceSet(context.Context, *DeleteReferenceSetRequest) (*DeleteReferenceSetResponse, error)
 	ListCatalog(context.Context, *ListCatalogRequest) (*ListCatalogResponse, error)
 	PutCatalogEntry(context.Context, *PutCatalogEntryRequest) (*PutCatalogEntryResponse, error)
@@ -375,6 +390,9 @@ func (UnimplementedAdminServer) ListReferenceSets(context.Context, *ListReferenc
 }
 func (UnimplementedAdminServer) PutReferenceSet(context.Context, *PutReferenceSetRequest) (*PutReferenceSetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PutReferenceSet not implemented")
+}
+func (UnimplementedAdminServer) ChangeReferenceSet(context.Context, *ChangeReferenceSetRequest) (*ChangeReferenceSetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeReferenceSet not implemented")
 }
 func (UnimplementedAdminServer) DeleteReferenceSet(context.Context, *DeleteReferenceSetRequest) (*DeleteReferenceSetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteReferenceSet not implemented")
@@ -534,6 +552,24 @@ func _Admin_PutReferenceSet_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).PutReferenceSet(ctx, req.(*PutReferenceSetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ChangeReferenceSet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeReferenceSetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ChangeReferenceSet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ChangeReferenceSet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ChangeReferenceSet(ctx, req.(*ChangeReferenceSetRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -870,6 +906,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PutReferenceSet",
 			Handler:    _Admin_PutReferenceSet_Handler,
+		},
+		{
+			MethodName: "ChangeReferenceSet",
+			Handler:    _Admin_ChangeReferenceSet_Handler,
 		},
 		{
 			MethodName: "DeleteReferenceSet",
