@@ -57,7 +57,7 @@ func cacheWorld(t *testing.T, obligations string) (*world, *fakeCache) {
 	if err := os.WriteFile(filepath.Join(dir, "p.rego"), []byte(src), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	engine, err := policy.New(policy.Config{Dir: dir})
+	engine, err := policy.New(policy.Config{Dir: dir, ExtraData: map[string]any{"allow_simulated": true}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -272,8 +272,10 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		out.queries[name], out.views[name] = q, viewOf(rules, m.Package.Path)
 		out.names = append(out.names, name)
 	}
-	if problems := vet(s, c); vetted && len(problems) > 0 {
-		return nil, problems
+	if vetted {
+		if problems := vet(s, c, config); len(problems) > 0 {
+			return nil, problems
+		}
 	}
 	slices.Sort(out.names)
 	d, err := digest(s, config)
@@ -313,11 +315,16 @@ func policyName(p ast.Ref) (string, bool) {
 
 var identifier = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
-// compileQuery asks for the three answers only, not for the whole package,
-// which would evaluate every helper rule. Each is wrapped in an array, so that
-// an undefined one is an empty array and not an undefined query.
+// compileQuery asks for the policy's answers only, not for the whole package,
+// which would evaluate every helper rule, and for what every policy denies. Each is wrapped
+// in an array, so that an undefined one is an empty array and not an undefined query.
 func compileQuery(c *ast.Compiler, pkg ast.Ref) (ast.Body, error) {
-	q := fmt.Sprintf("allow = [v | v = %[1]s.allow]; deny = [v | v = %[1]s.deny]; obligations = [v | v = %[1]s.obligations]", pkg)
+	var parts []string
+	for _, answer := range answers {
+		parts = append(parts, fmt.Sprintf("%s = [v | v = %s.%[1]s]", answer, pkg))
+	}
+	parts = append(parts, fmt.Sprintf("unless_waived = [v | v = %s]", floorDenials))
+	q := strings.Join(parts, "; ")
 	body, err := ast.ParseBodyWithOpts(q, ast.ParserOptions{RegoVersion: ast.RegoV1})
 	if err != nil {
 		return nil, fmt.Errorf("query for %s: %w", pkg, err)

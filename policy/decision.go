@@ -33,14 +33,25 @@ const (
 	RuleMore          = "more"            // further reasons were cut
 )
 
-// answer is what a policy package said: each nil if undefined.
+// answers are what a policy's package is asked for.
+var answers = []string{"allow", "deny", "obligations", "waived"}
+
+// floorDenials is what every policy denies, unless it waives it.
+var floorDenials = ast.MustParseRef(libPackage + ".common.floor_denials")
+
+// waivable are the rules of floor_denials that a policy may name in waived. Whether
+// simulated evidence counts is the operator's to say, and evidence that is not
+// bound to the request says nothing about who asks.
+var waivable = []string{"collateral_expired", "debuggable", "device_collateral_expired", "device_debuggable", "device_tcb_revoked", "tcb_revoked"}
+
+// answer is what a policy package said, and the library: each nil if undefined.
 type answer struct {
-	allow, deny, obligations ast.Value
+	allow, deny, obligations, waived, floor ast.Value
 }
 
 // apply turns an answer into a decision. Anything unexpected is an error, and
-// thereby a denial: allow is exactly true and deny exactly the empty set, or
-// nothing is released.
+// thereby a denial: allow is exactly true and deny exactly the empty set, and
+// so is what the policy does not waive of the floor, or nothing is released.
 func (a answer) apply(d *broker.Decision) error {
 	allow := false
 	if a.allow != nil {
@@ -50,13 +61,31 @@ func (a answer) apply(d *broker.Decision) error {
 		}
 		allow = bool(b)
 	}
+	denied := ast.NewSet()
 	if a.deny != nil {
 		set, ok := a.deny.(ast.Set)
 		if !ok {
 			return fmt.Errorf("deny is %s, not a set", ast.ValueName(a.deny))
 		}
-		d.Reasons = reasons(set)
-		allow = allow && set.Len() == 0
+		denied = set
+	}
+	floor, ok := a.floor.(ast.Set)
+	if !ok {
+		return fmt.Errorf("what every policy denies is undefined")
+	}
+	if floor.Len() > 0 {
+		waived, err := waivers(a.waived)
+		if err != nil {
+			return err
+		}
+		floor.Foreach(func(t *ast.Term) {
+			if !slices.Contains(waived, reason(t.Value).Rule) {
+				denied = denied.Union(ast.NewSet(t))
+			}
+		})
+	}
+	if denied.Len() > 0 {
+		d.Reasons, allow = reasons(denied), false
 	}
 	if !allow {
 		if len(d.Reasons) == 0 {
@@ -71,6 +100,26 @@ func (a answer) apply(d *broker.Decision) error {
 	d.Obligations = o
 	d.Allow = true
 	return nil
+}
+
+// waivers are the rules that waived names; none if it is undefined.
+func waivers(v ast.Value) ([]string, error) {
+	if v == nil {
+		return nil, nil
+	}
+	set, ok := v.(ast.Set)
+	if !ok {
+		return nil, fmt.Errorf("waived is %s, not a set", ast.ValueName(v))
+	}
+	var out []string
+	for _, t := range set.Slice() {
+		rule, ok := t.Value.(ast.String)
+		if !ok || !slices.Contains(waivable, string(rule)) {
+			return nil, fmt.Errorf("waived: %s cannot be waived: want one of %s", clip(t.String()), strings.Join(waivable, ", "))
+		}
+		out = append(out, string(rule))
+	}
+	return out, nil
 }
 
 // reasons converts the deny set, sorted, without duplicates and bounded.

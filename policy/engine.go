@@ -216,7 +216,7 @@ func (e *Engine) remember(c *compiled) {
 }
 
 // Decide evaluates the policy that in.Resource names. It denies unless allow is
-// exactly true and deny is empty. With an error it denies, too, and the
+// exactly true, deny is empty, and the policy waives what is left of the library's floor_denials. With an error it denies, too, and the
 // decision then says so for the record.
 func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (d broker.Decision, err error) {
 	s, name := e.inForce.Load(), in.Resource.Policy
@@ -318,7 +318,7 @@ func (s *snapshot) ask(ctx context.Context, query ast.Body, input *ast.Term, now
 	n := 0
 	err = q.Iter(ctx, func(r topdown.QueryResult) error {
 		n++
-		a = answer{allow: only(r["allow"]), deny: only(r["deny"]), obligations: only(r["obligations"])}
+		a = answer{allow: only(r["allow"]), deny: only(r["deny"]), obligations: only(r["obligations"]), waived: only(r["waived"]), floor: only(r["unless_waived"])}
 		return nil
 	})
 	if cerr := ctx.Err(); cerr != nil {

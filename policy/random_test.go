@@ -31,8 +31,8 @@ var capital, grammar = regexp.MustCompile(`[A-Z]`), map[string][]string{
 	"A": {"U", "U", "[U, _]", `{"a": U}`, "S"}, // an argument of a function
 }
 
-// rego writes random policies, a rule to a line.
-type rego struct {
+// wilds writes random policies, a rule to a line.
+type wilds struct {
 	*rand.Rand
 	inputs, vars int
 	modules      map[string][]string // lines by file; a package may have two
@@ -47,10 +47,10 @@ type regoRule struct {
 	keys      [][]string // of the heads
 }
 
-func (g *rego) of(s ...string) string { return s[g.IntN(len(s))] }
+func (g *wilds) of(s ...string) string { return s[g.IntN(len(s))] }
 
 // text fills in the capitals of a template; d bounds how deep.
-func (g *rego) text(template string, d int) string {
+func (g *wilds) text(template string, d int) string {
 	if i := strings.IndexAny(template, "VU"); i >= 0 {
 		g.vars++
 		v := fmt.Sprint("v", g.vars)
@@ -87,7 +87,7 @@ func (g *rego) text(template string, d int) string {
 }
 
 // ref is a reference to rules: by a head's keys, or not quite.
-func (g *rego) ref(d int) string {
+func (g *wilds) ref(d int) string {
 	if len(g.rules) == 0 || g.IntN(9) == 0 {
 		return g.text("D", d)
 	}
@@ -119,12 +119,12 @@ func (g *rego) ref(d int) string {
 	return out
 }
 
-func (g *rego) close(used []string) string {
+func (g *wilds) close(used []string) string {
 	return strings.Join(append(g.body, "["+strings.Join(used, ", ")+"] != 0"), "; ")
 }
 
 // rule writes a rule with a number of branches.
-func (g *rego) rule(head, value string, branches int) {
+func (g *wilds) rule(head, value string, branches int) {
 	g.body, g.used = nil, nil
 	out := g.text(head, 1) // that has the arguments, and keys that are used in all branches or none
 	args := g.used
@@ -139,7 +139,7 @@ func (g *rego) rule(head, value string, branches int) {
 }
 
 // group writes the rules of one name.
-func (g *rego) group(name string) {
+func (g *wilds) group(name string) {
 	r := regoRule{pkg: g.pkg, name: name}
 	kind, value := g.IntN(9), g.of(" := T", " := S", " := R", " contains T")
 	for range 1 + g.IntN(3) {
@@ -159,7 +159,7 @@ func (g *rego) group(name string) {
 }
 
 // bundle makes modules that compile: lines with errors are left out.
-func (g *rego) bundle(caps *ast.Capabilities) (mods map[string]*ast.Module) {
+func (g *wilds) bundle(caps *ast.Capabilities) (mods map[string]*ast.Module) {
 	defer func() { _ = recover() }() // also of OPA's compiler, for m[null].a beside a package m: no modules
 	pkgs := []string{g.of("team.m0", "team.a", "base.z", `team["a b"]`), "team", g.of("claviger.release.q", "claviger.release.p.a", "tean")}
 	for _, g.pkg = range append(pkgs[g.IntN(3):], "claviger.release.p") {
@@ -207,10 +207,11 @@ func TestViewRandom(t *testing.T) {
 	caps, conv, a := capabilities(), converter{}, map[string]any{"a": map[string]any{"b": "a", "1": []any{1, map[string]any{"a": true}}}}
 	data := map[string]any{"base": map[string]any{"a": a, "b": a, "n": 1, "k": []any{"team", "a", "m0", 1, json.Number("1.0"), true, nil}}}
 	store, _ := newStore(data, nil, nil)
+	lib := map[string]*ast.Module{"lib": ast.MustParseModule("package claviger.lib.common\nfloor_denials := set()")}
 	ran, narrow, answers := 0, 0, 0
 	for i := range n {
-		g := &rego{Rand: rand.New(rand.NewPCG(seed, uint64(i))), modules: map[string][]string{}}
-		c, err := compileSources(&sources{modules: g.bundle(caps), data: data}, nil, caps, nil, testTime, false)
+		g := &wilds{Rand: rand.New(rand.NewPCG(seed, uint64(i))), modules: map[string][]string{}}
+		c, err := compileSources(&sources{modules: g.bundle(caps), data: data}, lib, caps, nil, testTime, false)
 		if err != nil {
 			continue
 		}

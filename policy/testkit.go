@@ -393,7 +393,7 @@ func Check(paths []string) ([]Problem, error) {
 		}
 	}
 	if !c.Failed() {
-		out = vet(s, c)
+		out = vet(s, c, nil)
 	}
 	return out, nil
 }

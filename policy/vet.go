@@ -35,7 +35,7 @@ func (p Problems) Error() string {
 // vet finds mistakes that compile, and with which a policy would release more
 // than its author meant, or nothing at all. `policy check` lists them, and the
 // engine puts no bundle in force that has one. c has compiled the modules.
-func vet(s *sources, c *ast.Compiler) Problems {
+func vet(s *sources, c *ast.Compiler, config map[string]any) Problems {
 	v := vetter{src: s, rules: newRuleIndex(c), compiler: c, vendor: vendorClaims()}
 	v.names()
 	for _, key := range sortedKeys(s.modules) {
@@ -51,6 +51,9 @@ func vet(s *sources, c *ast.Compiler) Problems {
 	}
 	v.defaults()
 	v.testFiles()
+	if store, err := newStore(s.data, nil, config); err == nil && len(v.found) == 0 {
+		v.probe(store)
+	}
 	slices.SortFunc(v.found, func(a, b Problem) int {
 		return cmp.Or(strings.Compare(a.File, b.File), a.Row-b.Row, strings.Compare(a.Message, b.Message))
 	})
@@ -126,8 +129,17 @@ func (v *vetter) rule(r *ast.Rule, release bool) {
 				v.say(x.Location, "%v", err)
 			}
 		}
-	case ref == "deny" && r.Head.RuleKind() != ast.MultiValue:
-		v.say(r.Location, "deny must be a set: write deny contains … if")
+	case (ref == "deny" || ref == "waived") && r.Head.RuleKind() != ast.MultiValue:
+		v.say(r.Location, "%[1]s must be a set: write %[1]s contains … if", ref)
+	case ref == "waived":
+		for x := r; x != nil; x = x.Else {
+			if x.Head.Key == nil || !isConstant(x.Head.Key) {
+				continue
+			}
+			if _, err := waivers(ast.NewSet(x.Head.Key)); err != nil {
+				v.say(x.Location, "%v", err)
+			}
+		}
 	}
 }
 
@@ -351,7 +363,7 @@ func (v *vetter) used(rule *ast.Rule) bool {
 
 // meant is which of a policy's answers a name is that is nearly one, or "".
 func meant(name string) string {
-	for _, answer := range []string{"allow", "deny", "obligations"} {
+	for _, answer := range answers {
 		if name != answer && near(strings.ToLower(name), answer) {
 			return answer
 		}
@@ -531,8 +543,7 @@ func (v *vetter) testFiles() {
 			continue
 		}
 		for _, r := range m.Rules {
-			switch name := r.Head.Ref().GroundPrefix().String(); name {
-			case "allow", "deny", "obligations":
+			if name := r.Head.Ref().GroundPrefix().String(); slices.Contains(answers, name) {
 				v.say(r.Location, "%s stands in a file of tests (*_test.rego), which no broker loads", name)
 			}
 		}

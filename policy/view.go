@@ -85,8 +85,12 @@ var (
 // named by a variable counts as all that the variable can stand for.
 func viewOf(rules *ruleIndex, pkg ast.Ref) view {
 	r := viewer{rules: rules, seen: map[*ast.Rule]bool{}, view: view{input: selection{}}}
-	for _, answer := range []string{"allow", "deny", "obligations"} {
-		for _, rule := range rules.of(pkg.Append(ast.StringTerm(answer))) {
+	asked := []ast.Ref{floorDenials}
+	for _, answer := range answers {
+		asked = append(asked, pkg.Append(ast.StringTerm(answer)))
+	}
+	for _, ref := range asked {
+		for _, rule := range rules.of(ref) {
 			r.rule(rule)
 		}
 	}

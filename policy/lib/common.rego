@@ -6,7 +6,8 @@
 package claviger.lib.common
 
 # baseline_denials are the secure defaults. A policy that leaves one of them
-# out does so in writing, by building its own set from the rules below.
+# out does so in writing, by building its own set from the rules below, and by
+# naming it in waived if it is one of floor_denials.
 # (The first body is the usual case, spelt out to be quick.)
 baseline_denials := set() if {
 	input.attestation.bound == true
@@ -18,6 +19,14 @@ baseline_denials := set() if {
 	input.attestation.type != "attestation-result"
 	not input.attestation.devices
 } else := {r | some r in baseline_reasons}
+
+# floor_denials hold for every policy, also one that does not ask for them, but for
+# those whose rule it names in waived (ADR 0036). What stands behind the evidence,
+# and whose word it is, is for each policy to say.
+floor_denials := {r |
+	some r in baseline_denials
+	not r.rule in {"not_bound_to_cpu_tee", "attestation_result"}
+}
 
 baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", shown([v | v := input.attestation.bound])) if not bound
 
