@@ -32,6 +32,12 @@ type ReferenceSet struct {
 	State     ReferenceState `json:"state"`
 	NotBefore time.Time      `json:"not_before,omitzero"`
 	NotAfter  time.Time      `json:"not_after,omitzero"`
+	// Policies are the names of those that see the set ("disks"), or AllPolicies; empty is the
+	// same, and is found in sets from before they had owners only (ADR 0041).
+	Policies []string `json:"policies,omitempty"`
+	// Resources are the patterns of the resources that the library matches it for, as in
+	// the catalog ("disks/{vm}"); empty: all that these policies release.
+	Resources []string `json:"resources,omitempty"`
 	// Values are the accepted values per claim name: {"measurement": ["ab…"], "host_data": ["…"]}.
 	Values     map[string][]string `json:"values"`
 	Provenance Provenance          `json:"provenance"`
@@ -45,6 +51,28 @@ type Provenance struct {
 	Comment string    `json:"comment,omitempty"`
 }
 
+// AllPolicies in Policies shows a set to every policy, those to come included.
+const AllPolicies = "*"
+
+// SeenBy says whether the policy of that name sees the set without asking for others' sets.
+func (s ReferenceSet) SeenBy(policy string) bool {
+	return len(s.Policies) == 0 || slices.Contains(s.Policies, policy) || slices.Contains(s.Policies, AllPolicies)
+}
+
+// ForPattern says whether the set is for a resource that the catalog's pattern matches.
+func (s ReferenceSet) ForPattern(pattern string) bool {
+	path := strings.Split(pattern, "/")
+	return len(s.Resources) == 0 || slices.ContainsFunc(s.Resources, func(r string) bool {
+		segs := strings.Split(r, "/")
+		for i := range min(len(segs), len(path)) {
+			if segs[i] != path[i] && !isVariable(segs[i]) && !isVariable(path[i]) {
+				return false
+			}
+		}
+		return len(segs) == len(path)
+	})
+}
+
 // ErrRefused: what an operator asks for cannot take effect, so it is not stored. The text after it says why.
 var ErrRefused = errors.New("refused")
 
@@ -52,6 +80,7 @@ var ErrRefused = errors.New("refused")
 const (
 	MaxReferenceSetBytes = 64 << 10 // as JSON
 	maxReferenceValue    = 1024
+	maxReferenceOwners   = 64 // policies, or resources
 )
 
 var (
@@ -102,6 +131,9 @@ func (s ReferenceSet) Validate() error {
 	if !s.NotBefore.IsZero() && !s.NotAfter.IsZero() && !s.NotBefore.Before(s.NotAfter) {
 		return fmt.Errorf("not_after: %s is not after not_before, %s", s.NotAfter.Format(time.RFC3339), s.NotBefore.Format(time.RFC3339))
 	}
+	if err := s.validateOwner(); err != nil {
+		return err
+	}
 	if len(s.Values) == 0 {
 		return errors.New("values: missing: a set without any matches nothing")
 	}
@@ -128,6 +160,25 @@ func (s ReferenceSet) Validate() error {
 	}
 	if len(b) > MaxReferenceSetBytes {
 		return fmt.Errorf("values: the set has %d bytes, want at most %d", len(b), MaxReferenceSetBytes)
+	}
+	return nil
+}
+
+func (s ReferenceSet) validateOwner() error {
+	if len(s.Policies) > maxReferenceOwners || len(s.Resources) > maxReferenceOwners {
+		return fmt.Errorf("policies, resources: more than %d of one", maxReferenceOwners)
+	}
+	for i, p := range s.Policies {
+		if p != AllPolicies && !policyName.MatchString(p) {
+			return fmt.Errorf("policies[%d]: %q is not the name of a policy, as in the catalog, nor %s", i, clip(p), AllPolicies)
+		}
+	}
+	for i, r := range s.Resources {
+		for seg := range strings.SplitSeq(r, "/") {
+			if !validSegment(seg) && !pathVariable.MatchString(seg) {
+				return fmt.Errorf("resources[%d]: %q is not a pattern as in the catalog, for example disks/{vm}", i, clip(r))
+			}
+		}
 	}
 	return nil
 }
@@ -175,8 +226,11 @@ func (s ReferenceSet) Normal() ReferenceSet {
 		values[claim] = out
 	}
 	s.Values = values
+	s.Policies, s.Resources = sortedSet(s.Policies), sortedSet(s.Resources)
 	return s
 }
+
+func sortedSet(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }
 
 // clip shortens what came from outside for a message.
 func clip(s string) string {

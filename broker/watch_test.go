@@ -66,7 +66,7 @@ func (s *fakeStream) next(t *testing.T) broker.WatchUpdate {
 	select {
 	case u := <-s.out:
 		return u
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the guest was told nothing")
 		return broker.WatchUpdate{}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
 
+	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/pemfile"
 )
 
@@ -28,6 +29,7 @@ var libFiles embed.FS
 const (
 	releasePackage = "data.claviger.release"
 	libPackage     = "data.claviger.lib"
+	referencesRule = "references_of"
 )
 
 // VerificationKey is a key that policy bundles may be signed with.
@@ -41,10 +43,12 @@ type compiled struct {
 	digest   string
 	revision string
 	compiler *ast.Compiler
-	data     map[string]any      // the bundles' own data
-	queries  map[string]ast.Body // by policy name
-	views    map[string]view     // by policy name
-	names    []string            // sorted
+	data     map[string]any       // the bundles' own data
+	queries  map[string]ast.Body  // by policy name
+	reads    map[string]selection // by policy name: what its rules name of the input
+	others   map[string][]string  // by policy name: whose reference sets it sees beside its own
+	wants    map[string][]string  // by policy name: members of input.resource without which it always denies, as "params.vm"
+	names    []string             // sorted
 	loadedAt time.Time
 }
 
@@ -258,18 +262,27 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 	if err := compile(c, mods); err != nil {
 		return nil, fmt.Errorf("compiling policies: %w", err)
 	}
-	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, views: map[string]view{}, loadedAt: now}
+	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, reads: map[string]selection{}, others: map[string][]string{}, wants: map[string][]string{}, loadedAt: now}
 	rules := newRuleIndex(c)
 	for _, m := range s.modules {
 		name, ok := policyName(m.Package.Path)
-		if !ok || out.queries[name] != nil {
+		if !ok {
+			continue
+		}
+		others, err := referencesOf(m)
+		if err != nil {
+			return nil, err
+		}
+		out.others[name] = append(out.others[name], others...)
+		out.wants[name] = append(out.wants[name], wantedArguments(m)...)
+		if out.queries[name] != nil {
 			continue
 		}
 		q, err := compileQuery(c, m.Package.Path)
 		if err != nil {
 			return nil, err
 		}
-		out.queries[name], out.views[name] = q, viewOf(rules, m.Package.Path)
+		out.queries[name], out.reads[name] = q, readsOf(rules, m.Package.Path)
 		out.names = append(out.names, name)
 	}
 	if vetted {
@@ -284,6 +297,61 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 	}
 	out.digest = d
 	return out, nil
+}
+
+// referencesOf are the policies whose reference sets the module's policy asks for beside its
+// own: references_of contains "disks", or "*". They are constants, so that who uses a set can be told.
+func referencesOf(m *ast.Module) (names []string, err error) {
+	for _, r := range m.Rules {
+		if r.Head.Ref().GroundPrefix().String() != referencesRule {
+			continue
+		}
+		var name ast.String
+		constant := r.Head.RuleKind() == ast.MultiValue && r.Head.Key != nil && r.Else == nil && len(r.Body) == 1 && r.Body[0].Equal(ast.NewExpr(ast.BooleanTerm(true)))
+		if constant {
+			name, constant = r.Head.Key.Value.(ast.String)
+		}
+		if !constant || name != broker.AllPolicies && !identifier.MatchString(string(name)) {
+			return nil, fmt.Errorf("%s: write %s contains \"name\", with the name of a policy or \"*\", and no condition", r.Location, referencesRule)
+		}
+		names = append(names, string(name))
+	}
+	return names, nil
+}
+
+// wantedArguments are the members of input.resource that a module's deny gives to a function
+// and asks for nothing before: where one is missing, that denies (checkArguments).
+func wantedArguments(m *ast.Module) (paths []string) {
+	for _, r := range m.Rules {
+		if r.Head.Ref().GroundPrefix().String() != "deny" || len(r.Body) != 1 || r.Body[0].Negated {
+			continue
+		}
+		decl, ok := r.Body[0].Terms.(*ast.SomeDecl)
+		if !ok || len(decl.Symbols) != 1 {
+			continue
+		}
+		member, ok := decl.Symbols[0].Value.(ast.Call) // some x in y
+		if !ok {
+			continue
+		}
+		call, ok := member[len(member)-1].Value.(ast.Call)
+		if !ok {
+			continue
+		}
+		for _, arg := range call[1:] {
+			switch arg.Value.(type) {
+			case *ast.SetComprehension, *ast.ArrayComprehension, *ast.ObjectComprehension: // always defined
+				continue
+			}
+			ast.WalkRefs(arg, func(ref ast.Ref) bool {
+				if path, ok := strings.CutPrefix(ref.GroundPrefix().String(), "input.resource."); ok && len(ref) == 4 {
+					paths = append(paths, path)
+				}
+				return false
+			})
+		}
+	}
+	return paths
 }
 
 // compile contains OPA's panics: for a rule m[1] beside a package m, for one.

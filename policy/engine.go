@@ -49,9 +49,6 @@ type Config struct {
 	EvalTimeout   time.Duration // for one decision, where a single step takes long; default 5 s
 	MaxInputBytes int           // strings and keys of one input; default 1 MiB
 
-	// AskAlways shows a policy the whole input, and remembers no decision.
-	AskAlways bool
-
 	// VerificationKeys by key id. If there are any, only bundles signed by one of them load.
 	VerificationKeys map[string]VerificationKey
 
@@ -67,10 +64,12 @@ type Config struct {
 
 // Status says what is in force.
 type Status struct {
-	Digest   string    `json:"digest"`
-	Revision string    `json:"revision,omitempty"`
-	Packages []string  `json:"packages"` // "claviger.release.disks", sorted
-	LoadedAt time.Time `json:"loaded_at"`
+	Digest   string   `json:"digest"`
+	Revision string   `json:"revision,omitempty"`
+	Packages []string `json:"packages"` // "claviger.release.disks", sorted
+	// ReferencesOf is, by the name of a policy, whose reference sets it sees beside its own: names of policies, or "*".
+	ReferencesOf map[string][]string `json:"references_of,omitempty"`
+	LoadedAt     time.Time           `json:"loaded_at"`
 	// Pin is the digest of the bundle that must be in force, or empty: the newest good one is.
 	Pin        string      `json:"pin,omitempty"`
 	Candidates []Candidate `json:"candidates"` // the other bundles that can be activated, newest first
@@ -98,7 +97,7 @@ type Engine struct {
 
 	inForce atomic.Pointer[snapshot]
 
-	anew, recalled atomic.Uint64 // decisions
+	decisions atomic.Uint64
 
 	keeper keeper
 
@@ -116,12 +115,9 @@ type Engine struct {
 // snapshot is a bundle and the reference values, together.
 type snapshot struct {
 	*compiled
-	blocked  error // if not nil, nothing is decided, and the rest is empty
-	store    storage.Store
-	changes  []time.Time // of the validity of reference sets
-	unusable error       // why reference values must not be relied on
-	memory   memory
-	steps    int // see Config.EvalSteps
+	blocked error                    // if not nil, nothing is decided, and the rest is empty
+	stores  map[string]storage.Store // by policy: each sees its own reference sets
+	steps   int                      // see Config.EvalSteps
 }
 
 const defaultSteps = 500_000
@@ -224,34 +220,14 @@ func (e *Engine) Decide(ctx context.Context, in broker.PolicyInput) (d broker.De
 	if s.blocked != nil {
 		return s.failed(name, fmt.Errorf("%w: %w", broker.ErrUnavailable, s.blocked))
 	}
-	v := s.views[name]
-	if s.unusable != nil && v.references {
-		return s.failed(name, fmt.Errorf("%w: reference values: %w", broker.ErrUnavailable, s.unusable))
-	}
-	if e.cfg.AskAlways {
-		v = view{clock: true}
-	}
-	if !v.clock {
-		in.Time = since(s.changes, in.Time)
-	}
-	shown, err := e.conv.convert(in, v.input, e.cfg.MaxInputBytes)
+	input, err := e.conv.convert(in, e.cfg.MaxInputBytes)
 	if err != nil {
 		return s.failed(name, fmt.Errorf("policy input: %w", err))
 	}
-	if !v.clock {
-		if d, ok := s.memory.recall(name, shown); ok {
-			e.recalled.Add(1)
-			return d, nil
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.EvalTimeout)
 	defer cancel()
-	e.anew.Add(1)
-	d, err = s.decide(ctx, name, shown, in.Time, nil)
-	if err == nil && !v.clock {
-		s.memory.keep(name, shown, d)
-	}
-	return d, err
+	e.decisions.Add(1)
+	return s.decide(ctx, name, input, in.Time, nil)
 }
 
 func (s *snapshot) decide(ctx context.Context, name string, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (d broker.Decision, err error) {
@@ -261,7 +237,7 @@ func (s *snapshot) decide(ctx context.Context, name string, input *ast.Term, now
 	if !ok {
 		return s.failed(name, fmt.Errorf("%w: %q", ErrUnknownPolicy, clip(name)))
 	}
-	a, err := s.ask(ctx, query, input, now, tracer)
+	a, err := s.ask(ctx, s.stores[name], query, input, now, tracer)
 	if err != nil {
 		return s.failed(name, err)
 	}
@@ -289,21 +265,21 @@ func (s *snapshot) failed(name string, err error) (broker.Decision, error) {
 
 func pkgName(policy string) string { return "claviger.release." + policy }
 
-func (s *snapshot) ask(ctx context.Context, query ast.Body, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (answer, error) {
+func (s *snapshot) ask(ctx context.Context, store storage.Store, query ast.Body, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (answer, error) {
 	if err := ctx.Err(); err != nil {
 		return answer{}, fmt.Errorf("evaluating policy: %w", err)
 	}
-	txn, err := s.store.NewTransaction(ctx)
+	txn, err := store.NewTransaction(ctx)
 	if err != nil {
 		return answer{}, fmt.Errorf("evaluating policy: %w", err)
 	}
-	defer s.store.Abort(ctx, txn)
+	defer store.Abort(ctx, txn)
 	stop := &budget{steps: s.steps}
 	defer context.AfterFunc(ctx, stop.Cancel)()
 
 	q := topdown.NewQuery(query).
 		WithCompiler(s.compiler).
-		WithStore(s.store).
+		WithStore(store).
 		WithTransaction(txn).
 		WithInput(input).
 		WithCancel(stop).
@@ -503,18 +479,54 @@ func (e *Engine) evict() {
 
 // enforce builds the store and swaps the snapshot. e.mu is held.
 func (e *Engine) enforce(c *compiled) error {
-	store, err := newStore(c.data, e.refs, e.config)
+	stores, err := newStores(c, e.refs, e.config)
 	if err != nil {
 		return err
 	}
-	e.inForce.Store(&snapshot{compiled: c, store: store, changes: e.refs.changes, unusable: e.unusable, steps: e.cfg.EvalSteps})
+	if e.unusable != nil {
+		for name, s := range stores {
+			stores[name] = withoutReferences{s, fmt.Errorf("%w: reference values: %w", broker.ErrUnavailable, e.unusable)}
+		}
+	}
+	e.inForce.Store(&snapshot{compiled: c, stores: stores, steps: e.cfg.EvalSteps})
 	return nil
+}
+
+// withoutReferences is a store whose reference values must not be relied on: what reads them fails, and nothing else.
+type withoutReferences struct {
+	storage.Store
+	why error
+}
+
+func (s withoutReferences) Read(ctx context.Context, txn storage.Transaction, path storage.Path) (any, error) {
+	if len(path) == 0 || path[0] == "reference" || path[0] == "reference_index" {
+		return nil, s.why
+	}
+	return s.Store.Read(ctx, txn, path)
+}
+
+// newStores makes a store for each policy.
+func newStores(c *compiled, refs *references, config map[string]any) (map[string]storage.Store, error) {
+	docs := refs.forPolicies(c)
+	byDoc, out := map[seen]storage.Store{}, make(map[string]storage.Store, len(c.names))
+	for _, name := range c.names {
+		s, ok := byDoc[docs[name]]
+		if !ok {
+			var err error
+			if s, err = newStore(c.data, docs[name], config); err != nil {
+				return nil, err
+			}
+			byDoc[docs[name]] = s
+		}
+		out[name] = s
+	}
+	return out, nil
 }
 
 // newStore makes a store that nobody writes to again, so that a decision under
 // way keeps what it started with. Values are kept in Rego's form: reading
 // them costs no conversion.
-func newStore(data map[string]any, refs *references, config map[string]any) (storage.Store, error) {
+func newStore(data map[string]any, refs seen, config map[string]any) (storage.Store, error) {
 	root := maps.Clone(data)
 	if root == nil {
 		root = map[string]any{}
@@ -522,7 +534,7 @@ func newStore(data map[string]any, refs *references, config map[string]any) (sto
 	root["claviger"] = map[string]any{"config": config}
 	root["reference"] = map[string]any{}
 	// (Not under claviger, where the rules of the library are: OPA finds it sooner here.)
-	if refs != nil && len(refs.sets) > 0 {
+	if refs.doc != nil {
 		root["reference"], root["reference_index"] = refs.doc, refs.index
 	}
 	return storeOf(root)
@@ -547,7 +559,7 @@ func storeOf(root map[string]any) (storage.Store, error) {
 
 // SetReferences replaces data.reference for all decisions that start afterwards.
 // unusable, if not nil, says why there are sets that are not among these: until
-// the next call every policy that may read reference values denies, because what
+// the next call every decision that comes to read reference values is a denial, because what
 // it is not shown might have forbidden what it would allow. An error has the same effect.
 func (e *Engine) SetReferences(sets []broker.ReferenceSet, unusable error) error {
 	e.mu.Lock()
@@ -631,8 +643,8 @@ func (e *Engine) Pinnable(digest string) error {
 	return nil
 }
 
-// Decisions counts those that a policy was asked for, errors included, and those that were remembered.
-func (e *Engine) Decisions() (anew, remembered uint64) { return e.anew.Load(), e.recalled.Load() }
+// Decisions counts those that a policy was asked for, errors included.
+func (e *Engine) Decisions() uint64 { return e.decisions.Load() }
 
 // Status reports what is in force.
 func (e *Engine) Status() Status {
@@ -649,6 +661,12 @@ func (e *Engine) status() Status {
 	}
 	for _, n := range cur.names {
 		s.Packages = append(s.Packages, pkgName(n))
+		if others := cur.others[n]; len(others) > 0 {
+			if s.ReferencesOf == nil {
+				s.ReferencesOf = map[string][]string{}
+			}
+			s.ReferencesOf[n] = slices.Clone(others)
+		}
 	}
 	for _, c := range slices.Backward(e.kept) {
 		if c.digest != cur.digest {

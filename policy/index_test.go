@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/storage"
+
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/attest"
 )
@@ -49,10 +51,12 @@ func TestIndexOnlyProposes(t *testing.T) {
 			t.Fatal(err)
 		}
 		plain := *e.inForce.Load()
-		if plain.store, err = storeOf(map[string]any{"reference": refs.doc}); err != nil {
+		store, err := storeOf(map[string]any{"reference": refs.of(func(broker.ReferenceSet) bool { return true }).doc})
+		if err != nil {
 			t.Fatal(err)
 		}
-		term, err := e.conv.convert(in, nil, 1<<20)
+		plain.stores = map[string]storage.Store{"workload": store}
+		term, err := e.conv.convert(in, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}

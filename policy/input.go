@@ -48,15 +48,13 @@ var (
 	timeType      = reflect.TypeFor[time.Time]()
 )
 
-// convert returns what is selected of v as a term. limit bounds the bytes of all
-// strings and keys. A selection within something that has no named members
-// selects it all.
-func (c *converter) convert(v any, s selection, limit int) (*ast.Term, error) {
+// convert returns v as a term. limit bounds the bytes of all strings and keys.
+func (c *converter) convert(v any, limit int) (*ast.Term, error) {
 	left := limit
-	return c.value(reflect.ValueOf(v), s, &left, 0)
+	return c.value(reflect.ValueOf(v), &left, 0)
 }
 
-func (c *converter) value(v reflect.Value, s selection, left *int, depth int) (*ast.Term, error) {
+func (c *converter) value(v reflect.Value, left *int, depth int) (*ast.Term, error) {
 	if depth > maxInputDepth {
 		return nil, fmt.Errorf("nested deeper than %d", maxInputDepth)
 	}
@@ -78,7 +76,7 @@ func (c *converter) value(v reflect.Value, s selection, left *int, depth int) (*
 		if v.IsNil() {
 			return ast.NullTerm(), nil
 		}
-		return c.value(v.Elem(), s, left, depth+1)
+		return c.value(v.Elem(), left, depth+1)
 	case reflect.Bool:
 		return ast.InternedTerm(v.Bool()), nil
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
@@ -102,19 +100,18 @@ func (c *converter) value(v reflect.Value, s selection, left *int, depth int) (*
 	case reflect.Slice, reflect.Array:
 		return c.list(v, left, depth)
 	case reflect.Map:
-		return c.object(v, s, left, depth)
+		return c.object(v, left, depth)
 	case reflect.Struct:
 		pairs := make([][2]*ast.Term, 0, len(p.fields))
 		for _, f := range p.fields {
 			fv := v.Field(f.index)
-			within, ok := s.member(f.name)
-			if !ok || f.omitEmpty && empty(fv) || f.omitZero && fv.IsZero() {
+			if f.omitEmpty && empty(fv) || f.omitZero && fv.IsZero() {
 				continue
 			}
 			if *left -= len(f.name); *left < 0 {
 				return nil, ErrTooLarge
 			}
-			t, err := c.value(fv, within, left, depth+1)
+			t, err := c.value(fv, left, depth+1)
 			if err != nil {
 				return nil, err
 			}
@@ -137,7 +134,7 @@ func (c *converter) list(v reflect.Value, left *int, depth int) (*ast.Term, erro
 	}
 	terms := make([]*ast.Term, v.Len())
 	for i := range terms {
-		t, err := c.value(v.Index(i), nil, left, depth+1)
+		t, err := c.value(v.Index(i), left, depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -146,7 +143,7 @@ func (c *converter) list(v reflect.Value, left *int, depth int) (*ast.Term, erro
 	return ast.ArrayTerm(terms...), nil
 }
 
-func (c *converter) object(v reflect.Value, s selection, left *int, depth int) (*ast.Term, error) {
+func (c *converter) object(v reflect.Value, left *int, depth int) (*ast.Term, error) {
 	if v.IsNil() {
 		return ast.NullTerm(), nil
 	}
@@ -159,15 +156,11 @@ func (c *converter) object(v reflect.Value, s selection, left *int, depth int) (
 		if !utf8.ValidString(k) {
 			return nil, fmt.Errorf("key %q is not UTF-8", k)
 		}
-		within, ok := s.member(k)
-		if !ok {
-			continue
-		}
 		kt, err := text(k, left)
 		if err != nil {
 			return nil, err
 		}
-		t, err := c.value(it.Value(), within, left, depth+1)
+		t, err := c.value(it.Value(), left, depth+1)
 		if err != nil {
 			return nil, err
 		}

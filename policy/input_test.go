@@ -69,7 +69,7 @@ func TestConverterIsJSON(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var c converter
 			for range 2 { // the second time from the cached plan
-				got, err := c.convert(v, nil, 1<<20)
+				got, err := c.convert(v, 1<<20)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -95,19 +95,19 @@ func TestConverterBounds(t *testing.T) {
 	for range 50 {
 		deep = []any{deep}
 	}
-	if _, err := c.convert(deep, nil, 1<<20); err == nil {
+	if _, err := c.convert(deep, 1<<20); err == nil {
 		t.Error("deep nesting accepted")
 	}
 	type loop struct{ Next *loop }
 	l := &loop{}
 	l.Next = l
-	if _, err := c.convert(l, nil, 1<<20); err == nil {
+	if _, err := c.convert(l, 1<<20); err == nil {
 		t.Error("a loop ends well")
 	}
-	if _, err := c.convert(make([]bool, 1000), nil, 100); !errors.Is(err, ErrTooLarge) {
+	if _, err := c.convert(make([]bool, 1000), 100); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("long list: %v", err)
 	}
-	if _, err := c.convert(func() {}, nil, 100); err == nil {
+	if _, err := c.convert(func() {}, 100); err == nil {
 		t.Error("a function converts")
 	}
 }

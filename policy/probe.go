@@ -2,7 +2,9 @@ package policy
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -67,45 +69,113 @@ func (v *vetter) probe(store storage.Store) {
 
 // allows is what it takes for the policy to release to a guest with these
 // claims, if it can be done: what is left of its conditions on all else, or "".
-// A policy that is sure to deny such a guest does not release.
 func (v *vetter) allows(store storage.Store, pkg ast.Ref, claims map[string]any) (way string, ok bool) {
-	ways, ok := v.ways(store, pkg.String()+".allow == true", claims)
-	if !ok || len(ways) == 0 {
+	q := partly{v.compiler, store, map[string]any{
+		"attestation": claims, "chip": broker.PolicyChip{Networks: 1}, "time": time.Now().UTC(),
+	}, []string{"input.resource", "input.request"}}
+	ways, known := q.allow(pkg)
+	if !known {
 		return "", false
 	}
-	if denied, ok := v.ways(store, "some _ in "+pkg.String()+".deny", claims); ok && slices.Contains(denied, "") {
+	decided := slices.DeleteFunc(ways, func(b ast.Body) bool { // what is left to a rule may never be true
+		left := false
+		ast.WalkRefs(b, func(ref ast.Ref) bool {
+			left = left || ref.HasPrefix(ast.DefaultRootRef)
+			return left
+		})
+		return left
+	})
+	if len(decided) == 0 {
 		return "", false
 	}
-	slices.SortFunc(ways, func(a, b string) int { return len(a) - len(b) })
-	return ways[0], true
+	return slices.MinFunc(decided, func(a, b ast.Body) int { return len(a.String()) - len(b.String()) }).String(), true
 }
 
-// ways are the conditions under which query is true of a guest with these claims,
-// "" being none; ok if that could be found out. What partial evaluation leaves to a
-// rule is not among them: whether that can be true is not known.
-func (v *vetter) ways(store storage.Store, query string, claims map[string]any) (ways []string, ok bool) {
+// Fits says why the policy in force could never release a resource of the
+// catalog entry: it asks for a parameter that the pattern, or a label that the entry, does not have.
+func (e *Engine) Fits(entry broker.CatalogEntry) error {
+	s := e.inForce.Load()
+	store, ok := s.stores[entry.Policy]
+	if s.blocked != nil || !ok {
+		return fmt.Errorf("%w: %q", ErrUnknownPolicy, clip(entry.Policy))
+	}
+	open := []string{"input.attestation", "input.request", "input.chip", "input.time", "input.resource.path"}
+	names := map[string]bool{}
+	for segment := range strings.SplitSeq(entry.Pattern, "/") {
+		if name, ok := strings.CutPrefix(segment, "{"); ok {
+			name = strings.TrimSuffix(name, "}")
+			names[name] = true
+			open = append(open, "input.resource.params."+name)
+		}
+	}
+	labels := entry.Labels
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	// Reference sets come and go: whether there are any does not count.
+	open = append(open, "data.reference", "data.reference_index")
+	q := partly{s.compiler, store, map[string]any{"resource": map[string]any{"policy": entry.Policy, "labels": labels, "params": map[string]any{}}}, open}
+	pkg := ast.MustParseRef(releasePackage).Append(ast.StringTerm(entry.Policy))
+	lacks := func(paths []string) (missing []string) {
+		for _, path := range paths {
+			if name, ok := strings.CutPrefix(path, "params."); ok && !names[name] {
+				missing = append(missing, fmt.Sprintf("{%s} in the pattern", name))
+			}
+			if _, has := entry.Labels[strings.TrimPrefix(path, "labels.")]; strings.HasPrefix(path, "labels.") && !has {
+				missing = append(missing, "the label "+strings.TrimPrefix(path, "labels."))
+			}
+		}
+		return missing
+	}
+	missing := lacks(s.wants[entry.Policy])
+	if len(missing) == 0 {
+		if ways, known := q.allow(pkg); !known || len(ways) > 0 {
+			return nil
+		}
+		if resource, ok := s.reads[entry.Policy].member("resource"); ok {
+			missing = lacks(resource.paths())
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q never releases a resource of %q: it asks for %s", entry.Policy, entry.Pattern, strings.Join(missing, ", "))
+}
+
+// partly asks policies of which only a part of the input is known.
+type partly struct {
+	compiler *ast.Compiler
+	store    storage.Store
+	input    map[string]any
+	open     []string // paths that are not known
+}
+
+// allow are the conditions on what is open under which the policy allows, an
+// empty one being none; known if that could be found out. A policy that is sure to deny
+// does not allow.
+func (q partly) allow(pkg ast.Ref) (ways []ast.Body, known bool) {
+	ways, known = q.ways(pkg.String() + ".allow == true")
+	if !known || len(ways) == 0 {
+		return nil, known
+	}
+	denied, ok := q.ways("some _ in " + pkg.String() + ".deny")
+	if ok && slices.ContainsFunc(denied, func(b ast.Body) bool { return len(b) == 0 }) {
+		return nil, true
+	}
+	return ways, true
+}
+
+func (q partly) ways(query string) (ways []ast.Body, known bool) {
 	defer func() {
 		if recover() != nil { // OPA runs on what strangers wrote
-			ways, ok = nil, false
+			ways, known = nil, false
 		}
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 	defer cancel()
-	pq, err := rego.New(rego.Compiler(v.compiler), rego.Store(store), rego.Query(query),
-		rego.Input(map[string]any{"attestation": claims, "chip": broker.PolicyChip{Networks: 1}, "time": time.Now().UTC()}),
-		rego.Unknowns([]string{"input.resource", "input.request"})).Partial(ctx)
+	pq, err := rego.New(rego.Compiler(q.compiler), rego.Store(q.store), rego.Query(query), rego.Input(q.input), rego.Unknowns(q.open)).Partial(ctx)
 	if err != nil {
 		return nil, false
 	}
-	for _, q := range pq.Queries {
-		decided := true
-		ast.WalkRefs(q, func(ref ast.Ref) bool {
-			decided = decided && !ref.HasPrefix(ast.DefaultRootRef)
-			return !decided
-		})
-		if decided {
-			ways = append(ways, q.String())
-		}
-	}
-	return ways, true
+	return pq.Queries, true
 }

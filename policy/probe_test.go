@@ -3,6 +3,8 @@ package policy
 import (
 	"strings"
 	"testing"
+
+	"github.com/claviger/claviger/broker"
 )
 
 // TestProbe: what allows a guest that proves nothing is refused, in whatever words
@@ -46,5 +48,66 @@ func TestProbe(t *testing.T) {
 				t.Errorf("%v, want %q", err, want)
 			}
 		})
+	}
+}
+
+// TestFits: an entry whose policy asks for what no resource of it has is found out
+// before a guest asks.
+func TestFits(t *testing.T) {
+	const head = "import data.claviger.lib.reference\nimport data.claviger.lib.azure\ndefault allow := false\n"
+	match := "allow if reference.match(\"sev-snp\", [\"measurement\"])\n"
+	files := map[string]string{
+		"param":     "allow if { reference.match(\"sev-snp\", [\"measurement\"]); input.attestation.host_data == data.vms[input.resource.params.vm] }",
+		"deny":      match + "deny contains \"x\" if not input.resource.params.vm",
+		"argument":  match + "deny contains d if some d in azure.own_denials(input.resource.params.vm)",
+		"either":    match + "allow if input.attestation.chip_id == input.resource.params.chip",
+		"optional":  match + "deny contains \"x\" if { input.resource.params.vm == \"bad\" }",
+		"fallback":  match + "deny contains \"x\" if { object.get(input.resource.params, \"vm\", \"bad\") == input.attestation.chip_id }",
+		"label":     match + "deny contains \"x\" if not input.resource.labels.tier == \"gold\"",
+		"any":       "allow if { reference.match(\"sev-snp\", [\"measurement\"]); some _, v in input.resource.params; v == input.attestation.chip_id }",
+		"path":      "allow if { reference.match(\"sev-snp\", [\"measurement\"]); startswith(input.resource.path, \"x/\") }",
+		"computed":  "allow if { reference.match(\"sev-snp\", [\"measurement\"]); input.resource.params[concat(\"\", [\"v\", \"m\"])] == input.attestation.chip_id }",
+		"workload2": "allow if { some name in reference.matching(\"sev-snp\", [\"measurement\"]); input.resource.params.workload in data.reference[name].values.workload }",
+	}
+	all := map[string]string{"data.json": `{"vms": {"vm-1": "00"}}`}
+	for name, body := range files {
+		h := head
+		if name == "label" || !strings.Contains(body, "azure.") {
+			h = strings.Replace(h, "import data.claviger.lib.azure\n", "", 1)
+		}
+		all[name+".rego"] = "package claviger.release." + name + "\n" + h + body + "\n"
+	}
+	e, err := New(Config{Dir: write(t, all)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ policy, pattern, label, want string }{
+		{"param", "disks/{vm}", "", ""},
+		{"param", "disks/{host}", "", "{vm} in the pattern"},
+		{"param", "disks/x", "", "{vm} in the pattern"},
+		{"deny", "disks/{vm}/{part}", "", ""},
+		{"deny", "disks/{host}", "", "{vm} in the pattern"},
+		{"argument", "disks/{vm}", "", ""},
+		{"argument", "disks/{host}", "", "{vm} in the pattern"},
+		{"either", "disks/{host}", "", ""},
+		{"optional", "disks/{host}", "", ""},
+		{"fallback", "disks/{host}", "", ""},
+		{"label", "disks/{vm}", "", "the label tier"},
+		{"label", "disks/{vm}", "gold", ""},
+		{"label", "disks/{vm}", "iron", ""}, // denies, but has what is asked for
+		{"any", "disks/{vm}", "", ""},
+		{"path", "disks/{vm}", "", ""},
+		{"computed", "disks/{vm}", "", ""},
+		{"workload2", "w/{workload}", "", ""},
+		{"workload2", "w/{name}", "", "{workload} in the pattern"},
+		{"gone", "disks/{vm}", "", "no such policy"},
+	} {
+		entry := broker.CatalogEntry{Pattern: tc.pattern, Policy: tc.policy}
+		if tc.label != "" {
+			entry.Labels = map[string]string{"tier": tc.label}
+		}
+		if err := e.Fits(entry); (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s for %s: %v, want %q", tc.policy, tc.pattern, err, tc.want)
+		}
 	}
 }

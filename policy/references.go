@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/util"
@@ -13,15 +13,14 @@ import (
 	"github.com/claviger/claviger/broker"
 )
 
-// references are reference-value sets in Rego's form: data.reference and its
-// index. They are never changed; the next ones take over what stays the same,
-// so that one set among ten thousand costs little to replace.
+// references are reference-value sets in Rego's form. They are never changed; the
+// next ones take over what stays the same, so that one set among ten thousand costs little to replace.
 type references struct {
-	sets    map[string]convertedSet
-	doc     ast.Object
-	index   ast.Object
-	changes []time.Time // of the sets' validity
+	sets map[string]convertedSet
 }
+
+// seen is data.reference and its index, as the policies of one group see them.
+type seen struct{ doc, index ast.Object }
 
 type convertedSet struct {
 	set broker.ReferenceSet
@@ -31,9 +30,7 @@ type convertedSet struct {
 // newReferences converts what is not in old, which may be nil. It requires of a
 // set what ReferenceSet.Usable does, and nothing else.
 func newReferences(sets []broker.ReferenceSet, old *references) (*references, error) {
-	r := &references{sets: make(map[string]convertedSet, len(sets)), changes: changes(sets)}
-	members := make([][2]*ast.Term, 0, len(sets))
-	x := indexer{}
+	r := &references{sets: make(map[string]convertedSet, len(sets))}
 	for _, s := range sets {
 		if err := s.Usable(); err != nil {
 			return nil, fmt.Errorf("reference set %q: %w", clip(s.Name), err)
@@ -52,12 +49,56 @@ func newReferences(sets []broker.ReferenceSet, old *references) (*references, er
 			}
 		}
 		r.sets[s.Name] = kept
-		name := ast.StringTerm(s.Name)
-		members = append(members, [2]*ast.Term{name, kept.doc})
-		x.add(s, name)
 	}
-	r.doc, r.index = ast.NewObject(members...), x.object()
 	return r, nil
+}
+
+// forPolicies is what each policy sees: the sets that are for it, or for one of those
+// whose sets it asks for (compiled.others). Policies that see the same share it.
+func (r *references) forPolicies(c *compiled) map[string]seen {
+	out := make(map[string]seen, len(c.names))
+	if len(r.sets) == 0 {
+		return out
+	}
+	owners := map[string]bool{} // that have sets of their own
+	for _, s := range r.sets {
+		for _, p := range s.set.Policies {
+			owners[p] = true
+		}
+	}
+	groups := map[string]seen{}
+	for _, name := range c.names {
+		sees := append([]string{name}, c.others[name]...)
+		key := broker.AllPolicies
+		if !slices.Contains(sees, key) {
+			sees = slices.DeleteFunc(sees, func(p string) bool { return !owners[p] })
+			slices.Sort(sees)
+			key = strings.Join(slices.Compact(sees), " ")
+		}
+		group, ok := groups[key]
+		if !ok {
+			group = r.of(func(s broker.ReferenceSet) bool {
+				return key == broker.AllPolicies || s.SeenBy("") || slices.ContainsFunc(sees, s.SeenBy)
+			})
+			groups[key] = group
+		}
+		out[name] = group
+	}
+	return out
+}
+
+// of is the document and the index of some of the sets.
+func (r *references) of(some func(broker.ReferenceSet) bool) seen {
+	var members [][2]*ast.Term
+	x := indexer{}
+	for _, name := range sortedKeys(r.sets) {
+		if s := r.sets[name]; some(s.set) {
+			term := ast.StringTerm(name)
+			members = append(members, [2]*ast.Term{term, s.doc})
+			x.add(s.set, term)
+		}
+	}
+	return seen{ast.NewObject(members...), x.object()}
 }
 
 func convertSet(s broker.ReferenceSet) (convertedSet, error) {
@@ -65,6 +106,7 @@ func convertSet(s broker.ReferenceSet) (convertedSet, error) {
 	for claim, list := range s.Values {
 		values[claim] = slices.Clone(list)
 	}
+	s.Policies, s.Resources = slices.Clone(s.Policies), slices.Clone(s.Resources)
 	b, err := json.Marshal(s)
 	if err != nil {
 		return convertedSet{}, err
@@ -85,7 +127,7 @@ func convertSet(s broker.ReferenceSet) (convertedSet, error) {
 
 func sameSet(a, b broker.ReferenceSet) bool {
 	return a.Name == b.Name && a.Type == b.Type && a.State == b.State && a.NotBefore.Equal(b.NotBefore) && a.NotAfter.Equal(b.NotAfter) &&
-		a.Provenance == b.Provenance && (a.Values == nil) == (b.Values == nil) && maps.EqualFunc(a.Values, b.Values, slices.Equal[[]string])
+		a.Provenance == b.Provenance && slices.Equal(a.Policies, b.Policies) && slices.Equal(a.Resources, b.Resources) && (a.Values == nil) == (b.Values == nil) && maps.EqualFunc(a.Values, b.Values, slices.Equal[[]string])
 }
 
 // indexer makes data.reference_index: by type, claim and value, the names of the

@@ -123,7 +123,7 @@ func runTests(ctx context.Context, cfg TestConfig, s *sources, lib map[string]*a
 	for k, v := range s.data {
 		data[k] = v
 	}
-	store, err := newStore(data, nil, map[string]any{})
+	store, err := newStore(data, seen{}, map[string]any{})
 	if err != nil {
 		return TestReport{}, err
 	}
@@ -472,7 +472,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	if err != nil {
 		return EvalResult{}, err
 	}
-	store, err := newStore(c.data, refs, config)
+	stores, err := newStores(c, refs, config)
 	if err != nil {
 		return EvalResult{}, err
 	}
@@ -480,7 +480,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	if err != nil {
 		return EvalResult{}, err
 	}
-	input, err := new(converter).convert(in, c.views[cfg.Policy].input, math.MaxInt)
+	input, err := new(converter).convert(in, math.MaxInt)
 	if err != nil {
 		return EvalResult{}, fmt.Errorf("policy input: %w", err)
 	}
@@ -489,7 +489,7 @@ func Eval(ctx context.Context, cfg EvalConfig) (EvalResult, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	s := &snapshot{compiled: c, store: store, steps: defaultSteps}
+	s := &snapshot{compiled: c, stores: stores, steps: defaultSteps}
 	var tracer topdown.QueryTracer
 	buf := topdown.NewBufferTracer()
 	if cfg.Explain {

@@ -50,8 +50,9 @@ func vet(s *sources, c *ast.Compiler, config map[string]any) Problems {
 		v.conditions(s.modules[key])
 	}
 	v.defaults()
+	v.owners()
 	v.testFiles()
-	if store, err := newStore(s.data, nil, config); err == nil && len(v.found) == 0 {
+	if store, err := newStore(s.data, seen{}, config); err == nil && len(v.found) == 0 {
 		v.probe(store)
 	}
 	slices.SortFunc(v.found, func(a, b Problem) int {
@@ -149,11 +150,11 @@ func (v *vetter) readsEvidence(rule *ast.Rule) bool {
 		if isBool(x.Head.Value, false) {
 			continue
 		}
-		w := viewer{rules: v.rules, seen: map[*ast.Rule]bool{}, view: view{input: selection{}}}
+		w := finder{rules: v.rules, seen: map[*ast.Rule]bool{}, input: selection{}}
 		branch := *x
 		branch.Else = nil
 		w.rule(&branch)
-		if _, ok := w.view.input.member("attestation"); !ok {
+		if _, ok := w.input.member("attestation"); !ok {
 			return false
 		}
 	}
@@ -339,6 +340,32 @@ func (v *vetter) defaults() {
 	for name, l := range at {
 		if !has[name] {
 			v.say(l, "claviger.release.%s does not say default allow := false", name)
+		}
+	}
+}
+
+// owners refuses references_of for a policy that there is not: its sets are nobody's here.
+func (v *vetter) owners() {
+	names := map[string]bool{broker.AllPolicies: true}
+	for _, m := range v.src.modules {
+		if name, ok := policyName(m.Package.Path); ok {
+			names[name] = true
+		}
+	}
+	for _, key := range sortedKeys(v.src.modules) {
+		m := v.src.modules[key]
+		_, release := policyName(m.Package.Path)
+		asked, err := referencesOf(m)
+		if err != nil {
+			continue // does not compile
+		}
+		for _, name := range asked {
+			switch {
+			case !release:
+				v.say(m.Package.Location, "%s: only a policy (claviger.release.…) sees reference sets", referencesRule)
+			case !names[name]:
+				v.say(m.Package.Location, "%s: there is no policy %s in the bundle", referencesRule, name)
+			}
 		}
 	}
 }

@@ -102,7 +102,7 @@ func TestBulk(t *testing.T) {
 				var err error
 				if i%10 == 0 {
 					_, err = b.Admin.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{
-						Name: fmt.Sprintf("bulk-%d-%d", w, i), Type: "sev-snp", State: "active",
+						Name: fmt.Sprintf("bulk-%d-%d", w, i), Type: "sev-snp", State: "active", Owner: &pb.ReferenceOwner{Policies: []string{"*"}},
 						Values: map[string]*pb.ReferenceValues{"measurement": {Values: []string{fmt.Sprintf("%048x%048x", w, i)}}},
 					}})
 				} else {

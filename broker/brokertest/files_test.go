@@ -91,13 +91,13 @@ deny contains r if some r in result.denials({"theirs"})
 		}
 		return false
 	}
-	awaited(t, 30*time.Second, "the status names the broken file", problem)
+	awaited(t, time.Minute, "the status names the broken file", problem)
 	if !released(clients[0]) {
 		t.Error("a broken file took from a guest what it may have")
 	}
 
 	write(keys[1])
-	awaited(t, 30*time.Second, "the second key counts", func() bool { return released(clients[1]) })
+	awaited(t, time.Minute, "the second key counts", func() bool { return released(clients[1]) })
 	if released(clients[0]) {
 		t.Error("the first key still counts")
 	}

@@ -38,7 +38,7 @@ func TestForgedCollateral(t *testing.T) {
 	c := b.Client(t, teesim.ReportOptions{})
 	get(t, c, "disks/a")
 	answer.Store(&forged)
-	for deadline := time.Now().Add(30 * time.Second); b.metric(t, "claviger_collateral_forged_total") == 0; {
+	for deadline := time.Now().Add(time.Minute); b.metric(t, "claviger_collateral_forged_total") == 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("no forged answer is counted")
 		}

@@ -193,7 +193,7 @@ func TestKinds(t *testing.T) {
 				seen[s] = true
 			case err := <-done:
 				t.Fatalf("the watch ended: %v", err)
-			case <-time.After(30 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("certificates %v only", seen)
 			}
 		}

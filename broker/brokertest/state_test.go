@@ -26,7 +26,7 @@ import (
 
 func demoSet(state string) *pb.ReferenceSet {
 	m := teesim.Measurement("")
-	return &pb.ReferenceSet{Name: "demo-image", Type: "sev-snp", State: state, Values: map[string]*pb.ReferenceValues{"measurement": {Values: []string{hex.EncodeToString(m[:])}}}}
+	return &pb.ReferenceSet{Name: "demo-image", Type: "sev-snp", State: state, Owner: &pb.ReferenceOwner{Policies: []string{"*"}}, Values: map[string]*pb.ReferenceValues{"measurement": {Values: []string{hex.EncodeToString(m[:])}}}}
 }
 
 func (b *Broker) putEntry(t *testing.T, pattern string) error {
@@ -43,6 +43,9 @@ func TestRefusedSetsBlockNoOthers(t *testing.T) {
 	get(t, c, "disks/vm-1")
 	for what, bad := range map[string]func(*pb.ReferenceSet){
 		"the year 2300":  func(s *pb.ReferenceSet) { s.NotAfter = timestamppb.New(time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)) },
+		"nobody's":       func(s *pb.ReferenceSet) { s.Owner = nil },
+		"another's":      func(s *pb.ReferenceSet) { s.Owner.Policies = []string{"diskz"} },
+		"an odd pattern": func(s *pb.ReferenceSet) { s.Owner.Resources = []string{"disks/*"} },
 		"an odd state":   func(s *pb.ReferenceSet) { s.State = "disabled" },
 		"an odd type":    func(s *pb.ReferenceSet) { s.Type = "snp" },
 		"no values":      func(s *pb.ReferenceSet) { s.Values = nil },
@@ -211,7 +214,7 @@ func TestUnusableRecordsStopWhatTheyConcern(t *testing.T) {
 				t.Fatal(err)
 			}
 			var problem *pb.Problem
-			for end := time.Now().Add(10 * time.Second); problem == nil; time.Sleep(10 * time.Millisecond) {
+			for end := time.Now().Add(time.Minute); problem == nil; time.Sleep(10 * time.Millisecond) {
 				st, err := b.Admin.GetStatus(t.Context(), &pb.GetStatusRequest{})
 				if err != nil || time.Now().After(end) {
 					t.Fatalf("no problem is reported: %v", err)

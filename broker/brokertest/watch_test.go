@@ -101,7 +101,7 @@ func (b *Broker) holders(t *testing.T, resource string) *pb.ListHoldersResponse 
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	awaited(t, 5*time.Second, what, ok)
+	awaited(t, time.Minute, what, ok)
 }
 
 func awaited(t *testing.T, limit time.Duration, what string, ok func() bool) {

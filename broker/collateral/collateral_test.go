@@ -163,7 +163,7 @@ func wantReason(t *testing.T, s *Source, ref attest.CollateralRef, want attest.R
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 500 {
+	for range 12_000 { // a minute
 		if ok() {
 			return
 		}

@@ -44,7 +44,7 @@ func TestCompact(t *testing.T) {
 	}
 	eventually := func(what string, ok func() bool) {
 		t.Helper()
-		for range 200 {
+		for range 1200 { // a minute
 			if ok() {
 				return
 			}

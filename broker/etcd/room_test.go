@@ -30,12 +30,12 @@ func small(t *testing.T, dir string) *Store {
 // eventually waits until ok holds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("not within 30 seconds: %s", what)
+	t.Fatalf("not within a minute: %s", what)
 }
 
 // fillAsGuests writes until the store refuses requests' writes, and returns how many keys that were.

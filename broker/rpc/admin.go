@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,8 @@ type State interface {
 	// ChangeReferenceSet changes a set that exists: broker.ErrNoSecret if it does not.
 	ChangeReferenceSet(ctx context.Context, name string, change func(*broker.ReferenceSet)) (broker.ReferenceSet, error)
 	DeleteReferenceSet(ctx context.Context, name string) (bool, error)
+	// ReferenceSet is one that exists: broker.ErrNoSecret if it does not.
+	ReferenceSet(ctx context.Context, name string) (broker.ReferenceSet, error)
 	ListReferenceSets(ctx context.Context, after string, limit int) (page []broker.ReferenceSet, next string, err error)
 	PutCatalogEntry(context.Context, broker.CatalogEntry) error
 	DeleteCatalogEntry(ctx context.Context, pattern string) (bool, error)
@@ -78,6 +81,7 @@ var needs = map[string]Role{
 	pb.Admin_GetStatus_FullMethodName:          Viewer,
 	pb.Admin_GetPolicy_FullMethodName:          Viewer,
 	pb.Admin_ListReferenceSets_FullMethodName:  Viewer,
+	pb.Admin_ListReferenceUses_FullMethodName:  Viewer,
 	pb.Admin_ListCatalog_FullMethodName:        Viewer,
 	pb.Admin_ListSecrets_FullMethodName:        Viewer,
 	pb.Admin_ListRevocations_FullMethodName:    Viewer,
@@ -216,6 +220,9 @@ func referenceSet(s broker.ReferenceSet) *pb.ReferenceSet {
 		NotBefore: stamp(s.NotBefore), NotAfter: stamp(s.NotAfter),
 		Source: s.Provenance.Source, Comment: s.Provenance.Comment, AddedBy: s.Provenance.AddedBy, AddedAt: stamp(s.Provenance.AddedAt),
 	}
+	if len(s.Policies) > 0 {
+		m.Owner = &pb.ReferenceOwner{Policies: s.Policies, Resources: s.Resources}
+	}
 	for k, v := range s.Values {
 		m.Values[k] = &pb.ReferenceValues{Values: v}
 	}
@@ -224,6 +231,11 @@ func referenceSet(s broker.ReferenceSet) *pb.ReferenceSet {
 
 // ChangeReferenceSet implements Admin.
 func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSetRequest) (*pb.ChangeReferenceSetResponse, error) {
+	if r.Owner != nil {
+		if err := a.owner(r.GetOwner()); err != nil {
+			return nil, err
+		}
+	}
 	changed, err := a.State.ChangeReferenceSet(ctx, r.GetName(), func(s *broker.ReferenceSet) {
 		if r.State != nil {
 			s.State = broker.ReferenceState(r.GetState())
@@ -240,6 +252,9 @@ func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSet
 		if r.Comment != nil {
 			s.Provenance.Comment = r.GetComment()
 		}
+		if r.Owner != nil {
+			s.Policies, s.Resources = r.GetOwner().GetPolicies(), r.GetOwner().GetResources()
+		}
 		s.Provenance.AddedBy, s.Provenance.AddedAt = operator(ctx), a.Now().UTC()
 	})
 	if errors.Is(err, broker.ErrNoSecret) {
@@ -254,15 +269,74 @@ func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSet
 // PutReferenceSet implements Admin.
 func (a *Admin) PutReferenceSet(ctx context.Context, r *pb.PutReferenceSetRequest) (*pb.PutReferenceSetResponse, error) {
 	m := r.GetSet()
+	if m.GetOwner() == nil { // new values of a set that has an owner
+		if old, err := a.State.ReferenceSet(ctx, m.GetName()); err == nil {
+			m.Owner = &pb.ReferenceOwner{Policies: old.Policies, Resources: old.Resources}
+		}
+	}
+	if err := a.owner(m.GetOwner()); err != nil {
+		return nil, err
+	}
 	s := broker.ReferenceSet{
 		Name: m.GetName(), Type: attest.Type(m.GetType()), State: broker.ReferenceState(m.GetState()), Values: map[string][]string{},
 		NotBefore: unstamp(m.GetNotBefore()), NotAfter: unstamp(m.GetNotAfter()),
 		Provenance: broker.Provenance{Source: m.GetSource(), Comment: m.GetComment(), AddedBy: operator(ctx), AddedAt: a.Now().UTC()},
+		Policies:   m.GetOwner().GetPolicies(), Resources: m.GetOwner().GetResources(),
 	}
 	for k, v := range m.GetValues() {
 		s.Values[k] = v.GetValues()
 	}
 	return &pb.PutReferenceSetResponse{}, a.adminError(a.State.PutReferenceSet(ctx, s))
+}
+
+// owner refuses a set that is nobody's, or for a policy that there is not: it would match nothing.
+func (a *Admin) owner(o *pb.ReferenceOwner) error {
+	if len(o.GetPolicies()) == 0 {
+		return status.Errorf(codes.InvalidArgument, "owner.policies: missing: say for which policies the set is (%q for every one)", broker.AllPolicies)
+	}
+	known := a.Policy().GetPackages()
+	for _, p := range o.GetPolicies() {
+		if p != broker.AllPolicies && !slices.Contains(known, "claviger.release."+p) {
+			return status.Errorf(codes.InvalidArgument, "owner.policies: there is no policy %q: want of %s", p, strings.ReplaceAll(strings.Join(known, ", "), "claviger.release.", ""))
+		}
+	}
+	return nil
+}
+
+// ListReferenceUses implements Admin.
+func (a *Admin) ListReferenceUses(ctx context.Context, r *pb.ListReferenceUsesRequest) (*pb.ListReferenceUsesResponse, error) {
+	s, err := a.State.ReferenceSet(ctx, r.GetName())
+	if errors.Is(err, broker.ErrNoSecret) {
+		return nil, status.Errorf(codes.NotFound, "no reference set %q", r.GetName())
+	}
+	if err != nil {
+		return nil, a.adminError(err)
+	}
+	p, out := a.Policy(), &pb.ListReferenceUsesResponse{}
+	for _, pkg := range p.GetPackages() {
+		u := &pb.ReferenceUse{Policy: strings.TrimPrefix(pkg, "claviger.release.")}
+		others := p.GetReferencesOf()[u.GetPolicy()].GetPolicies()
+		switch {
+		case len(s.Policies) == 0:
+			u.Why = "no owner"
+		case slices.Contains(s.Policies, u.GetPolicy()):
+			u.Why = "owner"
+		case slices.Contains(s.Policies, broker.AllPolicies):
+			u.Why = "every policy"
+		case slices.Contains(others, broker.AllPolicies), slices.ContainsFunc(others, s.SeenBy):
+			u.Why = "references_of"
+		default:
+			continue
+		}
+		for _, e := range a.Catalog() {
+			if e.Policy == u.GetPolicy() && s.ForPattern(e.Pattern) {
+				u.Patterns = append(u.Patterns, e.Pattern)
+			}
+		}
+		slices.Sort(u.Patterns)
+		out.Uses = append(out.Uses, u)
+	}
+	return out, nil
 }
 
 // DeleteReferenceSet implements Admin.

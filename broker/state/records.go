@@ -122,6 +122,12 @@ func (s *State) ChangeReferenceSet(ctx context.Context, name string, change func
 	return broker.ReferenceSet{}, fmt.Errorf("reference set %s: %w", name, ErrConflict)
 }
 
+// ReferenceSet is one from the store; ErrNoSecret if there is none of the name.
+func (s *State) ReferenceSet(ctx context.Context, name string) (broker.ReferenceSet, error) {
+	r, _, err := getJSON[broker.ReferenceSet](ctx, s.kv, references+name)
+	return r, err
+}
+
 // DeleteReferenceSet says whether there was one.
 func (s *State) DeleteReferenceSet(ctx context.Context, name string) (bool, error) {
 	return s.commit(ctx, Change{Key: references + strings.TrimPrefix(name, references), Delete: true})

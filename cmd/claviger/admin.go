@@ -174,7 +174,7 @@ func statusCommand(a *adminFlags) *cobra.Command {
 }
 
 func referenceCommand(a *adminFlags) *cobra.Command {
-	group := &cobra.Command{Use: "reference", Short: "Compute, add, list, set and delete reference values"}
+	group := &cobra.Command{Use: "reference", Short: "Compute, add, list, set and delete reference values, and say who uses them"}
 	group.AddCommand(referenceComputeCommand(a), referenceAddCommand(a), referenceSetCommand(a), &cobra.Command{
 		Use: "list", Short: "List reference-value sets", Example: "  claviger reference list --output json", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -185,7 +185,7 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(cmd.OutOrStdout(), r, "NAME TYPE STATE FROM UNTIL CLAIM VALUE SOURCE ADDED-BY", func(row func(...any)) {
+				return a.print(cmd.OutOrStdout(), r, "NAME TYPE STATE FROM UNTIL CLAIM VALUE SOURCE ADDED-BY POLICIES RESOURCES", func(row func(...any)) {
 					for _, s := range r.GetSets() {
 						var claims []string
 						for claim := range s.GetValues() {
@@ -194,8 +194,31 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 						sort.Strings(claims)
 						for _, claim := range claims {
 							for _, v := range s.GetValues()[claim].GetValues() {
-								row(s.GetName(), s.GetType(), s.GetState(), when(s.GetNotBefore()), when(s.GetNotAfter()), claim, v, dash(s.GetSource()), s.GetAddedBy())
+								row(s.GetName(), s.GetType(), s.GetState(), when(s.GetNotBefore()), when(s.GetNotAfter()), claim, v, dash(s.GetSource()), s.GetAddedBy(), dash(strings.Join(s.GetOwner().GetPolicies(), ",")), dash(strings.Join(s.GetOwner().GetResources(), ",")))
 							}
+						}
+					}
+				})
+			})
+		},
+	}, &cobra.Command{
+		Use: "uses NAME", Short: "List the policies that see a reference-value set, and what they release",
+		Long: `List the policies that see a reference-value set, why they do, and the patterns of the
+catalog that they release by it. A policy with none releases nothing by it now.`,
+		Example: "  claviger reference uses fleet-2026-10", Args: exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				r, err := c.ListReferenceUses(ctx, &pb.ListReferenceUsesRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.print(cmd.OutOrStdout(), r, "POLICY WHY PATTERN", func(row func(...any)) {
+					for _, u := range r.GetUses() {
+						if len(u.GetPatterns()) == 0 {
+							row(u.GetPolicy(), u.GetWhy(), "-")
+						}
+						for _, p := range u.GetPatterns() {
+							row(u.GetPolicy(), u.GetWhy(), p)
 						}
 					}
 				})
@@ -216,11 +239,15 @@ func referenceCommand(a *adminFlags) *cobra.Command {
 func referenceSetCommand(a *adminFlags) *cobra.Command {
 	var state, typ, source, comment, notBefore, notAfter string
 	var values []string
+	var owner ownerFlags
 	c := &cobra.Command{
-		Use: "set NAME [--type TYPE --value CLAIM=VALUE…]", Short: "Make a reference-value set, or change one",
+		Use: "set NAME [--type TYPE --policy POLICY --value CLAIM=VALUE…]", Short: "Make a reference-value set, or change one",
 		Long: `With --value: make a set, or replace all values of one that exists. Without: change the
-state, the validity or the provenance of a set that exists; its values stay.`,
-		Example: `  claviger reference set fleet-2026-11 --type sev-snp --state canary --value measurement=5b3c…  --source build-4711
+state, the validity, the owner or the provenance of a set that exists; its values stay.
+A new set needs --policy: only the policies that it names see it, and those that ask
+for the sets of one of them.`,
+		Example: `  claviger reference set fleet-2026-11 --policy disks --type sev-snp --state canary --value measurement=5b3c…  --source build-4711
+  claviger reference set pay-7 --policy workload --resource workloads/payments/{key} --type sev-snp --value host_data=8d1f…
   claviger reference set fleet-2026-11 --state active                            # the values stay
   claviger reference set fleet-2026-10 --state retiring --not-after 2026-12-31T00:00:00Z`,
 		Args: exactArgs("NAME"),
@@ -238,10 +265,10 @@ state, the validity or the provenance of a set that exists; its values stay.`,
 				switch {
 				case given("type"):
 					return fmt.Errorf("%w: --type needs --value: the type of a set belongs to its values", errUsage)
-				case !given("state") && !given("source") && !given("comment") && !given("not-before") && !given("not-after"):
-					return fmt.Errorf("%w: nothing to set: give --value, or --state, --not-before, --not-after, --source or --comment", errUsage)
+				case owner.message() == nil && !given("state") && !given("source") && !given("comment") && !given("not-before") && !given("not-after"):
+					return fmt.Errorf("%w: nothing to set: give --value, or --state, --not-before, --not-after, --policy, --source or --comment", errUsage)
 				}
-				r := &pb.ChangeReferenceSetRequest{Name: args[0], NotBefore: before, NotAfter: after}
+				r := &pb.ChangeReferenceSetRequest{Name: args[0], NotBefore: before, NotAfter: after, Owner: owner.message()}
 				for name, f := range map[string]struct {
 					value *string
 					to    **string
@@ -260,7 +287,7 @@ state, the validity or the provenance of a set that exists; its values stay.`,
 			}
 			m := &pb.ReferenceSet{
 				Name: args[0], Type: typ, State: cmp.Or(state, "active"), Source: source, Comment: comment, NotBefore: before, NotAfter: after,
-				Values: map[string]*pb.ReferenceValues{},
+				Values: map[string]*pb.ReferenceValues{}, Owner: owner.message(),
 			}
 			for _, v := range values {
 				claim, value, ok := strings.Cut(v, "=")
@@ -279,6 +306,7 @@ state, the validity or the provenance of a set that exists; its values stay.`,
 		},
 	}
 	f := c.Flags()
+	owner.add(c)
 	f.StringVar(&typ, "type", "", "evidence type: sev-snp, tdx, …")
 	f.StringVar(&state, "state", "", "canary, active, retiring or retired (default of a new set: active)")
 	f.StringArrayVar(&values, "value", nil, "CLAIM=VALUE, may be repeated; replaces all values of a set that exists")
@@ -287,6 +315,22 @@ state, the validity or the provenance of a set that exists; its values stay.`,
 	f.StringVar(&source, "source", "", "what produced the values: a build, a file")
 	f.StringVar(&comment, "comment", "", "free text")
 	return c
+}
+
+// ownerFlags say what a set is for.
+type ownerFlags struct{ policies, resources []string }
+
+func (o *ownerFlags) add(c *cobra.Command) {
+	c.Flags().StringSliceVar(&o.policies, "policy", nil, `policies that see the set, * for every one`)
+	c.Flags().StringSliceVar(&o.resources, "resource", nil, "patterns of the resources that it counts for, as in the catalog (default: all that the policies release)")
+}
+
+// message is nil if no flag was given.
+func (o *ownerFlags) message() *pb.ReferenceOwner {
+	if len(o.policies) == 0 && len(o.resources) == 0 {
+		return nil
+	}
+	return &pb.ReferenceOwner{Policies: o.policies, Resources: o.resources}
 }
 
 // flagTime reads a time of a flag; nil if it was not given.
@@ -303,12 +347,14 @@ func flagTime(flag, value string) (*timestamppb.Timestamp, error) {
 
 func referenceAddCommand(a *adminFlags) *cobra.Command {
 	var file, state string
+	var owner ownerFlags
 	c := &cobra.Command{
-		Use: "add NAME --file FILE", Short: "Set a reference-value set from a file, as claviger reference compute writes it",
+		Use: "add NAME --file FILE --policy POLICY", Short: "Set a reference-value set from a file, as claviger reference compute writes it",
 		Long: `Set a reference-value set from a file in YAML or JSON, as claviger reference compute
-writes it. Who adds it, and when, is the broker's to write down.`,
-		Example: `  claviger reference add release-7 --file release.yaml
-  claviger reference compute tpm --uki linux.efi | claviger reference add release-7 --file - --state canary`,
+writes it. Who adds it, and when, is the broker's to write down. A set needs an owner: the
+policies that see it, from --policy or from the file's policies.`,
+		Example: `  claviger reference add release-7 --policy measured_boot --file release.yaml
+  claviger reference compute tpm --uki linux.efi | claviger reference add release-7 --policy measured_boot --file - --state canary`,
 		Args: exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := readReferenceSet(cmd.InOrStdin(), file)
@@ -322,12 +368,16 @@ writes it. Who adds it, and when, is the broker's to write down.`,
 			if state != "" {
 				m.State = state
 			}
+			if o := owner.message(); o != nil {
+				m.Owner = o
+			}
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: m})
 				return err
 			})
 		},
 	}
+	owner.add(c)
 	c.Flags().StringVar(&file, "file", "", "file to read, - for standard input")
 	c.Flags().StringVar(&state, "state", "", "canary, active, retiring or retired (default: as the file says)")
 	return c
@@ -360,6 +410,9 @@ func readReferenceSet(stdin io.Reader, file string) (*pb.ReferenceSet, error) {
 	}
 	m := &pb.ReferenceSet{
 		Name: s.Name, Type: string(s.Type), State: string(s.State), Source: s.Provenance.Source, Comment: s.Provenance.Comment, Values: map[string]*pb.ReferenceValues{},
+	}
+	if len(s.Policies) > 0 || len(s.Resources) > 0 {
+		m.Owner = &pb.ReferenceOwner{Policies: s.Policies, Resources: s.Resources}
 	}
 	if !s.NotBefore.IsZero() {
 		m.NotBefore = timestamppb.New(s.NotBefore)

@@ -168,7 +168,7 @@ func TestPolicy(t *testing.T) {
 	command(t, nil, "policy", "init", dir).want(t, 1, "nothing was written")
 	command(t, nil, "policy", "check", dir).want(t, 0, "no problems")
 	command(t, nil, "policy", "reads", dir).want(t, 0, "tdx_strict\n", "  attestation.tdx.tdattributes\n")
-	command(t, nil, "policy", "reads", dir, "--output", "json").want(t, 0, `"policy": "tdx_strict"`, `"attestation.tcb.status"`, `"remembered": true`)
+	command(t, nil, "policy", "reads", dir, "--output", "json").want(t, 0, `"policy": "tdx_strict"`, `"attestation.tcb.status"`)
 	command(t, nil, "policy", "reads", filepath.Join(dir, "none")).want(t, 1, "none")
 	command(t, nil, "policy", "reads").want(t, 2)
 	command(t, nil, "policy", "test", dir, "--coverage", "--coverage-min", "100").want(t, 0, "0 failed")
@@ -286,7 +286,7 @@ func TestCompletion(t *testing.T) {
 	_, admin, _ := b.Server.Addresses()
 	file := func(n string) string { return filepath.Join(b.Env.Dir, n) }
 	env := []string{"CLAVIGER_ADMIN=" + admin, "CLAVIGER_ADMIN_CA=" + file("ca.pem"), "CLAVIGER_ADMIN_CERT=" + file("operator.pem"), "CLAVIGER_ADMIN_KEY=" + file("operator.key")}
-	command(t, env, "reference", "set", "fleet-1", "--type", "sev-snp", "--value", "measurement="+strings.Repeat("ab", 48)).want(t, 0)
+	command(t, env, "reference", "set", "fleet-1", "--policy", "disks", "--type", "sev-snp", "--value", "measurement="+strings.Repeat("ab", 48)).want(t, 0)
 	command(t, env, "revoke", "chip", strings.Repeat("c4", 64), "--force").want(t, 0)
 	status := command(t, env, "policy", "status", "--output", "json").want(t, 0)
 	var policy struct{ Digest string }

@@ -36,6 +36,7 @@ func (a *adminFlags) completions(root *cobra.Command) {
 		"policy activate":  {digests},
 		"reference delete": {setNames()},
 		"reference set":    {setNames()},
+		"reference uses":   {setNames()},
 		"revoke":           {kinds, revocable()},
 		"secret delete":    {secretKeys()},
 		"secret list":      {secretKeys()},
@@ -59,6 +60,8 @@ func (a *adminFlags) completions(root *cobra.Command) {
 		{"catalog set", "kind", these(strings.Fields("kv database database_static pki transit_decrypt transit_datakey transit_export wrapped login ear")...)},
 		{"catalog set", "priority", these("boot")},
 		{"reference set", "state", states},
+		{"reference set", "policy", policies},
+		{"reference add", "policy", policies},
 		{"reference add", "state", states},
 	} {
 		err := find(f.path).RegisterFlagCompletionFunc(f.flag, func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {

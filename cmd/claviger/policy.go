@@ -122,8 +122,8 @@ func policyReads(a *adminFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "reads PATH…", Short: "List what policies read of the claims and of the request", Args: cobra.MinimumNArgs(1),
 		Long: `List what each policy reads of its input, itself or by the library: all that its
-decisions rest on, besides the bundle and the reference values. A policy is shown
-nothing else.`,
+decisions rest on, besides the bundle and the reference values. It is for reviewers:
+a policy is shown the whole input.`,
 		Example: "  claviger policy reads policies\n  claviger policy reads policies --output json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			readings, err := policy.Reads(args)
@@ -135,11 +135,7 @@ nothing else.`,
 				return writeJSON(w, readings)
 			}
 			for _, r := range readings {
-				note := ""
-				if !r.Remembered {
-					note = " (the time matters: asked anew for each request)"
-				}
-				cli.Fprintf(w, "%s%s\n", r.Policy, note)
+				cli.Fprintf(w, "%s\n", r.Policy)
 				for _, path := range r.Input {
 					if path == "." {
 						path = "(all of the input)"

@@ -285,7 +285,7 @@ nothing here runs.`,
 		Example: `  claviger reference compute tpm --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0" --memory 512M
   claviger reference compute tpm --uki linux.efi --secure-boot --from-log binary_bios_measurements > release.yaml
   claviger reference compute tpm --efi shimx64.efi --efi grubx64.efi --efi vmlinuz --efi vmlinuz --from-log binary_bios_measurements --observe 8,9
-  claviger reference add release-7 --file release.yaml`,
+  claviger reference add release-7 --policy measured_boot --file release.yaml`,
 		Args: noArgs,
 	}
 	c.RunE = a.compute("tpm", attest.TypeTPM, func(c *computation) error {

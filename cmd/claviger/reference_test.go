@@ -81,11 +81,11 @@ func TestReferenceCompute(t *testing.T) {
 	file := func(n string) string { return filepath.Join(b.Env.Dir, n) }
 	env := []string{"CLAVIGER_ADMIN=" + admin, "CLAVIGER_ADMIN_CA=" + file("ca.pem"), "CLAVIGER_ADMIN_CERT=" + file("operator.pem"), "CLAVIGER_ADMIN_KEY=" + file("operator.key")}
 	release := write(t, filepath.Join(dir, "release.yaml"), []byte(r.stdout))
-	command(t, env, "reference", "add", "release-7", "--file", release, "--state", "canary").want(t, 0)
+	command(t, env, "reference", "add", "release-7", "--policy", "disks", "--file", release, "--state", "canary").want(t, 0)
 	command(t, env, "reference", "list").want(t, 0, "release-7", "canary", set.Values["pcr4"][0], set.Values["pcr0"][0], "vmlinuz sha256:")
-	command(t, env, "reference", "add", "release-8", "--file", write(t, filepath.Join(dir, "r.json"), []byte(j.stdout))).want(t, 0)
-	command(t, env, "reference", "add", "release-9", "--file", write(t, filepath.Join(dir, "c.yaml"), []byte(command(t, nil, chain...).stdout))).want(t, 0)
-	command(t, env, "reference", "add", "Release", "--file", release).want(t, 1, "InvalidArgument")
+	command(t, env, "reference", "add", "release-8", "--policy", "disks", "--file", write(t, filepath.Join(dir, "r.json"), []byte(j.stdout))).want(t, 0)
+	command(t, env, "reference", "add", "release-9", "--policy", "disks", "--file", write(t, filepath.Join(dir, "c.yaml"), []byte(command(t, nil, chain...).stdout))).want(t, 0)
+	command(t, env, "reference", "add", "Release", "--policy", "disks", "--file", release).want(t, 1, "InvalidArgument")
 	for text, want := range map[string]string{
 		"": "not a reference set", "type: tpm\n": "no values", "type: tpm\nvalues: {pcr4: []}\n": "pcr4 has no values", "type: tpm\nvaluse: {}\n": "valuse",
 	} {

@@ -296,6 +296,7 @@ func (e *Env) Seed(ctx context.Context, s *server.Server) error {
 	m := teesim.Measurement("")
 	if _, err := admin.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{
 		Name: "demo-image", Type: "sev-snp", State: "active", Source: "claviger dev", Comment: "the simulated demo image",
+		Owner:  &pb.ReferenceOwner{Policies: []string{"*"}},
 		Values: map[string]*pb.ReferenceValues{"measurement": {Values: []string{hex.EncodeToString(m[:])}}},
 	}}); err != nil {
 		return fmt.Errorf("register the demo image: %w", err)

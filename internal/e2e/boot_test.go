@@ -40,7 +40,7 @@ func (w *world) register(t *testing.T, golden *machine, observer, i image) {
 	if err := os.WriteFile(file, []byte(set), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.command(t, "claviger", "reference", "add", golden.name, "--file", file)
+	w.command(t, "claviger", "reference", "add", golden.name, "--policy", "*", "--file", file)
 }
 
 func login(t *testing.T, g *testservers.Guest) {

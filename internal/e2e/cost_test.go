@@ -26,7 +26,7 @@ func TestAgentCost(t *testing.T) {
 	socket := w.maker.StartTPM(t, state, "m")
 	boot := testservers.NewBoot()
 	boot.Extend(t, socket)
-	args := []string{"reference", "set", "made-up", "--type", "tpm"}
+	args := []string{"reference", "set", "made-up", "--policy", "*", "--type", "tpm"}
 	for claim, v := range boot.Values() {
 		args = append(args, "--value", claim+"="+v)
 	}

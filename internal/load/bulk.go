@@ -92,7 +92,7 @@ func (f *fleet) writeOne(ctx context.Context, run string, i int) error {
 		return err
 	}
 	_, err := f.admin.PutReferenceSet(ctx, &pb.PutReferenceSetRequest{Set: &pb.ReferenceSet{
-		Name: fmt.Sprintf("load-%x-%d", run[:8], i), Type: "sev-snp", State: "active", Source: "internal/load bulk",
+		Name: fmt.Sprintf("load-%x-%d", run[:8], i), Type: "sev-snp", State: "active", Source: "internal/load bulk", Owner: &pb.ReferenceOwner{Policies: []string{"*"}},
 		Values: map[string]*pb.ReferenceValues{"measurement": {Values: []string{hex.EncodeToString(fmt.Appendf(nil, "%-42s%06d", run, i))}}},
 	}})
 	return err

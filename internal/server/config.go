@@ -114,7 +114,6 @@ type Policy struct {
 	Dir              string            `json:"dir"`
 	EvalSteps        int               `json:"eval_steps"`        // of one decision; default 500000
 	EvalTimeout      Duration          `json:"eval_timeout"`      // of one decision, where a single step takes long; default 5s
-	AskAlways        bool              `json:"ask_always"`        // remember no decision
 	VerificationKeys map[string]string `json:"verification_keys"` // key id: PEM file; if any, only signed bundles load
 	Config           map[string]any    `json:"config"`            // data.claviger.config
 }

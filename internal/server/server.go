@@ -345,7 +345,7 @@ func (s *Server) openPolicy(context.Context, context.Context) error {
 		return err
 	}
 	s.engine, err = policy.New(policy.Config{
-		Dir: s.cfg.Policy.Dir, Keep: filepath.Join(s.cfg.DataDir, "policy-bundles"), Logger: s.log, EvalSteps: s.cfg.Policy.EvalSteps, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), AskAlways: s.cfg.Policy.AskAlways, VerificationKeys: keys, ExtraData: s.policyConfig(),
+		Dir: s.cfg.Policy.Dir, Keep: filepath.Join(s.cfg.DataDir, "policy-bundles"), Logger: s.log, EvalSteps: s.cfg.Policy.EvalSteps, EvalTimeout: time.Duration(s.cfg.Policy.EvalTimeout), VerificationKeys: keys, ExtraData: s.policyConfig(),
 		OnChange: func(st policy.Status) {
 			s.broker.Changed()
 		},
@@ -620,6 +620,9 @@ func (s *Server) checkEntry(e broker.CatalogEntry) error {
 	if err := inForce(s.engine.Status(), e.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
+	if err := s.engine.Fits(e); err != nil {
+		return fmt.Errorf("policy: %w", err)
+	}
 	return nil
 }
 
@@ -843,9 +846,7 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 	const turned, turnedHelp = "claviger_operator_calls_refused_total", "Operators' calls that were turned away: the certificate names no operator, or the role does not allow it."
 	s.metrics.Counter(turned, turnedHelp, map[string]string{"why": "unknown"}, func() float64 { return float64(s.turnedAway.Unknown.Load()) })
 	s.metrics.Counter(turned, turnedHelp, map[string]string{"why": "role"}, func() float64 { return float64(s.turnedAway.Role.Load()) })
-	const decisions, decisionsHelp = "claviger_policy_decisions_total", "Decisions made anew by a policy, or remembered from a request that looked alike to it."
-	s.metrics.Counter(decisions, decisionsHelp, map[string]string{"decided": "anew"}, func() float64 { n, _ := s.engine.Decisions(); return float64(n) })
-	s.metrics.Counter(decisions, decisionsHelp, map[string]string{"decided": "before"}, func() float64 { _, n := s.engine.Decisions(); return float64(n) })
+	s.metrics.Counter("claviger_policy_decisions_total", "Decisions that a policy was asked for.", nil, func() float64 { return float64(s.engine.Decisions()) })
 	s.metrics.Gauge("claviger_policy_refused", "1 if the newest policy bundle was refused and an older one is in force.", nil, func() float64 {
 		if s.engine.Status().Error != "" {
 			return 1
@@ -988,6 +989,12 @@ func (s *Server) policyStatus() *pb.GetPolicyResponse {
 	r.Pinned = st.Pin
 	if st.Blocked != "" {
 		r.Error = st.Blocked
+	}
+	for name, others := range st.ReferencesOf {
+		if r.ReferencesOf == nil {
+			r.ReferencesOf = map[string]*pb.ReferenceOwner{}
+		}
+		r.ReferencesOf[name] = &pb.ReferenceOwner{Policies: others}
 	}
 	for _, c := range st.Candidates {
 		r.Candidates = append(r.Candidates, c.Digest)

@@ -2,7 +2,8 @@
 # description: |
 #   Comparison with reference values: data.reference, by set name. All claims
 #   of one question must be found in one set: a kernel of one release and an
-#   initrd of another, each good by itself, are not a release.
+#   initrd of another, each good by itself, are not a release. A policy sees the sets
+#   that are for it, and those of policies that it names in references_of.
 package claviger.lib.reference
 
 import data.claviger.lib.common
@@ -93,15 +94,37 @@ path("host_data") := "attestation.host_data"
 
 path(claim) := concat("", ["attestation.measurements.", claim]) if claim != "host_data"
 
-# usable: canary, active and retiring sets, within their validity.
+# usable: canary, active and retiring sets, within their validity, for this resource.
 usable(set) if {
 	set.state in {"canary", "active", "retiring"}
+	not set.resources
 	not set.not_before
 	not set.not_after
 } else if {
 	set.state in {"canary", "active", "retiring"}
 	begun(set)
 	not ended(set)
+	for_resource(set)
+}
+
+for_resource(set) if not set.resources
+
+# A pattern is one of the catalog's: disks/{vm}.
+for_resource(set) if {
+	path := split(input.resource.path, "/")
+	some pattern in set.resources
+	segments := split(pattern, "/")
+	count(segments) == count(path)
+	every i, segment in segments {
+		covers(segment, path[i])
+	}
+}
+
+covers(segment, part) if segment == part
+
+covers(segment, part) if {
+	startswith(segment, "{")
+	part != ""
 }
 
 begun(set) if not set.not_before
@@ -173,6 +196,11 @@ problem(type, claim) := "retired" if {
 	set.type == type
 	listed(set, claim)
 	set.state == "retired"
+} else := "not_for_resource" if {
+	some set in data.reference
+	set.type == type
+	listed(set, claim)
+	not for_resource(set)
 } else := "not_valid_now" if {
 	some set in data.reference
 	set.type == type
@@ -183,7 +211,9 @@ message(type, claim) := sprintf("%s is in a retired reference set only", [claim]
 	problem(type, claim) == "retired"
 } else := sprintf("%s is in a reference set outside its validity only", [claim]) if {
 	problem(type, claim) == "not_valid_now"
-} else := sprintf("%s is in no reference set of type %s", [claim, type])
+} else := sprintf("%s is in a reference set for other resources only", [claim]) if {
+	problem(type, claim) == "not_for_resource"
+} else := sprintf("%s is in no reference set of type %s that is for this policy", [claim, type])
 
 shown(claim) := "missing" if {
 	value(claim) == ""

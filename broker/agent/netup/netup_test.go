@@ -90,7 +90,7 @@ func TestUp(t *testing.T) {
 func eventually(t *testing.T, want string, get func() string) {
 	t.Helper()
 	var got string
-	for range 100 {
+	for range 3000 { // a minute
 		if got = get(); strings.Contains(got, want) {
 			return
 		}

@@ -376,7 +376,9 @@ type GetPolicyResponse struct {
 	Pinned     string                 `protobuf:"bytes,5,opt,name=pinned,proto3" json:"pinned,omitempty"`
 	Candidates []string               `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`
 	// Why the newest bundle in the folder is not in force; empty if it is.
-	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	// By the name of a policy, whose reference sets it sees beside its own: names of policies, or "*".
+	ReferencesOf  map[string]*ReferenceOwner `protobuf:"bytes,8,rep,name=references_of,json=referencesOf,proto3" json:"references_of,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -458,6 +460,13 @@ func (x *GetPolicyResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *GetPolicyResponse) GetReferencesOf() map[string]*ReferenceOwner {
+	if x != nil {
+		return x.ReferencesOf
+	}
+	return nil
 }
 
 type ActivatePolicyRequest struct {
@@ -596,8 +605,10 @@ type ReferenceSet struct {
 	Source    string                      `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
 	Comment   string                      `protobuf:"bytes,8,opt,name=comment,proto3" json:"comment,omitempty"`
 	// Set by the broker.
-	AddedBy       string                 `protobuf:"bytes,9,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"`
-	AddedAt       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
+	AddedBy string                 `protobuf:"bytes,9,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"`
+	AddedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
+	// Whom the set is for. Required of one that is put; empty in one from before sets had owners, which all policies see.
+	Owner         *ReferenceOwner `protobuf:"bytes,11,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -702,6 +713,68 @@ func (x *ReferenceSet) GetAddedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ReferenceSet) GetOwner() *ReferenceOwner {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
+// ReferenceOwner says what a set is for.
+type ReferenceOwner struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of policies ("disks"), or "*" for every one.
+	Policies []string `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Patterns of resources as in the catalog ("disks/{vm}"); empty: all that these policies release.
+	Resources     []string `protobuf:"bytes,2,rep,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReferenceOwner) Reset() {
+	*x = ReferenceOwner{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReferenceOwner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReferenceOwner) ProtoMessage() {}
+
+func (x *ReferenceOwner) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReferenceOwner.ProtoReflect.Descriptor instead.
+func (*ReferenceOwner) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReferenceOwner) GetPolicies() []string {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *ReferenceOwner) GetResources() []string {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
 type ListReferenceSetsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Pages: at most so many (0: what fits), and what next_page_token said, empty for the first.
@@ -714,7 +787,7 @@ type ListReferenceSetsRequest struct {
 
 func (x *ListReferenceSetsRequest) Reset() {
 	*x = ListReferenceSetsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[10]
+	mi := &file_claviger_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +799,7 @@ func (x *ListReferenceSetsRequest) String() string {
 func (*ListReferenceSetsRequest) ProtoMessage() {}
 
 func (x *ListReferenceSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[10]
+	mi := &file_claviger_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +812,7 @@ func (x *ListReferenceSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReferenceSetsRequest.ProtoReflect.Descriptor instead.
 func (*ListReferenceSetsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListReferenceSetsRequest) GetPageSize() uint32 {
@@ -766,7 +839,7 @@ type ListReferenceSetsResponse struct {
 
 func (x *ListReferenceSetsResponse) Reset() {
 	*x = ListReferenceSetsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[11]
+	mi := &file_claviger_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +851,7 @@ func (x *ListReferenceSetsResponse) String() string {
 func (*ListReferenceSetsResponse) ProtoMessage() {}
 
 func (x *ListReferenceSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[11]
+	mi := &file_claviger_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +864,7 @@ func (x *ListReferenceSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReferenceSetsResponse.ProtoReflect.Descriptor instead.
 func (*ListReferenceSetsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListReferenceSetsResponse) GetSets() []*ReferenceSet {
@@ -817,7 +890,7 @@ type PutReferenceSetRequest struct {
 
 func (x *PutReferenceSetRequest) Reset() {
 	*x = PutReferenceSetRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[12]
+	mi := &file_claviger_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +902,7 @@ func (x *PutReferenceSetRequest) String() string {
 func (*PutReferenceSetRequest) ProtoMessage() {}
 
 func (x *PutReferenceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[12]
+	mi := &file_claviger_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +915,7 @@ func (x *PutReferenceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutReferenceSetRequest.ProtoReflect.Descriptor instead.
 func (*PutReferenceSetRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PutReferenceSetRequest) GetSet() *ReferenceSet {
@@ -852,22 +925,175 @@ func (x *PutReferenceSetRequest) GetSet() *ReferenceSet {
 	return nil
 }
 
-// ChangeReferenceSetRequest changes a set that exists. What is absent stays as it is, and so do the values.
-type ChangeReferenceSetRequest struct {
+type ListReferenceUsesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	State         *string                `protobuf:"bytes,2,opt,name=state,proto3,oneof" json:"state,omitempty"`
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	Source        *string                `protobuf:"bytes,5,opt,name=source,proto3,oneof" json:"source,omitempty"`
-	Comment       *string                `protobuf:"bytes,6,opt,name=comment,proto3,oneof" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReferenceUsesRequest) Reset() {
+	*x = ListReferenceUsesRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReferenceUsesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReferenceUsesRequest) ProtoMessage() {}
+
+func (x *ListReferenceUsesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReferenceUsesRequest.ProtoReflect.Descriptor instead.
+func (*ListReferenceUsesRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListReferenceUsesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReferenceUse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Policy string                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// "owner": the set names it. "every policy": the set is for all. "no owner": the set is from before
+	// sets had owners. "references_of": the policy asks for the sets of an owner.
+	Why string `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	// Patterns of the catalog that the policy releases by this set.
+	Patterns      []string `protobuf:"bytes,3,rep,name=patterns,proto3" json:"patterns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReferenceUse) Reset() {
+	*x = ReferenceUse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReferenceUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReferenceUse) ProtoMessage() {}
+
+func (x *ReferenceUse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReferenceUse.ProtoReflect.Descriptor instead.
+func (*ReferenceUse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReferenceUse) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *ReferenceUse) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *ReferenceUse) GetPatterns() []string {
+	if x != nil {
+		return x.Patterns
+	}
+	return nil
+}
+
+type ListReferenceUsesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uses          []*ReferenceUse        `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReferenceUsesResponse) Reset() {
+	*x = ListReferenceUsesResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReferenceUsesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReferenceUsesResponse) ProtoMessage() {}
+
+func (x *ListReferenceUsesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReferenceUsesResponse.ProtoReflect.Descriptor instead.
+func (*ListReferenceUsesResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListReferenceUsesResponse) GetUses() []*ReferenceUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+// ChangeReferenceSetRequest changes a set that exists. What is absent stays as it is, and so do the values.
+type ChangeReferenceSetRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State     *string                `protobuf:"bytes,2,opt,name=state,proto3,oneof" json:"state,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Source    *string                `protobuf:"bytes,5,opt,name=source,proto3,oneof" json:"source,omitempty"`
+	Comment   *string                `protobuf:"bytes,6,opt,name=comment,proto3,oneof" json:"comment,omitempty"`
+	// All of it: resources that are absent are taken away.
+	Owner         *ReferenceOwner `protobuf:"bytes,7,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeReferenceSetRequest) Reset() {
 	*x = ChangeReferenceSetRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[13]
+	mi := &file_claviger_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1105,7 @@ func (x *ChangeReferenceSetRequest) String() string {
 func (*ChangeReferenceSetRequest) ProtoMessage() {}
 
 func (x *ChangeReferenceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[13]
+	mi := &file_claviger_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1118,7 @@ func (x *ChangeReferenceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReferenceSetRequest.ProtoReflect.Descriptor instead.
 func (*ChangeReferenceSetRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ChangeReferenceSetRequest) GetName() string {
@@ -937,6 +1163,13 @@ func (x *ChangeReferenceSetRequest) GetComment() string {
 	return ""
 }
 
+func (x *ChangeReferenceSetRequest) GetOwner() *ReferenceOwner {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
 type ChangeReferenceSetResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Set           *ReferenceSet          `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
@@ -946,7 +1179,7 @@ type ChangeReferenceSetResponse struct {
 
 func (x *ChangeReferenceSetResponse) Reset() {
 	*x = ChangeReferenceSetResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	mi := &file_claviger_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1191,7 @@ func (x *ChangeReferenceSetResponse) String() string {
 func (*ChangeReferenceSetResponse) ProtoMessage() {}
 
 func (x *ChangeReferenceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[14]
+	mi := &file_claviger_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1204,7 @@ func (x *ChangeReferenceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReferenceSetResponse.ProtoReflect.Descriptor instead.
 func (*ChangeReferenceSetResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ChangeReferenceSetResponse) GetSet() *ReferenceSet {
@@ -989,7 +1222,7 @@ type PutReferenceSetResponse struct {
 
 func (x *PutReferenceSetResponse) Reset() {
 	*x = PutReferenceSetResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[15]
+	mi := &file_claviger_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1234,7 @@ func (x *PutReferenceSetResponse) String() string {
 func (*PutReferenceSetResponse) ProtoMessage() {}
 
 func (x *PutReferenceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[15]
+	mi := &file_claviger_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1247,7 @@ func (x *PutReferenceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutReferenceSetResponse.ProtoReflect.Descriptor instead.
 func (*PutReferenceSetResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 type DeleteReferenceSetRequest struct {
@@ -1026,7 +1259,7 @@ type DeleteReferenceSetRequest struct {
 
 func (x *DeleteReferenceSetRequest) Reset() {
 	*x = DeleteReferenceSetRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[16]
+	mi := &file_claviger_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1271,7 @@ func (x *DeleteReferenceSetRequest) String() string {
 func (*DeleteReferenceSetRequest) ProtoMessage() {}
 
 func (x *DeleteReferenceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[16]
+	mi := &file_claviger_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1284,7 @@ func (x *DeleteReferenceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReferenceSetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteReferenceSetRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteReferenceSetRequest) GetName() string {
@@ -1069,7 +1302,7 @@ type DeleteReferenceSetResponse struct {
 
 func (x *DeleteReferenceSetResponse) Reset() {
 	*x = DeleteReferenceSetResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[17]
+	mi := &file_claviger_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1314,7 @@ func (x *DeleteReferenceSetResponse) String() string {
 func (*DeleteReferenceSetResponse) ProtoMessage() {}
 
 func (x *DeleteReferenceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[17]
+	mi := &file_claviger_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1327,7 @@ func (x *DeleteReferenceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReferenceSetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteReferenceSetResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 type CatalogEntry struct {
@@ -1135,7 +1368,7 @@ type CatalogEntry struct {
 
 func (x *CatalogEntry) Reset() {
 	*x = CatalogEntry{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[18]
+	mi := &file_claviger_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1380,7 @@ func (x *CatalogEntry) String() string {
 func (*CatalogEntry) ProtoMessage() {}
 
 func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[18]
+	mi := &file_claviger_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1393,7 @@ func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogEntry.ProtoReflect.Descriptor instead.
 func (*CatalogEntry) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CatalogEntry) GetPattern() string {
@@ -1285,7 +1518,7 @@ type ListCatalogRequest struct {
 
 func (x *ListCatalogRequest) Reset() {
 	*x = ListCatalogRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[19]
+	mi := &file_claviger_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1530,7 @@ func (x *ListCatalogRequest) String() string {
 func (*ListCatalogRequest) ProtoMessage() {}
 
 func (x *ListCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[19]
+	mi := &file_claviger_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1543,7 @@ func (x *ListCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ListCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListCatalogRequest) GetPageSize() uint32 {
@@ -1337,7 +1570,7 @@ type ListCatalogResponse struct {
 
 func (x *ListCatalogResponse) Reset() {
 	*x = ListCatalogResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[20]
+	mi := &file_claviger_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1582,7 @@ func (x *ListCatalogResponse) String() string {
 func (*ListCatalogResponse) ProtoMessage() {}
 
 func (x *ListCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[20]
+	mi := &file_claviger_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1595,7 @@ func (x *ListCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ListCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListCatalogResponse) GetEntries() []*CatalogEntry {
@@ -1388,7 +1621,7 @@ type PutCatalogEntryRequest struct {
 
 func (x *PutCatalogEntryRequest) Reset() {
 	*x = PutCatalogEntryRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[21]
+	mi := &file_claviger_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1633,7 @@ func (x *PutCatalogEntryRequest) String() string {
 func (*PutCatalogEntryRequest) ProtoMessage() {}
 
 func (x *PutCatalogEntryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[21]
+	mi := &file_claviger_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1646,7 @@ func (x *PutCatalogEntryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCatalogEntryRequest.ProtoReflect.Descriptor instead.
 func (*PutCatalogEntryRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutCatalogEntryRequest) GetEntry() *CatalogEntry {
@@ -1431,7 +1664,7 @@ type PutCatalogEntryResponse struct {
 
 func (x *PutCatalogEntryResponse) Reset() {
 	*x = PutCatalogEntryResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[22]
+	mi := &file_claviger_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1676,7 @@ func (x *PutCatalogEntryResponse) String() string {
 func (*PutCatalogEntryResponse) ProtoMessage() {}
 
 func (x *PutCatalogEntryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[22]
+	mi := &file_claviger_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1689,7 @@ func (x *PutCatalogEntryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCatalogEntryResponse.ProtoReflect.Descriptor instead.
 func (*PutCatalogEntryResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 type DeleteCatalogEntryRequest struct {
@@ -1468,7 +1701,7 @@ type DeleteCatalogEntryRequest struct {
 
 func (x *DeleteCatalogEntryRequest) Reset() {
 	*x = DeleteCatalogEntryRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[23]
+	mi := &file_claviger_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1713,7 @@ func (x *DeleteCatalogEntryRequest) String() string {
 func (*DeleteCatalogEntryRequest) ProtoMessage() {}
 
 func (x *DeleteCatalogEntryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[23]
+	mi := &file_claviger_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1726,7 @@ func (x *DeleteCatalogEntryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCatalogEntryRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCatalogEntryRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteCatalogEntryRequest) GetPattern() string {
@@ -1511,7 +1744,7 @@ type DeleteCatalogEntryResponse struct {
 
 func (x *DeleteCatalogEntryResponse) Reset() {
 	*x = DeleteCatalogEntryResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[24]
+	mi := &file_claviger_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1756,7 @@ func (x *DeleteCatalogEntryResponse) String() string {
 func (*DeleteCatalogEntryResponse) ProtoMessage() {}
 
 func (x *DeleteCatalogEntryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[24]
+	mi := &file_claviger_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1769,7 @@ func (x *DeleteCatalogEntryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCatalogEntryResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCatalogEntryResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 type PutSecretRequest struct {
@@ -1551,7 +1784,7 @@ type PutSecretRequest struct {
 
 func (x *PutSecretRequest) Reset() {
 	*x = PutSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[25]
+	mi := &file_claviger_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1796,7 @@ func (x *PutSecretRequest) String() string {
 func (*PutSecretRequest) ProtoMessage() {}
 
 func (x *PutSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[25]
+	mi := &file_claviger_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1809,7 @@ func (x *PutSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSecretRequest.ProtoReflect.Descriptor instead.
 func (*PutSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PutSecretRequest) GetKey() string {
@@ -1609,7 +1842,7 @@ type PutSecretResponse struct {
 
 func (x *PutSecretResponse) Reset() {
 	*x = PutSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[26]
+	mi := &file_claviger_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1854,7 @@ func (x *PutSecretResponse) String() string {
 func (*PutSecretResponse) ProtoMessage() {}
 
 func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[26]
+	mi := &file_claviger_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1867,7 @@ func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSecretResponse.ProtoReflect.Descriptor instead.
 func (*PutSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PutSecretResponse) GetVersion() uint64 {
@@ -1655,7 +1888,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[27]
+	mi := &file_claviger_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1900,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[27]
+	mi := &file_claviger_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1913,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListSecretsRequest) GetPrefix() string {
@@ -1714,7 +1947,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[28]
+	mi := &file_claviger_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1959,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[28]
+	mi := &file_claviger_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1972,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -1767,7 +2000,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[29]
+	mi := &file_claviger_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +2012,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[29]
+	mi := &file_claviger_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +2025,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SecretInfo) GetKey() string {
@@ -1825,7 +2058,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[30]
+	mi := &file_claviger_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2070,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[30]
+	mi := &file_claviger_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2083,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteSecretRequest) GetKey() string {
@@ -1868,7 +2101,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[31]
+	mi := &file_claviger_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +2113,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[31]
+	mi := &file_claviger_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +2126,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 type Revocation struct {
@@ -1914,7 +2147,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[32]
+	mi := &file_claviger_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2159,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[32]
+	mi := &file_claviger_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2172,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Revocation) GetKind() string {
@@ -1990,7 +2223,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[33]
+	mi := &file_claviger_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2235,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[33]
+	mi := &file_claviger_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2248,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RevokeRequest) GetRevocation() *Revocation {
@@ -2042,7 +2275,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[34]
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2287,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[34]
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2300,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeResponse) GetValue() string {
@@ -2088,7 +2321,7 @@ type UnrevokeRequest struct {
 
 func (x *UnrevokeRequest) Reset() {
 	*x = UnrevokeRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[35]
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2333,7 @@ func (x *UnrevokeRequest) String() string {
 func (*UnrevokeRequest) ProtoMessage() {}
 
 func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[35]
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2346,7 @@ func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrevokeRequest.ProtoReflect.Descriptor instead.
 func (*UnrevokeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UnrevokeRequest) GetKind() string {
@@ -2138,7 +2371,7 @@ type UnrevokeResponse struct {
 
 func (x *UnrevokeResponse) Reset() {
 	*x = UnrevokeResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2383,7 @@ func (x *UnrevokeResponse) String() string {
 func (*UnrevokeResponse) ProtoMessage() {}
 
 func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2396,7 @@ func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrevokeResponse.ProtoReflect.Descriptor instead.
 func (*UnrevokeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 type ListRevocationsRequest struct {
@@ -2176,7 +2409,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2421,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2434,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRevocationsRequest) GetPageSize() uint32 {
@@ -2228,7 +2461,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2473,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2486,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -2281,7 +2514,7 @@ type ListDecisionsRequest struct {
 
 func (x *ListDecisionsRequest) Reset() {
 	*x = ListDecisionsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2526,7 @@ func (x *ListDecisionsRequest) String() string {
 func (*ListDecisionsRequest) ProtoMessage() {}
 
 func (x *ListDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2539,7 @@ func (x *ListDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListDecisionsRequest) GetLimit() uint32 {
@@ -2333,7 +2566,7 @@ type ListDecisionsResponse struct {
 
 func (x *ListDecisionsResponse) Reset() {
 	*x = ListDecisionsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2578,7 @@ func (x *ListDecisionsResponse) String() string {
 func (*ListDecisionsResponse) ProtoMessage() {}
 
 func (x *ListDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2591,7 @@ func (x *ListDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListDecisionsResponse) GetDecisions() []*Decision {
@@ -2379,7 +2612,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2624,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2637,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Decision) GetLogIndex() uint64 {
@@ -2437,7 +2670,7 @@ type BlastRadiusRequest struct {
 
 func (x *BlastRadiusRequest) Reset() {
 	*x = BlastRadiusRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2682,7 @@ func (x *BlastRadiusRequest) String() string {
 func (*BlastRadiusRequest) ProtoMessage() {}
 
 func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2695,7 @@ func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlastRadiusRequest.ProtoReflect.Descriptor instead.
 func (*BlastRadiusRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BlastRadiusRequest) GetKind() string {
@@ -2528,7 +2761,7 @@ type BlastRadiusResponse struct {
 
 func (x *BlastRadiusResponse) Reset() {
 	*x = BlastRadiusResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2773,7 @@ func (x *BlastRadiusResponse) String() string {
 func (*BlastRadiusResponse) ProtoMessage() {}
 
 func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2786,7 @@ func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlastRadiusResponse.ProtoReflect.Descriptor instead.
 func (*BlastRadiusResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BlastRadiusResponse) GetExposures() []*Exposure {
@@ -2628,7 +2861,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +2873,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +2886,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Exposure) GetResource() string {
@@ -2707,7 +2940,7 @@ type RotateSecretRequest struct {
 
 func (x *RotateSecretRequest) Reset() {
 	*x = RotateSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2952,7 @@ func (x *RotateSecretRequest) String() string {
 func (*RotateSecretRequest) ProtoMessage() {}
 
 func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2965,7 @@ func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RotateSecretRequest) GetResource() string {
@@ -2751,7 +2984,7 @@ type RotateSecretResponse struct {
 
 func (x *RotateSecretResponse) Reset() {
 	*x = RotateSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2996,7 @@ func (x *RotateSecretResponse) String() string {
 func (*RotateSecretResponse) ProtoMessage() {}
 
 func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +3009,7 @@ func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RotateSecretResponse) GetVersion() string {
@@ -2795,7 +3028,7 @@ type NotifyRequest struct {
 
 func (x *NotifyRequest) Reset() {
 	*x = NotifyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +3040,7 @@ func (x *NotifyRequest) String() string {
 func (*NotifyRequest) ProtoMessage() {}
 
 func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3053,7 @@ func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotifyRequest.ProtoReflect.Descriptor instead.
 func (*NotifyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NotifyRequest) GetResource() string {
@@ -2838,7 +3071,7 @@ type NotifyResponse struct {
 
 func (x *NotifyResponse) Reset() {
 	*x = NotifyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +3083,7 @@ func (x *NotifyResponse) String() string {
 func (*NotifyResponse) ProtoMessage() {}
 
 func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +3096,7 @@ func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotifyResponse.ProtoReflect.Descriptor instead.
 func (*NotifyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 type ListHoldersRequest struct {
@@ -2877,7 +3110,7 @@ type ListHoldersRequest struct {
 
 func (x *ListHoldersRequest) Reset() {
 	*x = ListHoldersRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	mi := &file_claviger_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3122,7 @@ func (x *ListHoldersRequest) String() string {
 func (*ListHoldersRequest) ProtoMessage() {}
 
 func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	mi := &file_claviger_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3135,7 @@ func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldersRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListHoldersRequest) GetResource() string {
@@ -2938,7 +3171,7 @@ type ListHoldersResponse struct {
 
 func (x *ListHoldersResponse) Reset() {
 	*x = ListHoldersResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	mi := &file_claviger_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3183,7 @@ func (x *ListHoldersResponse) String() string {
 func (*ListHoldersResponse) ProtoMessage() {}
 
 func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	mi := &file_claviger_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3196,7 @@ func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldersResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListHoldersResponse) GetCurrentVersion() string {
@@ -3006,7 +3239,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	mi := &file_claviger_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3251,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	mi := &file_claviger_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3264,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Holder) GetSessionId() string {
@@ -3100,7 +3333,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	mi := &file_claviger_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3345,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	mi := &file_claviger_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3358,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListSessionsRequest) GetPageSize() uint32 {
@@ -3152,7 +3385,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[53]
+	mi := &file_claviger_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3397,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[53]
+	mi := &file_claviger_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3410,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -3215,7 +3448,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[54]
+	mi := &file_claviger_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3227,7 +3460,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[54]
+	mi := &file_claviger_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3240,7 +3473,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Session) GetId() string {
@@ -3338,7 +3571,7 @@ type RotateTokenKeyRequest struct {
 
 func (x *RotateTokenKeyRequest) Reset() {
 	*x = RotateTokenKeyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[55]
+	mi := &file_claviger_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3350,7 +3583,7 @@ func (x *RotateTokenKeyRequest) String() string {
 func (*RotateTokenKeyRequest) ProtoMessage() {}
 
 func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[55]
+	mi := &file_claviger_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3363,7 +3596,7 @@ func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateTokenKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateTokenKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RotateTokenKeyRequest) GetReplace() bool {
@@ -3382,7 +3615,7 @@ type RotateTokenKeyResponse struct {
 
 func (x *RotateTokenKeyResponse) Reset() {
 	*x = RotateTokenKeyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[56]
+	mi := &file_claviger_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3627,7 @@ func (x *RotateTokenKeyResponse) String() string {
 func (*RotateTokenKeyResponse) ProtoMessage() {}
 
 func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[56]
+	mi := &file_claviger_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3640,7 @@ func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateTokenKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateTokenKeyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RotateTokenKeyResponse) GetKeyId() string {
@@ -3448,7 +3681,7 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\fbytes_in_use\x18\x02 \x01(\x03R\n" +
 	"bytesInUse\x12\x14\n" +
 	"\x05quota\x18\x03 \x01(\x03R\x05quota\"\x12\n" +
-	"\x10GetPolicyRequest\"\xea\x01\n" +
+	"\x10GetPolicyRequest\"\x9f\x03\n" +
 	"\x11GetPolicyResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x1a\n" +
@@ -3458,13 +3691,17 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"candidates\x18\x06 \x03(\tR\n" +
 	"candidates\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\"P\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12U\n" +
+	"\rreferences_of\x18\b \x03(\v20.claviger.v1.GetPolicyResponse.ReferencesOfEntryR\freferencesOf\x1a\\\n" +
+	"\x11ReferencesOfEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.claviger.v1.ReferenceOwnerR\x05value:\x028\x01\"P\n" +
 	"\x15ActivatePolicyRequest\x127\n" +
 	"\x06digest\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^(sha256:[0-9a-f]{64})?$R\x06digest\"\x18\n" +
 	"\x16ActivatePolicyResponse\";\n" +
 	"\x0fReferenceValues\x12(\n" +
 	"\x06values\x18\x01 \x03(\tB\x10\xbaH\r\x92\x01\n" +
-	"\x10\x80\b\"\x05r\x03\x18\x80\bR\x06values\"\xd1\x04\n" +
+	"\x10\x80\b\"\x05r\x03\x18\x80\bR\x06values\"\x84\x05\n" +
 	"\fReferenceSet\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\x12\x1d\n" +
 	"\x04type\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18 R\x04type\x12>\n" +
@@ -3477,10 +3714,14 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\acomment\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acomment\x12\x19\n" +
 	"\badded_by\x18\t \x01(\tR\aaddedBy\x125\n" +
 	"\badded_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x1aW\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x121\n" +
+	"\x05owner\x18\v \x01(\v2\x1b.claviger.v1.ReferenceOwnerR\x05owner\x1aW\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
-	"\x05value\x18\x02 \x01(\v2\x1c.claviger.v1.ReferenceValuesR\x05value:\x028\x01\"j\n" +
+	"\x05value\x18\x02 \x01(\v2\x1c.claviger.v1.ReferenceValuesR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x0eReferenceOwner\x12A\n" +
+	"\bpolicies\x18\x01 \x03(\tB%\xbaH\"\x92\x01\x1f\x10@\"\x1br\x192\x17^([a-z][a-z0-9_]*|[*])$R\bpolicies\x12/\n" +
+	"\tresources\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x04R\tresources\"j\n" +
 	"\x18ListReferenceSetsRequest\x12%\n" +
 	"\tpage_size\x18\x0e \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
@@ -3489,7 +3730,15 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x04sets\x18\x01 \x03(\v2\x19.claviger.v1.ReferenceSetR\x04sets\x12&\n" +
 	"\x0fnext_page_token\x18\x0f \x01(\tR\rnextPageToken\"M\n" +
 	"\x16PutReferenceSetRequest\x123\n" +
-	"\x03set\x18\x01 \x01(\v2\x19.claviger.v1.ReferenceSetB\x06\xbaH\x03\xc8\x01\x01R\x03set\"\xfb\x02\n" +
+	"\x03set\x18\x01 \x01(\v2\x19.claviger.v1.ReferenceSetB\x06\xbaH\x03\xc8\x01\x01R\x03set\"P\n" +
+	"\x18ListReferenceUsesRequest\x124\n" +
+	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\"T\n" +
+	"\fReferenceUse\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x12\x1a\n" +
+	"\bpatterns\x18\x03 \x03(\tR\bpatterns\"J\n" +
+	"\x19ListReferenceUsesResponse\x12-\n" +
+	"\x04uses\x18\x01 \x03(\v2\x19.claviger.v1.ReferenceUseR\x04uses\"\xae\x03\n" +
 	"\x19ChangeReferenceSetRequest\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\x12C\n" +
 	"\x05state\x18\x02 \x01(\tB(\xbaH%r#R\x06canaryR\x06activeR\bretiringR\aretiredH\x00R\x05state\x88\x01\x01\x129\n" +
@@ -3497,7 +3746,8 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"not_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12%\n" +
 	"\x06source\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x01R\x06source\x88\x01\x01\x12'\n" +
-	"\acomment\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x02R\acomment\x88\x01\x01B\b\n" +
+	"\acomment\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x02R\acomment\x88\x01\x01\x121\n" +
+	"\x05owner\x18\a \x01(\v2\x1b.claviger.v1.ReferenceOwnerR\x05ownerB\b\n" +
 	"\x06_stateB\t\n" +
 	"\a_sourceB\n" +
 	"\n" +
@@ -3699,7 +3949,7 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x15RotateTokenKeyRequest\x12\x18\n" +
 	"\areplace\x18\x01 \x01(\bR\areplace\"/\n" +
 	"\x16RotateTokenKeyResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xc2\x0f\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xa6\x10\n" +
 	"\x05Admin\x12J\n" +
 	"\tGetStatus\x12\x1d.claviger.v1.GetStatusRequest\x1a\x1e.claviger.v1.GetStatusResponse\x12J\n" +
 	"\tGetPolicy\x12\x1d.claviger.v1.GetPolicyRequest\x1a\x1e.claviger.v1.GetPolicyResponse\x12Y\n" +
@@ -3707,7 +3957,8 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x11ListReferenceSets\x12%.claviger.v1.ListReferenceSetsRequest\x1a&.claviger.v1.ListReferenceSetsResponse\x12\\\n" +
 	"\x0fPutReferenceSet\x12#.claviger.v1.PutReferenceSetRequest\x1a$.claviger.v1.PutReferenceSetResponse\x12e\n" +
 	"\x12ChangeReferenceSet\x12&.claviger.v1.ChangeReferenceSetRequest\x1a'.claviger.v1.ChangeReferenceSetResponse\x12e\n" +
-	"\x12DeleteReferenceSet\x12&.claviger.v1.DeleteReferenceSetRequest\x1a'.claviger.v1.DeleteReferenceSetResponse\x12P\n" +
+	"\x12DeleteReferenceSet\x12&.claviger.v1.DeleteReferenceSetRequest\x1a'.claviger.v1.DeleteReferenceSetResponse\x12b\n" +
+	"\x11ListReferenceUses\x12%.claviger.v1.ListReferenceUsesRequest\x1a&.claviger.v1.ListReferenceUsesResponse\x12P\n" +
 	"\vListCatalog\x12\x1f.claviger.v1.ListCatalogRequest\x1a .claviger.v1.ListCatalogResponse\x12\\\n" +
 	"\x0fPutCatalogEntry\x12#.claviger.v1.PutCatalogEntryRequest\x1a$.claviger.v1.PutCatalogEntryResponse\x12e\n" +
 	"\x12DeleteCatalogEntry\x12&.claviger.v1.DeleteCatalogEntryRequest\x1a'.claviger.v1.DeleteCatalogEntryResponse\x12J\n" +
@@ -3737,7 +3988,7 @@ func file_claviger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_admin_proto_rawDescData
 }
 
-var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_claviger_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),           // 0: claviger.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 1: claviger.v1.GetStatusResponse
@@ -3749,145 +4000,157 @@ var file_claviger_v1_admin_proto_goTypes = []any{
 	(*ActivatePolicyResponse)(nil),     // 7: claviger.v1.ActivatePolicyResponse
 	(*ReferenceValues)(nil),            // 8: claviger.v1.ReferenceValues
 	(*ReferenceSet)(nil),               // 9: claviger.v1.ReferenceSet
-	(*ListReferenceSetsRequest)(nil),   // 10: claviger.v1.ListReferenceSetsRequest
-	(*ListReferenceSetsResponse)(nil),  // 11: claviger.v1.ListReferenceSetsResponse
-	(*PutReferenceSetRequest)(nil),     // 12: claviger.v1.PutReferenceSetRequest
-	(*ChangeReferenceSetRequest)(nil),  // 13: claviger.v1.ChangeReferenceSetRequest
-	(*ChangeReferenceSetResponse)(nil), // 14: claviger.v1.ChangeReferenceSetResponse
-	(*PutReferenceSetResponse)(nil),    // 15: claviger.v1.PutReferenceSetResponse
-	(*DeleteReferenceSetRequest)(nil),  // 16: claviger.v1.DeleteReferenceSetRequest
-	(*DeleteReferenceSetResponse)(nil), // 17: claviger.v1.DeleteReferenceSetResponse
-	(*CatalogEntry)(nil),               // 18: claviger.v1.CatalogEntry
-	(*ListCatalogRequest)(nil),         // 19: claviger.v1.ListCatalogRequest
-	(*ListCatalogResponse)(nil),        // 20: claviger.v1.ListCatalogResponse
-	(*PutCatalogEntryRequest)(nil),     // 21: claviger.v1.PutCatalogEntryRequest
-	(*PutCatalogEntryResponse)(nil),    // 22: claviger.v1.PutCatalogEntryResponse
-	(*DeleteCatalogEntryRequest)(nil),  // 23: claviger.v1.DeleteCatalogEntryRequest
-	(*DeleteCatalogEntryResponse)(nil), // 24: claviger.v1.DeleteCatalogEntryResponse
-	(*PutSecretRequest)(nil),           // 25: claviger.v1.PutSecretRequest
-	(*PutSecretResponse)(nil),          // 26: claviger.v1.PutSecretResponse
-	(*ListSecretsRequest)(nil),         // 27: claviger.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),        // 28: claviger.v1.ListSecretsResponse
-	(*SecretInfo)(nil),                 // 29: claviger.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),        // 30: claviger.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),       // 31: claviger.v1.DeleteSecretResponse
-	(*Revocation)(nil),                 // 32: claviger.v1.Revocation
-	(*RevokeRequest)(nil),              // 33: claviger.v1.RevokeRequest
-	(*RevokeResponse)(nil),             // 34: claviger.v1.RevokeResponse
-	(*UnrevokeRequest)(nil),            // 35: claviger.v1.UnrevokeRequest
-	(*UnrevokeResponse)(nil),           // 36: claviger.v1.UnrevokeResponse
-	(*ListRevocationsRequest)(nil),     // 37: claviger.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),    // 38: claviger.v1.ListRevocationsResponse
-	(*ListDecisionsRequest)(nil),       // 39: claviger.v1.ListDecisionsRequest
-	(*ListDecisionsResponse)(nil),      // 40: claviger.v1.ListDecisionsResponse
-	(*Decision)(nil),                   // 41: claviger.v1.Decision
-	(*BlastRadiusRequest)(nil),         // 42: claviger.v1.BlastRadiusRequest
-	(*BlastRadiusResponse)(nil),        // 43: claviger.v1.BlastRadiusResponse
-	(*Exposure)(nil),                   // 44: claviger.v1.Exposure
-	(*RotateSecretRequest)(nil),        // 45: claviger.v1.RotateSecretRequest
-	(*RotateSecretResponse)(nil),       // 46: claviger.v1.RotateSecretResponse
-	(*NotifyRequest)(nil),              // 47: claviger.v1.NotifyRequest
-	(*NotifyResponse)(nil),             // 48: claviger.v1.NotifyResponse
-	(*ListHoldersRequest)(nil),         // 49: claviger.v1.ListHoldersRequest
-	(*ListHoldersResponse)(nil),        // 50: claviger.v1.ListHoldersResponse
-	(*Holder)(nil),                     // 51: claviger.v1.Holder
-	(*ListSessionsRequest)(nil),        // 52: claviger.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),       // 53: claviger.v1.ListSessionsResponse
-	(*Session)(nil),                    // 54: claviger.v1.Session
-	(*RotateTokenKeyRequest)(nil),      // 55: claviger.v1.RotateTokenKeyRequest
-	(*RotateTokenKeyResponse)(nil),     // 56: claviger.v1.RotateTokenKeyResponse
-	nil,                                // 57: claviger.v1.ReferenceSet.ValuesEntry
-	nil,                                // 58: claviger.v1.CatalogEntry.LabelsEntry
-	nil,                                // 59: claviger.v1.CatalogEntry.OptionsEntry
-	(*timestamppb.Timestamp)(nil),      // 60: google.protobuf.Timestamp
+	(*ReferenceOwner)(nil),             // 10: claviger.v1.ReferenceOwner
+	(*ListReferenceSetsRequest)(nil),   // 11: claviger.v1.ListReferenceSetsRequest
+	(*ListReferenceSetsResponse)(nil),  // 12: claviger.v1.ListReferenceSetsResponse
+	(*PutReferenceSetRequest)(nil),     // 13: claviger.v1.PutReferenceSetRequest
+	(*ListReferenceUsesRequest)(nil),   // 14: claviger.v1.ListReferenceUsesRequest
+	(*ReferenceUse)(nil),               // 15: claviger.v1.ReferenceUse
+	(*ListReferenceUsesResponse)(nil),  // 16: claviger.v1.ListReferenceUsesResponse
+	(*ChangeReferenceSetRequest)(nil),  // 17: claviger.v1.ChangeReferenceSetRequest
+	(*ChangeReferenceSetResponse)(nil), // 18: claviger.v1.ChangeReferenceSetResponse
+	(*PutReferenceSetResponse)(nil),    // 19: claviger.v1.PutReferenceSetResponse
+	(*DeleteReferenceSetRequest)(nil),  // 20: claviger.v1.DeleteReferenceSetRequest
+	(*DeleteReferenceSetResponse)(nil), // 21: claviger.v1.DeleteReferenceSetResponse
+	(*CatalogEntry)(nil),               // 22: claviger.v1.CatalogEntry
+	(*ListCatalogRequest)(nil),         // 23: claviger.v1.ListCatalogRequest
+	(*ListCatalogResponse)(nil),        // 24: claviger.v1.ListCatalogResponse
+	(*PutCatalogEntryRequest)(nil),     // 25: claviger.v1.PutCatalogEntryRequest
+	(*PutCatalogEntryResponse)(nil),    // 26: claviger.v1.PutCatalogEntryResponse
+	(*DeleteCatalogEntryRequest)(nil),  // 27: claviger.v1.DeleteCatalogEntryRequest
+	(*DeleteCatalogEntryResponse)(nil), // 28: claviger.v1.DeleteCatalogEntryResponse
+	(*PutSecretRequest)(nil),           // 29: claviger.v1.PutSecretRequest
+	(*PutSecretResponse)(nil),          // 30: claviger.v1.PutSecretResponse
+	(*ListSecretsRequest)(nil),         // 31: claviger.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),        // 32: claviger.v1.ListSecretsResponse
+	(*SecretInfo)(nil),                 // 33: claviger.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),        // 34: claviger.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),       // 35: claviger.v1.DeleteSecretResponse
+	(*Revocation)(nil),                 // 36: claviger.v1.Revocation
+	(*RevokeRequest)(nil),              // 37: claviger.v1.RevokeRequest
+	(*RevokeResponse)(nil),             // 38: claviger.v1.RevokeResponse
+	(*UnrevokeRequest)(nil),            // 39: claviger.v1.UnrevokeRequest
+	(*UnrevokeResponse)(nil),           // 40: claviger.v1.UnrevokeResponse
+	(*ListRevocationsRequest)(nil),     // 41: claviger.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),    // 42: claviger.v1.ListRevocationsResponse
+	(*ListDecisionsRequest)(nil),       // 43: claviger.v1.ListDecisionsRequest
+	(*ListDecisionsResponse)(nil),      // 44: claviger.v1.ListDecisionsResponse
+	(*Decision)(nil),                   // 45: claviger.v1.Decision
+	(*BlastRadiusRequest)(nil),         // 46: claviger.v1.BlastRadiusRequest
+	(*BlastRadiusResponse)(nil),        // 47: claviger.v1.BlastRadiusResponse
+	(*Exposure)(nil),                   // 48: claviger.v1.Exposure
+	(*RotateSecretRequest)(nil),        // 49: claviger.v1.RotateSecretRequest
+	(*RotateSecretResponse)(nil),       // 50: claviger.v1.RotateSecretResponse
+	(*NotifyRequest)(nil),              // 51: claviger.v1.NotifyRequest
+	(*NotifyResponse)(nil),             // 52: claviger.v1.NotifyResponse
+	(*ListHoldersRequest)(nil),         // 53: claviger.v1.ListHoldersRequest
+	(*ListHoldersResponse)(nil),        // 54: claviger.v1.ListHoldersResponse
+	(*Holder)(nil),                     // 55: claviger.v1.Holder
+	(*ListSessionsRequest)(nil),        // 56: claviger.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),       // 57: claviger.v1.ListSessionsResponse
+	(*Session)(nil),                    // 58: claviger.v1.Session
+	(*RotateTokenKeyRequest)(nil),      // 59: claviger.v1.RotateTokenKeyRequest
+	(*RotateTokenKeyResponse)(nil),     // 60: claviger.v1.RotateTokenKeyResponse
+	nil,                                // 61: claviger.v1.GetPolicyResponse.ReferencesOfEntry
+	nil,                                // 62: claviger.v1.ReferenceSet.ValuesEntry
+	nil,                                // 63: claviger.v1.CatalogEntry.LabelsEntry
+	nil,                                // 64: claviger.v1.CatalogEntry.OptionsEntry
+	(*timestamppb.Timestamp)(nil),      // 65: google.protobuf.Timestamp
 }
 var file_claviger_v1_admin_proto_depIdxs = []int32{
-	60, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	65, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: claviger.v1.GetStatusResponse.problems:type_name -> claviger.v1.Problem
 	3,  // 2: claviger.v1.GetStatusResponse.store:type_name -> claviger.v1.StoreSize
-	60, // 3: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
-	60, // 4: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
-	60, // 5: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
-	57, // 6: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
-	60, // 7: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
-	9,  // 8: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
-	9,  // 9: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
-	60, // 10: claviger.v1.ChangeReferenceSetRequest.not_before:type_name -> google.protobuf.Timestamp
-	60, // 11: claviger.v1.ChangeReferenceSetRequest.not_after:type_name -> google.protobuf.Timestamp
-	9,  // 12: claviger.v1.ChangeReferenceSetResponse.set:type_name -> claviger.v1.ReferenceSet
-	58, // 13: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
-	59, // 14: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
-	18, // 15: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
-	18, // 16: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
-	29, // 17: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
-	60, // 18: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
-	60, // 19: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	32, // 20: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
-	32, // 21: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
-	41, // 22: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
-	60, // 23: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
-	44, // 24: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
-	60, // 25: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
-	60, // 26: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
-	51, // 27: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
-	60, // 28: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
-	60, // 29: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
-	54, // 30: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
-	60, // 31: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
-	60, // 32: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
-	60, // 33: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
-	8,  // 34: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
-	0,  // 35: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
-	4,  // 36: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
-	6,  // 37: claviger.v1.Admin.ActivatePolicy:input_type -> claviger.v1.ActivatePolicyRequest
-	10, // 38: claviger.v1.Admin.ListReferenceSets:input_type -> claviger.v1.ListReferenceSetsRequest
-	12, // 39: claviger.v1.Admin.PutReferenceSet:input_type -> claviger.v1.PutReferenceSetRequest
-	13, // 40: claviger.v1.Admin.ChangeReferenceSet:input_type -> claviger.v1.ChangeReferenceSetRequest
-	16, // 41: claviger.v1.Admin.DeleteReferenceSet:input_type -> claviger.v1.DeleteReferenceSetRequest
-	19, // 42: claviger.v1.Admin.ListCatalog:input_type -> claviger.v1.ListCatalogRequest
-	21, // 43: claviger.v1.Admin.PutCatalogEntry:input_type -> claviger.v1.PutCatalogEntryRequest
-	23, // 44: claviger.v1.Admin.DeleteCatalogEntry:input_type -> claviger.v1.DeleteCatalogEntryRequest
-	25, // 45: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
-	27, // 46: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
-	30, // 47: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
-	33, // 48: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
-	35, // 49: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
-	37, // 50: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
-	42, // 51: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
-	45, // 52: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
-	47, // 53: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
-	55, // 54: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
-	49, // 55: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
-	52, // 56: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
-	39, // 57: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
-	1,  // 58: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
-	5,  // 59: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
-	7,  // 60: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
-	11, // 61: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
-	15, // 62: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
-	14, // 63: claviger.v1.Admin.ChangeReferenceSet:output_type -> claviger.v1.ChangeReferenceSetResponse
-	17, // 64: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
-	20, // 65: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
-	22, // 66: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
-	24, // 67: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
-	26, // 68: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
-	28, // 69: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
-	31, // 70: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
-	34, // 71: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
-	36, // 72: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
-	38, // 73: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
-	43, // 74: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
-	46, // 75: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
-	48, // 76: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
-	56, // 77: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
-	50, // 78: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
-	53, // 79: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
-	40, // 80: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
-	58, // [58:81] is the sub-list for method output_type
-	35, // [35:58] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	65, // 3: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
+	61, // 4: claviger.v1.GetPolicyResponse.references_of:type_name -> claviger.v1.GetPolicyResponse.ReferencesOfEntry
+	65, // 5: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
+	65, // 6: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
+	62, // 7: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
+	65, // 8: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
+	10, // 9: claviger.v1.ReferenceSet.owner:type_name -> claviger.v1.ReferenceOwner
+	9,  // 10: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
+	9,  // 11: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
+	15, // 12: claviger.v1.ListReferenceUsesResponse.uses:type_name -> claviger.v1.ReferenceUse
+	65, // 13: claviger.v1.ChangeReferenceSetRequest.not_before:type_name -> google.protobuf.Timestamp
+	65, // 14: claviger.v1.ChangeReferenceSetRequest.not_after:type_name -> google.protobuf.Timestamp
+	10, // 15: claviger.v1.ChangeReferenceSetRequest.owner:type_name -> claviger.v1.ReferenceOwner
+	9,  // 16: claviger.v1.ChangeReferenceSetResponse.set:type_name -> claviger.v1.ReferenceSet
+	63, // 17: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
+	64, // 18: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
+	22, // 19: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
+	22, // 20: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
+	33, // 21: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
+	65, // 22: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
+	65, // 23: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	36, // 24: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
+	36, // 25: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
+	45, // 26: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
+	65, // 27: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
+	48, // 28: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
+	65, // 29: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
+	65, // 30: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
+	55, // 31: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
+	65, // 32: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
+	65, // 33: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
+	58, // 34: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
+	65, // 35: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
+	65, // 36: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
+	65, // 37: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	10, // 38: claviger.v1.GetPolicyResponse.ReferencesOfEntry.value:type_name -> claviger.v1.ReferenceOwner
+	8,  // 39: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
+	0,  // 40: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
+	4,  // 41: claviger.v1.Admin.GetPolicy:input_type -> claviger.v1.GetPolicyRequest
+	6,  // 42: claviger.v1.Admin.ActivatePolicy:input_type -> claviger.v1.ActivatePolicyRequest
+	11, // 43: claviger.v1.Admin.ListReferenceSets:input_type -> claviger.v1.ListReferenceSetsRequest
+	13, // 44: claviger.v1.Admin.PutReferenceSet:input_type -> claviger.v1.PutReferenceSetRequest
+	17, // 45: claviger.v1.Admin.ChangeReferenceSet:input_type -> claviger.v1.ChangeReferenceSetRequest
+	20, // 46: claviger.v1.Admin.DeleteReferenceSet:input_type -> claviger.v1.DeleteReferenceSetRequest
+	14, // 47: claviger.v1.Admin.ListReferenceUses:input_type -> claviger.v1.ListReferenceUsesRequest
+	23, // 48: claviger.v1.Admin.ListCatalog:input_type -> claviger.v1.ListCatalogRequest
+	25, // 49: claviger.v1.Admin.PutCatalogEntry:input_type -> claviger.v1.PutCatalogEntryRequest
+	27, // 50: claviger.v1.Admin.DeleteCatalogEntry:input_type -> claviger.v1.DeleteCatalogEntryRequest
+	29, // 51: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
+	31, // 52: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
+	34, // 53: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
+	37, // 54: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
+	39, // 55: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
+	41, // 56: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
+	46, // 57: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
+	49, // 58: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
+	51, // 59: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
+	59, // 60: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
+	53, // 61: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
+	56, // 62: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
+	43, // 63: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
+	1,  // 64: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
+	5,  // 65: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
+	7,  // 66: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
+	12, // 67: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
+	19, // 68: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
+	18, // 69: claviger.v1.Admin.ChangeReferenceSet:output_type -> claviger.v1.ChangeReferenceSetResponse
+	21, // 70: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
+	16, // 71: claviger.v1.Admin.ListReferenceUses:output_type -> claviger.v1.ListReferenceUsesResponse
+	24, // 72: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
+	26, // 73: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
+	28, // 74: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
+	30, // 75: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
+	32, // 76: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
+	35, // 77: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
+	38, // 78: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
+	40, // 79: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
+	42, // 80: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
+	47, // 81: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
+	50, // 82: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
+	52, // 83: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
+	60, // 84: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
+	54, // 85: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
+	57, // 86: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
+	44, // 87: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
+	64, // [64:88] is the sub-list for method output_type
+	40, // [40:64] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_admin_proto_init() }
@@ -3895,15 +4158,15 @@ func file_claviger_v1_admin_proto_init() {
 	if File_claviger_v1_admin_proto != nil {
 		return
 	}
-	file_claviger_v1_admin_proto_msgTypes[13].OneofWrappers = []any{}
-	file_claviger_v1_admin_proto_msgTypes[25].OneofWrappers = []any{}
+	file_claviger_v1_admin_proto_msgTypes[17].OneofWrappers = []any{}
+	file_claviger_v1_admin_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_admin_proto_rawDesc), len(file_claviger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Admin_PutReferenceSet_FullMethodName    = "/claviger.v1.Admin/PutReferenceSet"
 	Admin_ChangeReferenceSet_FullMethodName = "/claviger.v1.Admin/ChangeReferenceSet"
 	Admin_DeleteReferenceSet_FullMethodName = "/claviger.v1.Admin/DeleteReferenceSet"
+	Admin_ListReferenceUses_FullMethodName  = "/claviger.v1.Admin/ListReferenceUses"
 	Admin_ListCatalog_FullMethodName        = "/claviger.v1.Admin/ListCatalog"
 	Admin_PutCatalogEntry_FullMethodName    = "/claviger.v1.Admin/PutCatalogEntry"
 	Admin_DeleteCatalogEntry_FullMethodName = "/claviger.v1.Admin/DeleteCatalogEntry"
@@ -63,6 +64,8 @@ type AdminClient interface {
 	// ChangeReferenceSet changes the state, the validity or the provenance of a set.
 	ChangeReferenceSet(ctx context.Context, in *ChangeReferenceSetRequest, opts ...grpc.CallOption) (*ChangeReferenceSetResponse, error)
 	DeleteReferenceSet(ctx context.Context, in *DeleteReferenceSetRequest, opts ...grpc.CallOption) (*DeleteReferenceSetResponse, error)
+	// ListReferenceUses says which policies see a set, why, and what they release.
+	ListReferenceUses(ctx context.Context, in *ListReferenceUsesRequest, opts ...grpc.CallOption) (*ListReferenceUsesResponse, error)
 	ListCatalog(ctx context.Context, in *ListCatalogRequest, opts ...grpc.CallOption) (*ListCatalogResponse, error)
 	PutCatalogEntry(ctx context.Context, in *PutCatalogEntryRequest, opts ...grpc.CallOption) (*PutCatalogEntryResponse, error)
 	DeleteCatalogEntry(ctx context.Context, in *DeleteCatalogEntryRequest, opts ...grpc.CallOption) (*DeleteCatalogEntryResponse, error)
@@ -160,6 +163,16 @@ func (c *adminClient) DeleteReferenceSet(ctx context.Context, in *DeleteReferenc
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteReferenceSetResponse)
 	err := c.cc.Invoke(ctx, Admin_DeleteReferenceSet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListReferenceUses(ctx context.Context, in *ListReferenceUsesRequest, opts ...grpc.CallOption) (*ListReferenceUsesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReferenceUsesResponse)
+	err := c.cc.Invoke(ctx, Admin_ListReferenceUses_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -343,6 +356,8 @@ type AdminServer interface {
 	// ChangeReferenceSet changes the state, the validity or the provenance of a set.
 	ChangeReferenceSet(context.Context, *ChangeReferenceSetRequest) (*ChangeReferenceSetResponse, error)
 	DeleteReferenceSet(context.Context, *DeleteReferenceSetRequest) (*DeleteReferenceSetResponse, error)
+	// ListReferenceUses says which policies see a set, why, and what they release.
+	ListReferenceUses(context.Context, *ListReferenceUsesRequest) (*ListReferenceUsesResponse, error)
 	ListCatalog(context.Context, *ListCatalogRequest) (*ListCatalogResponse, error)
 	PutCatalogEntry(context.Context, *PutCatalogEntryRequest) (*PutCatalogEntryResponse, error)
 	DeleteCatalogEntry(context.Context, *DeleteCatalogEntryRequest) (*DeleteCatalogEntryResponse, error)
@@ -396,6 +411,9 @@ func (UnimplementedAdminServer) ChangeReferenceSet(context.Context, *ChangeRefer
 }
 func (UnimplementedAdminServer) DeleteReferenceSet(context.Context, *DeleteReferenceSetRequest) (*DeleteReferenceSetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteReferenceSet not implemented")
+}
+func (UnimplementedAdminServer) ListReferenceUses(context.Context, *ListReferenceUsesRequest) (*ListReferenceUsesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReferenceUses not implemented")
 }
 func (UnimplementedAdminServer) ListCatalog(context.Context, *ListCatalogRequest) (*ListCatalogResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCatalog not implemented")
@@ -588,6 +606,24 @@ func _Admin_DeleteReferenceSet_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).DeleteReferenceSet(ctx, req.(*DeleteReferenceSetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListReferenceUses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReferenceUsesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListReferenceUses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListReferenceUses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListReferenceUses(ctx, req.(*ListReferenceUsesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -914,6 +950,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteReferenceSet",
 			Handler:    _Admin_DeleteReferenceSet_Handler,
+		},
+		{
+			MethodName: "ListReferenceUses",
+			Handler:    _Admin_ListReferenceUses_Handler,
 		},
 		{
 			MethodName: "ListCatalog",

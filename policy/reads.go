@@ -3,7 +3,6 @@ package policy
 import (
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -53,38 +52,13 @@ func (s selection) paths() []string {
 	return out
 }
 
-// view is what a policy can see: a decision is a function of that, of the
-// bundle and of the reference values.
-type view struct {
-	input selection
-	// clock: it matters what the time is. Where it does not, a policy asks of
-	// input.time at most whether reference sets are within their validity, and any
-	// time since that last changed is as good as now.
-	clock bool
-	// references: it may read reference values.
-	references bool
-}
+var inputVar = ast.InputRootDocument.Value.(ast.Var)
 
-const (
-	referencePackage = libPackage + ".reference"
-	timeMember       = "time"
-)
-
-var (
-	inputVar = ast.InputRootDocument.Value.(ast.Var)
-	dataVar  = ast.DefaultRootDocument.Value.(ast.Var)
-
-	// validityRules of the library compare input.time with a reference set that
-	// they are given. Rules that call them with sets of data.reference are all in
-	// the library: TestValidityRules.
-	validityRules = []string{"now", "begun", "ended", "usable", "usable_rank"}
-)
-
-// viewOf finds out what the rules of a policy, and all rules that these can
+// readsOf finds out what the rules of a policy, and all rules that these can
 // come to, name of the input. It may find too much and never too little: what is
 // named by a variable counts as all that the variable can stand for.
-func viewOf(rules *ruleIndex, pkg ast.Ref) view {
-	r := viewer{rules: rules, seen: map[*ast.Rule]bool{}, view: view{input: selection{}}}
+func readsOf(rules *ruleIndex, pkg ast.Ref) selection {
+	r := finder{rules: rules, seen: map[*ast.Rule]bool{}, input: selection{}}
 	asked := []ast.Ref{floorDenials}
 	for _, answer := range answers {
 		asked = append(asked, pkg.Append(ast.StringTerm(answer)))
@@ -94,7 +68,7 @@ func viewOf(rules *ruleIndex, pkg ast.Ref) view {
 			r.rule(rule)
 		}
 	}
-	return r.view
+	return r.input
 }
 
 // ruleIndex finds all rules that a reference can come to: those of its package and
@@ -149,28 +123,22 @@ func (x *ruleIndex) of(ref ast.Ref) []*ast.Rule {
 	return out
 }
 
-type viewer struct {
+type finder struct {
 	rules *ruleIndex
 	seen  map[*ast.Rule]bool
-	view  view
+	input selection
 }
 
-func (r *viewer) rule(rule *ast.Rule) {
+func (r *finder) rule(rule *ast.Rule) {
 	if rule == nil || r.seen[rule] {
 		return
 	}
 	r.seen[rule] = true
-	in, before := rule.Module.Package.Path.String(), r.view.clock
 	reached := r.terms(rule.Head)
 	reached = append(reached, r.terms(rule.Body)...)
-	if in == referencePackage && rule.Head.Name == "now" { // := time.parse_rfc3339_ns(input.time)
-		r.view.clock = before
-	}
 	ast.WalkWiths(rule, func(w *ast.With) bool {
-		// Replaced data or functions: reference sets may come from anywhere.
-		if ref, ok := w.Target.Value.(ast.Ref); !ok || !ref[0].Equal(ast.InputRootDocument) {
-			r.everything()
-			r.view.references = true
+		if ref, ok := w.Target.Value.(ast.Ref); !ok || !ref[0].Equal(ast.InputRootDocument) { // replaced data or functions
+			r.input = nil
 		}
 		return false
 	})
@@ -180,19 +148,14 @@ func (r *viewer) rule(rule *ast.Rule) {
 		}
 	}
 	for _, d := range reached {
-		if in != referencePackage && d.Module.Package.Path.String() == referencePackage && slices.Contains(validityRules, string(d.Head.Name)) {
-			r.view.clock = true // of a set that the policy made itself, or for itself
-		}
 		r.rule(d)
 	}
 	r.rule(rule.Else)
 }
 
-func (r *viewer) everything() { r.view.input, r.view.clock = nil, true }
-
 // terms looks at every reference and variable in x, a node of Rego's syntax. It
 // returns the rules that the references can come to.
-func (r *viewer) terms(x any) (reached []*ast.Rule) {
+func (r *finder) terms(x any) (reached []*ast.Rule) {
 	ast.NewGenericVisitor(func(x any) bool {
 		switch v := x.(type) {
 		case *ast.Head:
@@ -201,10 +164,7 @@ func (r *viewer) terms(x any) (reached []*ast.Rule) {
 			}
 		case ast.Var:
 			if v.Equal(inputVar) {
-				r.everything()
-			}
-			if v.Equal(dataVar) {
-				r.view.references = true
+				r.input = nil
 			}
 		case ast.Ref:
 			r.ref(v)
@@ -223,10 +183,7 @@ func (r *viewer) terms(x any) (reached []*ast.Rule) {
 }
 
 // ref selects what a reference names of the input.
-func (r *viewer) ref(ref ast.Ref) {
-	if ref[0].Equal(ast.DefaultRootDocument) && mayBeReferences(ref) {
-		r.view.references = true
-	}
+func (r *finder) ref(ref ast.Ref) {
 	if !ref[0].Equal(ast.InputRootDocument) {
 		return
 	}
@@ -238,26 +195,8 @@ func (r *viewer) ref(ref ast.Ref) {
 		}
 		path = append(path, string(name))
 	}
-	if len(path) > 0 && path[0] == timeMember {
-		r.view.clock = true
-	}
-	if len(path) == 0 {
-		r.everything()
-	}
-	r.view.input = r.view.input.with(path)
+	r.input = r.input.with(path)
 }
-
-// mayBeReferences: ref, into data, may come to reference values.
-func mayBeReferences(ref ast.Ref) bool {
-	if len(ref) == 1 {
-		return true
-	}
-	name, ok := ref[1].Value.(ast.String)
-	return !ok || name == "reference" || name == "reference_index"
-}
-
-// String lists what is seen of the input, for people.
-func (v view) String() string { return strings.Join(v.input.paths(), " ") }
 
 // Reading says what a policy reads.
 type Reading struct {
@@ -265,10 +204,6 @@ type Reading struct {
 	// Input are paths below input, sorted, each with all that is below it. "." is all
 	// of the input, which a policy reads that names a part of it by a variable.
 	Input []string `json:"input"`
-	// Remembered: a decision is given again, without asking the policy, to all
-	// requests that are alike in Input. It is not where it depends on the time in
-	// another way than by the validity of reference sets.
-	Remembered bool `json:"remembered"`
 }
 
 // Reads finds out what the policies in a folder, a bundle or .rego files read.
@@ -279,8 +214,7 @@ func Reads(paths []string) ([]Reading, error) {
 	}
 	out := make([]Reading, 0, len(c.names))
 	for _, name := range c.names {
-		v := c.views[name]
-		out = append(out, Reading{Policy: name, Input: v.input.paths(), Remembered: !v.clock})
+		out = append(out, Reading{Policy: name, Input: c.reads[name].paths()})
 	}
 	return out, nil
 }
