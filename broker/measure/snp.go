@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 )
 
@@ -42,7 +43,20 @@ var vcpuTypes = map[string]uint32{
 	"EPYC-Genoa": signature(25, 17, 0), "EPYC-Turin": signature(26, 0, 0),
 }
 
-// VCPUTypes lists the names of processors for SNP.VCPUType.
+// vcpuVersion is the end of a versioned model's name. QEMU's versions of a model differ in
+// features, which are not measured, and not in the signature.
+var vcpuVersion = regexp.MustCompile(`-v[1-9]$`)
+
+// vcpuSignature is that of a model, of a version of it, or of an alias of one.
+func vcpuSignature(name string) (uint32, bool) {
+	if name == "EPYC-IBPB" {
+		name = "EPYC-v2"
+	}
+	sig, ok := vcpuTypes[vcpuVersion.ReplaceAllString(name, "")]
+	return sig, ok
+}
+
+// VCPUTypes lists the names of processors for SNP.VCPUType, without versions.
 func VCPUTypes() []string { return slices.Sorted(maps.Keys(vcpuTypes)) }
 
 // signature is EAX of CPUID function 1 (AMD publication 25481) for a family of 15 and more.
@@ -54,7 +68,7 @@ func signature(family, model, stepping uint32) uint32 {
 type SNP struct {
 	Firmware []byte // an OVMF image for SEV-SNP, in one file
 	VCPUs    int
-	VCPUType string // one of VCPUTypes
+	VCPUType string // one of VCPUTypes, or a version of one: EPYC-v4
 	VMM      string // QEMU or EC2
 	// GuestFeatures is SEV_FEATURES of the processors' state: 0x1 is SEV-SNP
 	// alone, 0x21 with debug swap, which some versions of KVM add by themselves.
@@ -68,9 +82,9 @@ type SNP struct {
 // the order of the host's SNP_LAUNCH_UPDATE commands, a PAGE_INFO is hashed
 // that begins with the digest so far.
 func (s SNP) Digest() (Values, error) {
-	sig, ok := vcpuTypes[s.VCPUType]
+	sig, ok := vcpuSignature(s.VCPUType)
 	if !ok {
-		return nil, bad("vcpu-type", "%q, want one of %v", s.VCPUType, VCPUTypes())
+		return nil, bad("vcpu-type", "%q, want one of %v, or a version of one (EPYC-v4)", s.VCPUType, VCPUTypes())
 	}
 	if s.VCPUs < 1 || s.VCPUs > 4096 {
 		return nil, bad("vcpus", "%d, want 1 to 4096", s.VCPUs)

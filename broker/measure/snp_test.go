@@ -114,8 +114,9 @@ func TestSNPDirectBootNeedsAmdSEV(t *testing.T) {
 }
 
 func TestSignature(t *testing.T) {
-	for name, want := range map[string]uint32{"EPYC": 0x800f12, "EPYC-Rome": 0x830f10, "EPYC-Milan": 0xa00f11, "EPYC-Genoa": 0xa10f10, "EPYC-Turin": 0xb00f00} {
-		if got := vcpuTypes[name]; got != want {
+	for name, want := range map[string]uint32{"EPYC": 0x800f12, "EPYC-Rome": 0x830f10, "EPYC-Milan": 0xa00f11, "EPYC-Genoa": 0xa10f10, "EPYC-Turin": 0xb00f00,
+		"EPYC-v4": 0x800f12, "EPYC-IBPB": 0x800f12, "EPYC-Rome-v2": 0x830f10, "EPYC-Milan-v2": 0xa00f11, "EPYC-Genoa-v1": 0xa10f10, "EPYC-v": 0, "EPYC-v42": 0, "-v1": 0, "EPYC-Milan-IBPB": 0} {
+		if got, ok := vcpuSignature(name); got != want || ok != (want != 0) {
 			t.Errorf("%s is %#x, want %#x", name, got, want)
 		}
 	}

@@ -406,7 +406,7 @@ Checked against another calculator's published results, not against hardware.`,
 	f := c.Flags()
 	f.StringVar(&firmware, "ovmf", "", "firmware image")
 	f.IntVar(&s.VCPUs, "vcpus", 1, "number of virtual processors")
-	f.StringVar(&s.VCPUType, "vcpu-type", "EPYC-Milan", "QEMU's model of processor: "+strings.Join(measure.VCPUTypes(), ", "))
+	f.StringVar(&s.VCPUType, "vcpu-type", "EPYC-Milan", "QEMU's model of processor, also with a version (EPYC-v4): "+strings.Join(measure.VCPUTypes(), ", "))
 	f.StringVar(&s.VMM, "vmm", measure.QEMU, "what launches the guest: qemu, ec2")
 	f.Uint64Var(&s.GuestFeatures, "guest-features", 0x1, "SEV_FEATURES: 0x1, or 0x21 with debug swap, which some versions of KVM add by themselves")
 	return c
