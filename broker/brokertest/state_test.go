@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -267,4 +268,45 @@ func (b *Broker) readyz(t *testing.T) int {
 	}
 	r.Body.Close()
 	return r.StatusCode
+}
+
+// TestReferenceOwners: an image that is registered for one policy opens nothing by
+// another one, and operators are told who uses it.
+func TestReferenceOwners(t *testing.T) {
+	const text = `
+
+import data.claviger.lib.reference
+
+default allow := false
+
+allow if reference.match("sev-snp", ["measurement"])
+`
+	b := Start(t, func(c *server.Config) {
+		addPolicy(t, c, "team", "package claviger.release.team"+text)
+		addPolicy(t, c, "guest", "package claviger.release.guest"+text+"\nreferences_of contains \"team\"\n")
+		for _, name := range []string{"team", "guest"} {
+			c.Catalog = append(c.Catalog, server.Entry{Pattern: name + "/{vm}", Source: "local", Key: name + "/{vm}", Policy: name, CreateBytes: 32},
+				server.Entry{Pattern: name + "/{vm}/more", Source: "local", Key: name + "/{vm}/more", Policy: name, CreateBytes: 32})
+		}
+	})
+	debug := teesim.Measurement("debug")
+	b.putReferences(t, &pb.ReferenceSet{Name: "debug", Type: "sev-snp", State: "active",
+		Owner:  &pb.ReferenceOwner{Policies: []string{"team"}, Resources: []string{"{any}/{vm}"}},
+		Values: map[string]*pb.ReferenceValues{"measurement": {Values: []string{hex.EncodeToString(debug[:])}}}})
+	c := b.Client(t, teesim.ReportOptions{Measurement: debug})
+	get(t, c, "team/vm-1")
+	get(t, c, "guest/vm-1")
+	denied(t, c, "team/vm-1/more")
+	denied(t, c, "disks/vm-1")
+	r, err := b.Admin.ListReferenceUses(t.Context(), &pb.ListReferenceUsesRequest{Name: "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var uses []string
+	for _, u := range r.GetUses() {
+		uses = append(uses, fmt.Sprint(u.GetPolicy(), " ", u.GetWhy(), " ", u.GetPatterns()))
+	}
+	if want := []string{"guest references_of [guest/{vm}]", "team owner [team/{vm}]"}; !slices.Equal(uses, want) {
+		t.Errorf("used by %q, want %q", uses, want)
+	}
 }
