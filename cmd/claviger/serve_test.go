@@ -120,6 +120,11 @@ catalog:
 	if _, err := os.Stat(data); err == nil {
 		t.Error("--check made the data folder")
 	}
+	// An entry by which nothing could be released.
+	policies := t.TempDir()
+	write(t, filepath.Join(policies, "own.rego"), []byte("package claviger.release.own\n\ndefault allow := false\n\nallow if input.attestation.host_data == crypto.sha256(input.resource.params.vm)\n"))
+	check("tls: {cert: /none.pem, key: /none.key}\nadmin: {listen: off}\npolicy: {dir: "+policies+"}\ncatalog:\n  - {pattern: \"a/{vm}\", source: local, key: k, policy: own}\n  - {pattern: \"b/{host}\", source: local, key: k, policy: own}\n").
+		want(t, 1, "c.yaml:6: catalog[1].policy", "{vm} in the pattern")
 }
 
 // TestDevFolder: the folder's name is no part of a command, and another user's folder is not taken.

@@ -51,8 +51,14 @@ func Check(ctx context.Context, cfg Config, opt Options) error {
 	engine, err := policy.New(policy.Config{Dir: cfg.Policy.Dir, VerificationKeys: keys, ExtraData: s.policyConfig(), EvalTimeout: time.Duration(cfg.Policy.EvalTimeout), EvalSteps: cfg.Policy.EvalSteps})
 	bad("policy.dir", err)
 	if err == nil {
-		for i, e := range cfg.Catalog {
-			bad(fmt.Sprintf("catalog[%d].policy", i), inForce(engine.Status(), e.Policy))
+		entries, err := cfg.catalog()
+		errs = append(errs, err)
+		for i, e := range entries {
+			err := inForce(engine.Status(), e.Policy)
+			if err == nil {
+				err = engine.Fits(e)
+			}
+			bad(fmt.Sprintf("catalog[%d].policy", i), err)
 		}
 	}
 	_, err = s.verifiers(ctx, func(context.Context) ([]byte, error) { return state.GenerateKey32() })
