@@ -103,8 +103,11 @@ type Claims struct {
 	HardwareModel string `json:"hardware_model"` // for example "Milan", "Genoa", "TDX"
 	// Bound says that report_data was compared with the transcript of this
 	// very request. Claims of unbound evidence (appraised from a file) never release anything.
-	Bound         bool `json:"bound"`
-	Debuggable    bool `json:"debuggable"`
+	Bound      bool `json:"bound"`
+	Debuggable bool `json:"debuggable"`
+	// Migratable: an agent that the host chose may take the guest's memory to another machine, or has been let to: SNP
+	// MIGRATE_MA, TDX MIGRATABLE. Such an agent can read all of it.
+	Migratable    bool `json:"migratable"`
 	BoundToCPUTEE bool `json:"bound_to_cpu_tee"`
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`

@@ -81,6 +81,7 @@ type evidence struct {
 	ChipID        string                 `json:"chip_id"`
 	BoundToCPUTEE bool                   `json:"bound_to_cpu_tee"`
 	Debuggable    bool                   `json:"debuggable"`
+	Migratable    bool                   `json:"migratable"`
 	Simulated     bool                   `json:"simulated"`
 	TCB           attest.TCB             `json:"tcb"`
 	Measurements  map[string]string      `json:"measurements"`
@@ -115,7 +116,7 @@ func (s *Source) claims(g broker.Granted, issued, expires int64) ([]byte, error)
 	}
 	id, v := verifierID{s.cfg.Developer, s.cfg.Build}, appraise(c)
 	ev := evidence{
-		c.Type, c.HardwareModel, c.ChipID, c.BoundToCPUTEE, c.Debuggable, c.Simulated,
+		c.Type, c.HardwareModel, c.ChipID, c.BoundToCPUTEE, c.Debuggable, c.Migratable, c.Simulated,
 		c.TCB, c.Measurements, c.HostData, c.ReportData, c.Collateral,
 	}
 	if g.Entry.Options["dialect"] == Veraison {

@@ -12,6 +12,7 @@ package claviger.lib.common
 baseline_denials := set() if {
 	input.attestation.bound == true
 	input.attestation.debuggable == false
+	input.attestation.migratable == false
 	input.attestation.simulated == false
 	input.attestation.collateral.state in {"fresh", "stale"}
 	input.attestation.bound_to_cpu_tee == true
@@ -32,6 +33,8 @@ baseline_reasons contains reason("not_bound", "the evidence is not bound to this
 
 baseline_reasons contains reason("debuggable", "the host can read or change a debuggable TEE", "attestation.debuggable", shown([v | v := input.attestation.debuggable])) if debuggable
 
+baseline_reasons contains reason("migratable", "an agent of the host's choice can take a migratable TEE's memory elsewhere", "attestation.migratable", shown([v | v := input.attestation.migratable])) if migratable
+
 baseline_reasons contains reason("simulated", "the evidence ends at a test root, and this broker does not allow that", "attestation.simulated", shown([v | v := input.attestation.simulated])) if simulated_refused
 
 baseline_reasons contains reason("collateral_expired", "the vendor's collateral is older than allowed", "attestation.collateral.state", shown([v | v := input.attestation.collateral.state])) if stale_refused
@@ -49,7 +52,7 @@ baseline_reasons contains r if {
 	r := reason(concat("", ["device_", fault[0]]), fault[1], sprintf("attestation.devices.%d.%s", [i, fault[2]]), object.get(device, ["type"], "missing"))
 }
 
-device_faults(device) := (({["not_bound", "the evidence of a device is not bound to this request", "bound"] | not device.bound == true} | {["debuggable", "a device is debuggable", "debuggable"] | not device.debuggable == false}) | {["collateral_expired", "the collateral of a device is older than allowed", "collateral.state"] | not device_collateral_used(device)}) | {["tcb_revoked", "the TCB level of a device is revoked, or its status is missing", "tcb.status"] | not device_tcb_known(device)}
+device_faults(device) := ((({["not_bound", "the evidence of a device is not bound to this request", "bound"] | not device.bound == true} | {["debuggable", "a device is debuggable", "debuggable"] | not device.debuggable == false}) | {["migratable", "a device is migratable", "migratable"] | not device.migratable == false}) | {["collateral_expired", "the collateral of a device is older than allowed", "collateral.state"] | not device_collateral_used(device)}) | {["tcb_revoked", "the TCB level of a device is revoked, or its status is missing", "tcb.status"] | not device_tcb_known(device)}
 
 # (Rules of their own: "not x in y" is not true where x is missing.)
 device_collateral_used(device) if device.collateral.state in {"fresh", "stale"}
@@ -73,6 +76,9 @@ bound if input.attestation.bound == true
 
 # debuggable: yes, or not known to be not.
 debuggable if not input.attestation.debuggable == false
+
+# migratable: yes, or not known to be not.
+migratable if not input.attestation.migratable == false
 
 # simulated: the chain ends at a test root, or that is not known.
 simulated if not input.attestation.simulated == false

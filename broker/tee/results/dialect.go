@@ -18,6 +18,7 @@ import (
 type appraisal struct {
 	hardware      string // as the dialect spells it
 	notDebuggable bool
+	migratable    bool
 	cpuTEE        bool
 	simulated     bool
 	chipID        string
@@ -176,6 +177,7 @@ func readMAA(o object, _ Issuer) (appraisal, error) {
 	case "sevsnpvm":
 		const p = prefix + "sevsnpvm-"
 		a.notDebuggable = clear && tee.is(p+"is-debuggable", false)
+		a.migratable = stated(tee, p+"migration-allowed") && !tee.is(p+"migration-allowed", false)
 		a.hostData = asHex(tee.text(p + "hostdata"))
 		pick(a.measurements, "", tee, p+"launchmeasurement", p+"idkeydigest", p+"authorkeydigest")
 		add(p + "reportdata")
@@ -200,6 +202,9 @@ func readMAA(o object, _ Issuer) (appraisal, error) {
 	a.cpuTEE = true
 	return a, nil
 }
+
+// stated says whether the member is there at all.
+func stated(o object, name string) bool { _, ok := o[name]; return ok }
 
 // tdxNames are the measurements in tokens of Intel and of Microsoft.
 var tdxNames = []string{"tdx_mrtd", "tdx_rtmr0", "tdx_rtmr1", "tdx_rtmr2", "tdx_rtmr3", "tdx_mrseam", "tdx_mrsignerseam", "tdx_mrowner", "tdx_mrownerconfig"}

@@ -228,7 +228,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	return attest.Claims{
 		Type: attest.TypeResult, HardwareModel: a.hardware, Bound: bound,
-		Debuggable: !a.notDebuggable, BoundToCPUTEE: a.cpuTEE, Simulated: a.simulated, ChipID: a.chipID, TCB: a.tcb,
+		Debuggable: !a.notDebuggable, Migratable: a.migratable, BoundToCPUTEE: a.cpuTEE, Simulated: a.simulated, ChipID: a.chipID, TCB: a.tcb,
 		Measurements: a.measurements, HostData: a.hostData, ReportData: hex.EncodeToString(data),
 		Collateral: attest.CollateralState{State: attest.CollateralFresh},
 		Result: &Claims{

@@ -785,3 +785,18 @@ func p256Equal(a, b crypto.PublicKey) bool {
 	k, ok := a.(*ecdsa.PublicKey)
 	return ok && k.Equal(b)
 }
+
+// TestMigrationAllowed: Microsoft says that an agent may take the guest's memory elsewhere, in whatever form.
+func TestMigrationAllowed(t *testing.T) {
+	const claim = "x-ms-sevsnpvm-migration-allowed"
+	for _, tc := range []struct {
+		value any
+		want  bool
+	}{{true, true}, {"true", true}, {nil, true}, {false, false}} {
+		s := named("MAA SNP")
+		c, err := newVerifier(t, issuers()).Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{claim: tc.value}))), attest.BindTo(transcript), nil, now)
+		if err != nil || c.Migratable != tc.want {
+			t.Errorf("%v: migratable %v, %v", tc.value, c.Migratable, err)
+		}
+	}
+}

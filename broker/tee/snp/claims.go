@@ -243,6 +243,7 @@ func (r *report) claims(ch *chain, model string) attest.Claims {
 		Type:          attest.TypeSNP,
 		HardwareModel: model,
 		Debuggable:    p.Debug,
+		Migratable:    p.MigrateMA,
 		BoundToCPUTEE: true,
 		Simulated:     ch.root.simulated,
 		ChipID:        chipID,

@@ -365,3 +365,14 @@ func outcome(cl attest.Claims, check string) attest.Outcome {
 	}
 	return "absent"
 }
+
+// TestMigratable: POLICY.MIGRATE_MA lets a migration agent be bound to the guest, which may take its memory elsewhere.
+func TestMigratable(t *testing.T) {
+	l := newLab(t)
+	for policy, want := range map[uint64]bool{0x30000: false, 0x30000 | 1<<18: true} {
+		c, err := l.verify(t, evidence(t, l.device(t, teesim.DeviceOptions{}), teesim.ReportOptions{Policy: policy}))
+		if err != nil || c.Migratable != want || c.Debuggable {
+			t.Errorf("policy %#x: migratable %v, debuggable %v, %v", policy, c.Migratable, c.Debuggable, err)
+		}
+	}
+}

@@ -139,6 +139,13 @@ func Describe(quote []byte) (attest.Claims, error) {
 	return c, nil
 }
 
+// migratable: a migration TD may export the TD's memory. Only quotes of TDX 1.5 say which service TD is
+// bound (MRSERVICETD), so that its absence means nothing. One that is bound to a TD without the attribute is
+// of a kind that we do not know.
+func migratable(td *dcap.TDReport) bool {
+	return newTDAttributes(td.TDATTRIBUTES).Migratable || td.TDX15 != nil && td.TDX15.MRSERVICETD != [48]byte{}
+}
+
 func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
 	td := q.TD
 	c := attest.Claims{
@@ -147,6 +154,7 @@ func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
 		Bound:         bound,
 		// Any flag of the TUD byte ("TD under debug") lets the host look inside.
 		Debuggable:    td.TDATTRIBUTES[0] != 0,
+		Migratable:    migratable(td),
 		BoundToCPUTEE: true,
 		Simulated:     res.Simulated,
 		ChipID:        res.PCK.ChipID(),

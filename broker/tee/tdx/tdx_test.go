@@ -422,3 +422,33 @@ func BenchmarkVerifyWarmParallel(b *testing.B) {
 		}
 	})
 }
+
+// TestMigratable: what a migration TD may export is said whatever else the quote holds. A quote of
+// version 4 has no MRSERVICETD, and is none the better for it.
+func TestMigratable(t *testing.T) {
+	s := newSim(t)
+	for name, tc := range map[string]struct {
+		version          uint16
+		attribute, agent bool
+		want             bool
+	}{
+		"v5":                               {5, false, false, false},
+		"v5, attribute":                    {5, true, false, true},
+		"v5, attribute and service TD":     {5, true, true, true},
+		"v5, service TD without attribute": {5, false, true, true},
+		"v4":                               {4, false, false, false},
+		"v4, attribute":                    {4, true, true, true},
+	} {
+		r := s.td()
+		if tc.attribute {
+			r.TDATTRIBUTES[3] |= 1 << 5
+		}
+		if tc.agent {
+			r.TDX15.MRSERVICETD = [48]byte{0xba, 0xd0}
+		}
+		c, err := s.verify(t, s.evidence(t, tc.version, r))
+		if err != nil || c.Migratable != tc.want || c.Debuggable {
+			t.Errorf("%s: migratable %v, debuggable %v, %v", name, c.Migratable, c.Debuggable, err)
+		}
+	}
+}

@@ -4,7 +4,7 @@ import data.claviger.lib.cca
 import data.claviger.lib.common
 
 good := {"attestation": {
-	"type": "cca", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": true,
+	"type": "cca", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": true,
 	"collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"},
 	"cca": {
 		"platform": {"config": "cfcf", "sw_components": [{"signer_id": "aa"}, {"signer_id": "bb"}]},

@@ -3,7 +3,7 @@ package common_test
 import data.claviger.lib.common
 
 good := {"attestation": {
-	"type": "sev-snp", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": true,
+	"type": "sev-snp", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": true,
 	"collateral": {"state": "fresh", "age_seconds": 1}, "tcb": {"status": "Unknown", "advisories": []},
 }}
 
@@ -16,13 +16,14 @@ rules(denials) := {r.rule | some r in denials}
 test_good if common.baseline_denials == set() with input as good
 
 test_empty_input_fails_every_check if {
-	rules(common.baseline_denials) == {"not_bound", "debuggable", "simulated", "collateral_expired", "not_bound_to_cpu_tee", "tcb_revoked"} with input as {}
+	rules(common.baseline_denials) == {"not_bound", "debuggable", "migratable", "simulated", "collateral_expired", "not_bound_to_cpu_tee", "tcb_revoked"} with input as {}
 }
 
 test_each_claim_counts if {
 	every c in [
 		{"path": "bound", "bad": [false, null, "true", 1], "rule": "not_bound"},
 		{"path": "debuggable", "bad": [true, null, "false", 0], "rule": "debuggable"},
+		{"path": "migratable", "bad": [true, null, "false", 0], "rule": "migratable"},
 		{"path": "simulated", "bad": [true, null, "false", 0], "rule": "simulated"},
 		{"path": "bound_to_cpu_tee", "bad": [false, null, "true"], "rule": "not_bound_to_cpu_tee"},
 		{"path": "collateral/state", "bad": ["expired", "", null, "Fresh"], "rule": "collateral_expired"},
@@ -70,21 +71,21 @@ test_reason_has_all_members if {
 	r == {"rule": "debuggable", "message": "the host can read or change a debuggable TEE", "claim": "attestation.debuggable", "got": true}
 }
 
-gpu := {"type": "nvidia-gpu", "bound": true, "debuggable": false, "collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"}}
+gpu := {"type": "nvidia-gpu", "bound": true, "debuggable": false, "migratable": false, "collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"}}
 
 with_devices(devices) := with_claim("devices", devices)
 
 test_devices_meet_the_baseline if {
 	common.baseline_denials == set() with input as with_devices([gpu, gpu])
 	every c in [
-		["bound", false, "device_not_bound"], ["debuggable", true, "device_debuggable"],
+		["bound", false, "device_not_bound"], ["debuggable", true, "device_debuggable"], ["migratable", true, "device_migratable"],
 		["collateral", {"state": "expired"}, "device_collateral_expired"], ["tcb", {"status": "Revoked"}, "device_tcb_revoked"],
 	] {
 		print(c)
 		rules(common.baseline_denials) == {c[2]} with input as with_devices([gpu, object.union(gpu, {c[0]: c[1]})])
 	}
 	found := rules(common.baseline_denials) with input as with_devices([{}])
-	found == {"device_not_bound", "device_debuggable", "device_collateral_expired", "device_tcb_revoked"}
+	found == {"device_not_bound", "device_debuggable", "device_migratable", "device_collateral_expired", "device_tcb_revoked"}
 }
 
 test_devices_of_a_type if {

@@ -4,7 +4,7 @@ import data.claviger.lib.common
 import data.claviger.lib.keystone
 
 good := {"attestation": {
-	"type": "keystone", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": true,
+	"type": "keystone", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": true,
 	"collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"},
 	"keystone": {"sm_hash": "aa", "weak_sm_key": false},
 }}

@@ -5,7 +5,7 @@ import data.claviger.lib.nitro
 
 good := {
 	"attestation": {
-		"type": "nitro", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": false,
+		"type": "nitro", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": false,
 		"collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"},
 		"nitro": {"kind": "enclave", "instance_id": "i-1", "pcrs": {"0": "aa", "8": "bb", "9": "00"}},
 	},

@@ -4,7 +4,7 @@ import data.claviger.lib.common
 import data.claviger.lib.nvidia_gpu
 
 good := {"attestation": {
-	"type": "nvidia-gpu", "hardware_model": "Hopper", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": false,
+	"type": "nvidia-gpu", "hardware_model": "Hopper", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": false,
 	"collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"},
 	"nvidia_gpu": {"device": "gpu", "rim": "matched", "revocation": "good", "cc_mode": "spt", "driver_version": "580.95.05"},
 }}

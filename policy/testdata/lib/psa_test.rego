@@ -5,7 +5,7 @@ import data.claviger.lib.psa
 
 good := {
 	"attestation": {
-		"type": "psa", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": true, "chip_id": "01dd",
+		"type": "psa", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": true, "chip_id": "01dd",
 		"collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"},
 		"psa": {"client_id": 17, "software_components": [{"signer_id": "aa"}, {"signer_id": "bb"}]},
 	},

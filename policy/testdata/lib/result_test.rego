@@ -4,7 +4,7 @@ import data.claviger.lib.common
 import data.claviger.lib.result
 
 good := {"attestation": {
-	"type": "attestation-result", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": true,
+	"type": "attestation-result", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": true,
 	"collateral": {"state": "fresh"}, "tcb": {"status": "UpToDate"},
 	"attestation_result": {
 		"verified_by": "google", "dialect": "google",

@@ -4,7 +4,7 @@ import data.claviger.lib.tpm
 
 doc := {
 	"attestation": {
-		"type": "tpm", "bound": true, "debuggable": false, "simulated": false, "bound_to_cpu_tee": false, "chip_id": "aa",
+		"type": "tpm", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": false, "chip_id": "aa",
 		"collateral": {"state": "fresh"}, "tcb": {"status": "Unknown"},
 		"tpm": {"ak": {"trust": "ek_activation"}, "event_log": "verified", "pcrs": {"4": "44", "15": tpm.closed_door_never}, "boot": {"secure_boot": "on"}},
 	},
