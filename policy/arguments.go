@@ -39,6 +39,7 @@ var takes = map[string][]string{
 	"result.affirming_denials":      {"texts"},
 	"result.claim_denials":          {"values"},
 	"result.denials":                {"texts"},
+	"result.without_denials":        {"texts", "texts"},
 	"result.issuer_denials":         {"texts"},
 	"result.without_cpu_denials":    {"texts"},
 	"sgx.advisory_denials":          {"exceptions"},

@@ -42,7 +42,7 @@ var floorDenials = ast.MustParseRef(libPackage + ".common.floor_denials")
 // waivable are the rules of floor_denials that a policy may name in waived. Whether
 // simulated evidence counts is the operator's to say, and evidence that is not
 // bound to the request says nothing about who asks.
-var waivable = []string{"collateral_expired", "debuggable", "device_collateral_expired", "device_debuggable", "device_tcb_revoked", "tcb_revoked"}
+var waivable = []string{"collateral_expired", "debuggable", "device_collateral_expired", "device_debuggable", "device_migratable", "device_tcb_revoked", "migratable", "tcb_revoked"}
 
 // answer is what a policy package said, and the library: each nil if undefined.
 type answer struct {

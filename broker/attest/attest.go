@@ -81,12 +81,13 @@ const (
 	TCBOutOfDate              = "OutOfDate"
 	TCBOutOfDateConfiguration = "OutOfDateConfigurationNeeded"
 	TCBRevoked                = "Revoked"
-	TCBUnknown                = "Unknown" // the vendor publishes no status (SNP): compare the version with a reference value
+	TCBUnknown                = "Unknown"  // the vendor publishes no status (SNP): compare the version with a reference value
+	TCBUnstated               = "Unstated" // there is one, and the evidence does not say which
 )
 
 // TCBStatuses are all of them.
 var TCBStatuses = []string{
-	TCBUpToDate, TCBSWHardeningNeeded, TCBConfigurationNeeded, TCBConfigAndSWHardening, TCBOutOfDate, TCBOutOfDateConfiguration, TCBRevoked, TCBUnknown,
+	TCBUpToDate, TCBSWHardeningNeeded, TCBConfigurationNeeded, TCBConfigAndSWHardening, TCBOutOfDate, TCBOutOfDateConfiguration, TCBRevoked, TCBUnknown, TCBUnstated,
 }
 
 // TCB is the state of the platform's trusted computing base.
@@ -111,6 +112,9 @@ type Claims struct {
 	BoundToCPUTEE bool `json:"bound_to_cpu_tee"`
 	// Simulated is true if the chain ends at a test root.
 	Simulated bool `json:"simulated"`
+	// Unstated names those of the claims "debuggable", "migratable" and "tcb.status" about which the evidence
+	// (another verifier's word) says nothing. They have their worst value, and the baseline denies them.
+	Unstated []string `json:"unstated,omitempty"`
 	// ChipID identifies the hardware: CHIP_ID for SNP (the VCEK's HWID where the host masks it), PIID or PPID for TDX and SGX,
 	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone, the instance id for PSA
 	// and CCA, the PDI for NVIDIA; empty for a VLEK and for Nitro.

@@ -55,7 +55,7 @@ default allow := false
 
 allow if reference.match("attestation-result", ["image_digest"])
 
-deny contains r if some r in result.denials({"theirs"})
+deny contains r if some r in result.without_denials({"theirs"}, {"migratable"})
 `)
 		c.Catalog = append(c.Catalog, server.Entry{Pattern: "trusts/{vm}", Source: "local", Key: "trusts/{vm}", Policy: "trusts", CreateBytes: 32})
 	})

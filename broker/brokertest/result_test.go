@@ -87,7 +87,7 @@ default allow := false
 
 allow if reference.match("attestation-result", ["image_digest"])
 
-deny contains r if some r in result.denials(`+issuers+`)
+deny contains r if some r in result.without_denials(`+issuers+`, {"migratable"})
 
 deny contains r if some r in reference.denials("attestation-result", ["image_digest"])
 `)

@@ -18,22 +18,26 @@ baseline_denials := set() if {
 	input.attestation.bound_to_cpu_tee == true
 	input.attestation.tcb.status in known_statuses
 	input.attestation.type != "attestation-result"
+	not input.attestation.unstated
 	not input.attestation.devices
 } else := {r | some r in baseline_reasons}
 
 # floor_denials hold for every policy, also one that does not ask for them, but for
 # those whose rule it names in waived (ADR 0036). What stands behind the evidence,
-# and whose word it is, is for each policy to say.
+# whose word it is, and what that leaves unsaid, is for each policy to say.
 floor_denials := {r |
 	some r in baseline_denials
-	not r.rule in {"not_bound_to_cpu_tee", "attestation_result"}
+	not r.rule in {"not_bound_to_cpu_tee", "attestation_result", "unstated"}
 }
 
 baseline_reasons contains reason("not_bound", "the evidence is not bound to this request", "attestation.bound", shown([v | v := input.attestation.bound])) if not bound
 
 baseline_reasons contains reason("debuggable", "the host can read or change a debuggable TEE", "attestation.debuggable", shown([v | v := input.attestation.debuggable])) if debuggable
 
-baseline_reasons contains reason("migratable", "an agent of the host's choice can take a migratable TEE's memory elsewhere", "attestation.migratable", shown([v | v := input.attestation.migratable])) if migratable
+baseline_reasons contains reason("migratable", "an agent of the host's choice can take a migratable TEE's memory elsewhere", "attestation.migratable", shown([v | v := input.attestation.migratable])) if {
+	migratable
+	not unstated("migratable")
+}
 
 baseline_reasons contains reason("simulated", "the evidence ends at a test root, and this broker does not allow that", "attestation.simulated", shown([v | v := input.attestation.simulated])) if simulated_refused
 
@@ -41,7 +45,16 @@ baseline_reasons contains reason("collateral_expired", "the vendor's collateral 
 
 baseline_reasons contains reason("not_bound_to_cpu_tee", "the evidence is not tied to a CPU TEE", "attestation.bound_to_cpu_tee", shown([v | v := input.attestation.bound_to_cpu_tee])) if not cpu_bound
 
-baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", shown([v | v := input.attestation.tcb.status])) if tcb_revoked
+baseline_reasons contains reason("tcb_revoked", "the vendor revoked this TCB level, or its status is missing", "attestation.tcb.status", shown([v | v := input.attestation.tcb.status])) if {
+	tcb_revoked
+	not unstated("tcb.status")
+}
+
+# What another verifier does not say is not assumed to be good. (One that does not say whether it can be debugged is debuggable.)
+baseline_reasons contains reason("unstated", "the evidence does not say, and the policy does not do without it", concat(".", ["attestation", name]), "unstated") if {
+	some name in input.attestation.unstated
+	name != "debuggable"
+}
 
 baseline_reasons contains reason("attestation_result", "another verifier's word is no evidence, unless a policy names whom it trusts", "attestation.type", shown([v | v := input.attestation.type])) if input.attestation.type == "attestation-result"
 
@@ -52,7 +65,7 @@ baseline_reasons contains r if {
 	r := reason(concat("", ["device_", fault[0]]), fault[1], sprintf("attestation.devices.%d.%s", [i, fault[2]]), object.get(device, ["type"], "missing"))
 }
 
-device_faults(device) := ((({["not_bound", "the evidence of a device is not bound to this request", "bound"] | not device.bound == true} | {["debuggable", "a device is debuggable", "debuggable"] | not device.debuggable == false}) | {["migratable", "a device is migratable", "migratable"] | not device.migratable == false}) | {["collateral_expired", "the collateral of a device is older than allowed", "collateral.state"] | not device_collateral_used(device)}) | {["tcb_revoked", "the TCB level of a device is revoked, or its status is missing", "tcb.status"] | not device_tcb_known(device)}
+device_faults(device) := (((({["not_bound", "the evidence of a device is not bound to this request", "bound"] | not device.bound == true} | {["debuggable", "a device is debuggable", "debuggable"] | not device.debuggable == false}) | {["migratable", "a device is migratable", "migratable"] | not device.migratable == false}) | {["unstated", "the evidence of a device does not say", name] | some name in device.unstated}) | {["collateral_expired", "the collateral of a device is older than allowed", "collateral.state"] | not device_collateral_used(device)}) | {["tcb_revoked", "the TCB level of a device is revoked, or its status is missing", "tcb.status"] | not device_tcb_known(device)}
 
 # (Rules of their own: "not x in y" is not true where x is missing.)
 device_collateral_used(device) if device.collateral.state in {"fresh", "stale"}
@@ -79,6 +92,9 @@ debuggable if not input.attestation.debuggable == false
 
 # migratable: yes, or not known to be not.
 migratable if not input.attestation.migratable == false
+
+# unstated(name): the evidence says nothing of the claim. (A rule of its own, as those of devices above.)
+unstated(name) if name in input.attestation.unstated
 
 # simulated: the chain ends at a test root, or that is not known.
 simulated if not input.attestation.simulated == false

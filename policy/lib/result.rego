@@ -11,10 +11,30 @@ import data.claviger.lib.common
 import input.attestation.attestation_result as result
 
 # denials(issuers): the baseline for results of these verifiers (a set of names).
-denials(issuers) := ({r |
+denials(issuers) := (({r |
 	some r in common.baseline_denials
 	r.rule != "attestation_result"
-} | common.type_denials("attestation-result")) | issuer_denials(issuers)
+} | common.type_denials("attestation-result")) | issuer_denials(issuers)) | contraindicated_denials
+
+# without_denials(issuers, missing): the same where the policy does without what these
+# verifiers do not say: of "migratable" and "tcb.status". Google
+# says nothing of migration, and Microsoft no TCB status of SGX. What a token says
+# to be bad is denied all the same.
+without_denials(issuers, missing) := {r |
+	some r in denials(issuers)
+	not excused(r, missing)
+}
+
+excused(r, missing) if {
+	r.rule == "unstated"
+	some name in missing
+	r.claim == concat(".", ["attestation", name])
+}
+
+# contraindicated_denials: no part of an EAR is contraindicated by its verifier.
+contraindicated_denials := set() if {
+	result.status in {"", "affirming", "warning", "none"}
+} else := {common.reason("contraindicated", "the verifier advises against a part of the machine, or its status is missing", "attestation.attestation_result.status", common.shown([v | v := result.status]))}
 
 # without_cpu_denials(issuers): the same where the verifier need not say that a
 # genuine CPU TEE is behind it: machines with AMD SEV, say, of which no CPU attests anything.

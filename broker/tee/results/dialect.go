@@ -16,18 +16,72 @@ import (
 
 // appraisal is what a dialect makes of a token. The zero value claims nothing good.
 type appraisal struct {
-	hardware      string // as the dialect spells it
-	notDebuggable bool
-	migratable    bool
-	cpuTEE        bool
-	simulated     bool
-	chipID        string
-	tcb           attest.TCB
-	measurements  map[string]string
-	hostData      string
-	fields        []field
-	status        string
-	submods       map[string]Submod
+	hardware     string // as the dialect spells it
+	debuggable   answer
+	migratable   answer
+	cpuTEE       bool
+	simulated    bool
+	chipID       string
+	tcb          attest.TCB
+	measurements map[string]string
+	hostData     string
+	fields       []field
+	status       string
+	submods      map[string]Submod
+}
+
+// answer is what a token says to a question whose good answer is no. The zero value is that it says nothing.
+type answer int
+
+// Answers, the best last.
+const (
+	unstated answer = iota
+	yes
+	no
+)
+
+// worst of several parts: one that says yes speaks for all, and so does one that says nothing.
+func worst(answers ...answer) answer {
+	if slices.Contains(answers, yes) {
+		return yes
+	}
+	return slices.Min(answers)
+}
+
+// answer of a member that is true or false. Anything else that is there is no good answer.
+func (o object) answer(name string) answer {
+	switch v := o[name].(type) {
+	case nil:
+		return unstated
+	case bool:
+		if !v {
+			return no
+		}
+	}
+	return yes
+}
+
+// not is the answer of a member that is true for the good.
+func (o object) not(name string) answer {
+	if o.is(name, true) {
+		return no
+	}
+	return worst(yes, o.answer(name))
+}
+
+// tdMigratable reads TDATTRIBUTES as a verifier repeats them, 8 bytes in hex, and
+// the service TD if it does.
+func tdMigratable(attributes, serviceTD string) answer {
+	b, err := hex.DecodeString(attributes)
+	switch {
+	case strings.Trim(serviceTD, "0") != "":
+		return yes
+	case attributes == "":
+		return unstated
+	case err != nil || len(b) != 8 || b[3]&0x20 != 0 || b[4]&0x20 != 0: // bit 29, in the order of the quote; or, where somebody turned it around, 32+5, which is reserved
+		return yes
+	}
+	return no
 }
 
 // field is a claim that repeats what the guest had attested.
@@ -132,13 +186,16 @@ func asHex(s string) string {
 	return ""
 }
 
-// tcbOf is the status in the words of Intel, or Unknown.
+// noTCB is that of hardware whose vendor publishes no status.
+var noTCB = attest.TCB{Status: attest.TCBUnknown, Advisories: []string{}}
+
+// tcbOf is the status in the words of Intel, or Unstated.
 func tcbOf(o object, prefix string) attest.TCB {
-	tcb := attest.TCB{Status: attest.TCBUnknown, Advisories: o.strings(prefix + "advisory_ids")}
+	tcb := attest.TCB{Status: attest.TCBUnstated, Advisories: o.strings(prefix + "advisory_ids")}
 	if tcb.Advisories == nil {
 		tcb.Advisories = []string{}
 	}
-	if s := o.text(prefix + "tcb_status"); s != "" {
+	if s := o.text(prefix + "tcb_status"); s != "" && s != attest.TCBUnknown { // ours, and means that there is none
 		// A word that nobody knows is not "unknown": it may be the worst. Policies deny what they do not know.
 		tcb.Status = s
 	}
@@ -155,12 +212,12 @@ func readMAA(o object, _ Issuer) (appraisal, error) {
 	kind := o.text(prefix + "attestation-type")
 	a := appraisal{hardware: kind, measurements: map[string]string{}}
 	tee, runtime := o, o.at(prefix+"runtime")
-	clear := true
+	clear := no
 	if kind == "azurevm" {
 		tee = o.at(prefix + "isolation-tee")
 		a.hardware = tee.text(prefix + "attestation-type")
-		clear = o.is(prefix+"azurevm-debuggersdisabled", true) && o.is(prefix+"azurevm-kerneldebug-enabled", false) &&
-			o.is(prefix+"azurevm-hypervisordebug-enabled", false) && o.is(prefix+"azurevm-bootdebug-enabled", false)
+		clear = worst(o.not(prefix+"azurevm-debuggersdisabled"), o.answer(prefix+"azurevm-kerneldebug-enabled"),
+			o.answer(prefix+"azurevm-hypervisordebug-enabled"), o.answer(prefix+"azurevm-bootdebug-enabled"))
 		// client-payload is what the guest's library was given, under the TPM's signature.
 		for n := range runtime.at("client-payload") {
 			a.fields = append(a.fields, field{"x-ms-runtime.client-payload." + n, runtime.at("client-payload").text(n)})
@@ -176,22 +233,23 @@ func readMAA(o object, _ Issuer) (appraisal, error) {
 	switch a.hardware {
 	case "sevsnpvm":
 		const p = prefix + "sevsnpvm-"
-		a.notDebuggable = clear && tee.is(p+"is-debuggable", false)
-		a.migratable = stated(tee, p+"migration-allowed") && !tee.is(p+"migration-allowed", false)
+		a.debuggable = worst(clear, tee.answer(p+"is-debuggable"))
+		a.migratable = tee.answer(p + "migration-allowed")
 		a.hostData = asHex(tee.text(p + "hostdata"))
 		pick(a.measurements, "", tee, p+"launchmeasurement", p+"idkeydigest", p+"authorkeydigest")
 		add(p + "reportdata")
-		a.tcb = tcbOf(object{}, "")
+		a.tcb = noTCB
 	case "sgx":
 		const p = prefix + "sgx-"
-		a.notDebuggable = tee.is(p+"is-debuggable", false)
+		a.debuggable, a.migratable = tee.answer(p+"is-debuggable"), no // an enclave stays where it was made
 		a.hostData = asHex(tee.text(p + "config-id"))
 		pick(a.measurements, "", tee, p+"mrenclave", p+"mrsigner")
 		add(p + "ehd")
 		add(p + "report-data")
 		a.tcb = tcbOf(object{}, "")
 	case "tdxvm":
-		a.notDebuggable = clear && tee.is("tdx_td_attributes_debug", false)
+		a.debuggable = worst(clear, tee.answer("tdx_td_attributes_debug"))
+		a.migratable = tdMigratable(tee.text("tdx_td_attributes"), tee.text("tdx_mrservicetd"))
 		a.hostData = asHex(tee.text("tdx_mrconfigid"))
 		pick(a.measurements, "", tee, tdxNames...)
 		add("tdx_report_data")
@@ -202,9 +260,6 @@ func readMAA(o object, _ Issuer) (appraisal, error) {
 	a.cpuTEE = true
 	return a, nil
 }
-
-// stated says whether the member is there at all.
-func stated(o object, name string) bool { _, ok := o[name]; return ok }
 
 // tdxNames are the measurements in tokens of Intel and of Microsoft.
 var tdxNames = []string{"tdx_mrtd", "tdx_rtmr0", "tdx_rtmr1", "tdx_rtmr2", "tdx_rtmr3", "tdx_mrseam", "tdx_mrsignerseam", "tdx_mrowner", "tdx_mrownerconfig"}
@@ -232,17 +287,22 @@ func readITA(o object, _ Issuer) (appraisal, error) {
 	}
 	switch a.hardware {
 	case "SGX":
-		a.notDebuggable = tee.is("sgx_is_debuggable", false)
+		a.debuggable, a.migratable = tee.answer("sgx_is_debuggable"), no
 		a.hostData = asHex(tee.text("sgx_config_id"))
 		pick(a.measurements, "", tee, "sgx_mrenclave", "sgx_mrsigner")
 		a.holds(tee, nonce, "sgx_report_data")
 	case "TDX":
-		a.notDebuggable = tee.is("tdx_is_debuggable", false) && !tee.is("tdx_td_attributes_debug", true)
+		a.debuggable = tee.answer("tdx_is_debuggable")
+		if tee.answer("tdx_td_attributes_debug") == yes {
+			a.debuggable = yes
+		}
+		a.migratable = tdMigratable(tee.text("tdx_td_attributes"), tee.text("tdx_mrservicetd"))
 		a.hostData = asHex(tee.text("tdx_mrconfigid"))
 		pick(a.measurements, "", tee, tdxNames...)
 		a.holds(tee, nonce, "tdx_report_data")
 	case "SEVSNP":
-		a.notDebuggable = tee.is("sevsnp_is_debuggable", false)
+		a.debuggable, a.migratable = tee.answer("sevsnp_is_debuggable"), tee.answer("sevsnp_migration_allowed")
+		a.tcb = noTCB
 		a.hostData = asHex(tee.text("sevsnp_hostdata"))
 		pick(a.measurements, "", tee, "sevsnp_launchmeasurement", "sevsnp_idkeydigest", "sevsnp_authorkeydigest")
 		a.holds(tee, nonce, "sevsnp_reportdata")
@@ -251,7 +311,7 @@ func readITA(o object, _ Issuer) (appraisal, error) {
 	}
 	// dbgstat says the same in EAT's words; one of both is enough to be refused.
 	if s, ok := tee["dbgstat"]; ok && s != "disabled" && s != "disabled-since-boot" {
-		a.notDebuggable = false
+		a.debuggable = yes
 	}
 	a.cpuTEE = true
 	return a, nil
@@ -288,15 +348,20 @@ func readGoogle(o object, _ Issuer) (appraisal, error) {
 		a.fields = append(a.fields, field{fmt.Sprintf("eat_nonce[%d]", n), s})
 	}
 	switch o.text("dbgstat") {
+	case "":
 	case "disabled-since-boot", "disabled":
-		a.notDebuggable = true
+		a.debuggable = no
+	default:
+		a.debuggable = yes
 	}
 	// SEV without SNP attests nothing remotely, nor does it keep the host from changing memory.
 	switch a.hardware {
 	case "GCP_INTEL_TDX":
 		a.cpuTEE, a.tcb = true, tcbOf(o.at("tdx"), "gcp_attester_")
 	case "GCP_AMD_SEV_SNP":
-		a.cpuTEE = true
+		a.cpuTEE, a.tcb = true, noTCB
+	case "GCP_AMD_SEV", "GCP_AMD_SEV_ES":
+		a.tcb = noTCB
 	}
 	// Only the image of Confidential Space sees to it that the container is the one named.
 	if o.text("swname") == "CONFIDENTIAL_SPACE" {

@@ -43,35 +43,72 @@ func readEAR(o object, i Issuer) (appraisal, error) {
 			a.fields = append(a.fields, field{fmt.Sprintf("eat_nonce[%d]", n), s})
 		}
 	}
-	cpus := 0
+	var parts []part
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		m := all.at(name)
 		s, err := readSubmod(m)
 		if err != nil {
 			return a, fmt.Errorf("submods.%s: %w", name, err)
 		}
-		part := readEvidence(name, m, s)
-		s.CPUTEE = part.cpuTEE && s.Status != "contraindicated" && (s.Vector["hardware"] == genuine || s.Vector["hardware"] == vulnerable)
+		of, err := readEvidence(name, m, s)
+		if err != nil {
+			return a, fmt.Errorf("submods.%s: %w", name, err)
+		}
+		s.CPUTEE = of.cpuTEE && s.Status != "contraindicated" && (s.Vector["hardware"] == genuine || s.Vector["hardware"] == vulnerable)
 		a.submods[name] = s
 		if slices.Index(tiers, s.Status) > slices.Index(tiers, a.status) {
 			a.status = s.Status
 		}
-		maps.Copy(a.measurements, part.measurements)
-		a.simulated = a.simulated || part.simulated
-		// What the CPU says is what the token is about; a GPU's part alone is bound to no CPU.
-		if s.CPUTEE || len(all) == 1 {
-			a.hardware, a.notDebuggable, a.cpuTEE = part.hardware, part.notDebuggable, s.CPUTEE
-			a.chipID, a.hostData, a.tcb = part.chipID, part.hostData, part.tcb
-			a.fields = append(a.fields, part.fields...)
+		a.simulated = a.simulated || of.simulated
+		parts = append(parts, part{of, s.CPUTEE})
+	}
+	return a, a.join(parts)
+}
+
+// part is one submodule, and whether it is of a CPU that the verifier calls genuine.
+type part struct {
+	appraisal
+	genuine bool
+}
+
+// join makes one appraisal of the parts. What the CPU says is what the token is
+// about: a GPU's part alone is bound to no CPU. Where several parts are of CPUs,
+// at most one of them may be genuine, and each may spoil what is claimed: no part's
+// good word covers for another's bad one, and only the genuine one has measurements.
+func (a *appraisal) join(parts []part) error {
+	var cpus []part
+	genuine := 0
+	for _, p := range parts {
+		if p.cpuTEE || len(parts) == 1 {
+			cpus = append(cpus, p)
+		} else {
+			maps.Copy(a.measurements, p.measurements)
 		}
-		if s.CPUTEE {
-			cpus++
+		if p.genuine {
+			genuine++
 		}
 	}
-	if cpus > 1 {
-		return a, fmt.Errorf("claims of %d CPUs", cpus)
+	if genuine > 1 {
+		return fmt.Errorf("claims of %d CPUs", genuine)
 	}
-	return a, nil
+	for i, p := range cpus {
+		if i == 0 {
+			a.debuggable, a.migratable, a.cpuTEE = p.debuggable, p.migratable, p.genuine
+		}
+		a.debuggable, a.migratable = worst(a.debuggable, p.debuggable), worst(a.migratable, p.migratable)
+		a.cpuTEE = a.cpuTEE && p.genuine
+		if p.genuine || genuine == 0 && i == 0 {
+			a.hardware, a.chipID, a.hostData, a.tcb = p.hardware, p.chipID, p.hostData, p.tcb
+			maps.Copy(a.measurements, p.measurements)
+			a.fields = append(a.fields, p.fields...)
+		}
+	}
+	for _, p := range cpus { // its status is not that of the other
+		if p.tcb.Status != a.tcb.Status {
+			a.tcb = tcbOf(object{}, "")
+		}
+	}
+	return nil
 }
 
 func readSubmod(m object) (Submod, error) {
@@ -104,32 +141,44 @@ func readSubmod(m object) (Submod, error) {
 
 // readEvidence reads what the verifier repeats of a part's evidence, which each
 // does in its own way, and else what the trustworthiness vector says.
-func readEvidence(name string, m object, s Submod) appraisal {
+func readEvidence(name string, m object, s Submod) (appraisal, error) {
 	a := appraisal{hardware: name, measurements: map[string]string{}, tcb: tcbOf(object{}, "")}
 	// "Encrypted, within a TEE" is the vendor-neutral word for what a CPU TEE does.
 	a.cpuTEE = s.Vector["runtime-opaque"] == opaque
-	a.notDebuggable = a.cpuTEE
-	for _, member := range []string{"ear_claviger_annotated_evidence", "ear.veraison.annotated-evidence", "ear_veraison_annotated_evidence"} {
-		ev := m.at(member)
-		switch _, ours := ev["bound_to_cpu_tee"]; {
-		case ours:
-			readOurs(&a, name, m, ev)
-		case len(ev) > 0:
-			readTrustee(&a, name, ev)
+	if vector, ok := s.Vector["runtime-opaque"]; ok {
+		a.debuggable = yes
+		if vector == opaque {
+			a.debuggable = no
 		}
 	}
-	return a
+	found := 0
+	for _, member := range []string{"ear_claviger_annotated_evidence", "ear.veraison.annotated-evidence", "ear_veraison_annotated_evidence"} {
+		ev := m.at(member)
+		if len(ev) == 0 {
+			continue
+		}
+		if found++; found > 1 {
+			return a, errors.New("evidence under two names")
+		}
+		if _, ours := ev["bound_to_cpu_tee"]; ours {
+			readOurs(&a, name, m, ev)
+		} else if err := readTrustee(&a, name, ev); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
 }
 
 // readOurs reads the evidence in a token of another Claviger (broker/token). It
 // is bound to a request of that broker, and so never to one of this broker.
 func readOurs(a *appraisal, name string, m, ev object) {
 	a.hardware, a.chipID, a.hostData = ev.text("hardware_model"), ev.text("chip_id"), ev.text("host_data")
-	a.cpuTEE, a.notDebuggable, a.simulated = ev.is("bound_to_cpu_tee", true), ev.is("debuggable", false), !ev.is("simulated", false)
+	a.cpuTEE, a.simulated = ev.is("bound_to_cpu_tee", true), !ev.is("simulated", false)
+	a.debuggable, a.migratable = ev.answer("debuggable"), ev.answer("migratable")
 	tcb := ev.at("tcb")
 	a.tcb = tcbOf(object{"tcb_status": tcb["status"], "advisory_ids": tcb["advisories"], "tcb_date": tcb["date"]}, "")
-	if _, stated := tcb["status"].(string); !stated {
-		a.tcb.Status = attest.TCBUnknown
+	if tcb.text("status") == attest.TCBUnknown {
+		a.tcb.Status = attest.TCBUnknown // another Claviger means by it what this one does
 	}
 	for k := range ev.at("measurements") {
 		pick(a.measurements, name+".", ev.at("measurements"), k)
@@ -140,11 +189,15 @@ func readOurs(a *appraisal, name string, m, ev object) {
 // readTrustee reads the evidence in a token of Confidential Containers' attestation
 // service: the claims under the TEE's name, and beside them report_data and the
 // runtime data that the service found hashed in it.
-func readTrustee(a *appraisal, name string, ev object) {
+func readTrustee(a *appraisal, name string, ev object) error {
+	found := 0
 	for _, tee := range []string{"snp", "az-snp-vtpm", "tdx", "az-tdx-vtpm", "sgx", "sample"} {
 		c, ok := ev[tee].(map[string]any)
 		if !ok {
 			continue
+		}
+		if found++; found > 1 {
+			return errors.New("evidence of two TEEs in one part")
 		}
 		claims := object(c)
 		a.hardware, a.cpuTEE, a.simulated = tee, tee != "sample", tee == "sample"
@@ -152,31 +205,42 @@ func readTrustee(a *appraisal, name string, ev object) {
 		prefix, body := name+".", claims.at("quote").at("body")
 		switch tee {
 		case "snp", "az-snp-vtpm":
-			a.notDebuggable = no(claims["policy_debug_allowed"])
+			a.debuggable, a.migratable, a.tcb = spelled(claims["policy_debug_allowed"]), spelled(claims["policy_migrate_ma"]), noTCB
 			a.chipID = asHex(claims.text("chip_id"))
 			pick(a.measurements, prefix, claims, "measurement")
 		case "tdx", "az-tdx-vtpm":
-			a.notDebuggable = no(claims.at("td_attributes")["debug"])
+			a.debuggable = spelled(claims.at("td_attributes")["debug"])
+			a.migratable = tdMigratable(body.text("td_attributes"), body.text("mr_servicetd"))
 			pick(a.measurements, prefix, body, "mr_td", "mr_seam", "mrsigner_seam", "mr_config_id", "mr_owner", "mr_owner_config", "rtmr_0", "rtmr_1", "rtmr_2", "rtmr_3")
 		case "sgx":
 			body = claims.at("body")
+			a.debuggable, a.migratable = unstated, no
 			pick(a.measurements, prefix, body, "mr_enclave", "mr_signer")
 		}
 		a.hostData = asHex(ev.text("init_data"))
 	}
 	at := "submods." + name + ".annotated-evidence."
 	a.fields = append(a.fields, field{at + "report_data", ev.text("report_data")}, field{at + "runtime_data_claims.nonce", ev.at("runtime_data_claims").text("nonce")})
+	return nil
 }
 
-// no is false in the spellings that the service has used for it.
-func no(v any) bool {
+// spelled is an answer in the spellings that the service has used for it.
+func spelled(v any) answer {
 	switch v := v.(type) {
+	case nil:
+		return unstated
 	case bool:
-		return !v
+		if !v {
+			return no
+		}
 	case string:
-		return v == "0" || v == "false"
+		if v == "0" || v == "false" {
+			return no
+		}
 	case json.Number:
-		return v == "0"
+		if v == "0" {
+			return no
+		}
 	}
-	return false
+	return yes
 }

@@ -228,7 +228,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	return attest.Claims{
 		Type: attest.TypeResult, HardwareModel: a.hardware, Bound: bound,
-		Debuggable: !a.notDebuggable, Migratable: a.migratable, BoundToCPUTEE: a.cpuTEE, Simulated: a.simulated, ChipID: a.chipID, TCB: a.tcb,
+		Debuggable: a.debuggable != no, Migratable: a.migratable != no, Unstated: a.unstated(), BoundToCPUTEE: a.cpuTEE && a.migratable != yes, Simulated: a.simulated, ChipID: a.chipID, TCB: a.tcb,
 		Measurements: a.measurements, HostData: a.hostData, ReportData: hex.EncodeToString(data),
 		Collateral: attest.CollateralState{State: attest.CollateralFresh},
 		Result: &Claims{
@@ -236,6 +236,20 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 			Bound: where, Status: a.status, Submods: a.submods, Token: tok.claims,
 		},
 	}, nil
+}
+
+// unstated are the claims of which the token says nothing.
+func (a appraisal) unstated() (names []string) {
+	if a.debuggable == unstated {
+		names = append(names, "debuggable")
+	}
+	if a.migratable == unstated {
+		names = append(names, "migratable")
+	}
+	if a.tcb.Status == attest.TCBUnstated {
+		names = append(names, "tcb.status")
+	}
+	return names
 }
 
 // Claims say who made a result, and what it says under the vendor's names.

@@ -152,7 +152,10 @@ func (s sample) token() []byte { return sign(s.key, s.head, s.claims) }
 
 func head(alg, kid string) object { return object{"alg": alg, "kid": kid, "typ": "JWT"} }
 
-var unknown = attest.TCB{Status: attest.TCBUnknown, Advisories: []string{}}
+var (
+	unknown   = attest.TCB{Status: attest.TCBUnknown, Advisories: []string{}}
+	notStated = attest.TCB{Status: attest.TCBUnstated, Advisories: []string{}}
+)
 
 func hexOf(b string, n int) string { return strings.Repeat(b, n) }
 
@@ -160,7 +163,7 @@ func hexOf(b string, n int) string { return strings.Repeat(b, n) }
 func samples() []sample {
 	maa, ita, google := with(times(), object{"iss": "https://maa.example"}), with(times(), object{"iss": "Intel Trust Authority"}), with(times(), object{"iss": "https://confidentialcomputing.googleapis.com", "aud": "claviger"})
 	snp := object{
-		"x-ms-attestation-type": "sevsnpvm", "x-ms-sevsnpvm-is-debuggable": false, "x-ms-sevsnpvm-launchmeasurement": hexOf("ab", 48),
+		"x-ms-attestation-type": "sevsnpvm", "x-ms-sevsnpvm-is-debuggable": false, "x-ms-sevsnpvm-migration-allowed": false, "x-ms-sevsnpvm-launchmeasurement": hexOf("ab", 48),
 		"x-ms-sevsnpvm-hostdata": hexOf("4a", 32), "x-ms-sevsnpvm-reportdata": hexOf("00", 64),
 	}
 	space := with(google, object{
@@ -200,17 +203,17 @@ func samples() []sample {
 			"MAA SGX", rsaKey, head("RS384", "m"), with(maa, object{
 				"x-ms-attestation-type": "sgx", "x-ms-sgx-is-debuggable": false, "x-ms-sgx-mrenclave": hexOf("e0", 32), "x-ms-sgx-mrsigner": hexOf("51", 32), "x-ms-sgx-ehd": b64(digest64),
 			}), digest64, "x-ms-sgx-ehd",
-			attest.Claims{HardwareModel: "sgx", BoundToCPUTEE: true, TCB: unknown, Measurements: map[string]string{"x-ms-sgx-mrenclave": hexOf("e0", 32), "x-ms-sgx-mrsigner": hexOf("51", 32)}}, "",
+			attest.Claims{HardwareModel: "sgx", BoundToCPUTEE: true, Unstated: []string{"tcb.status"}, TCB: notStated, Measurements: map[string]string{"x-ms-sgx-mrenclave": hexOf("e0", 32), "x-ms-sgx-mrsigner": hexOf("51", 32)}}, "",
 		},
 		{
 			"MAA TDX", rsaKey, head("RS256", "m"), with(maa, object{
-				"x-ms-attestation-type": "tdxvm", "tdx_td_attributes_debug": false, "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hex.EncodeToString(digest64), "attester_tcb_status": "UpToDate",
+				"x-ms-attestation-type": "tdxvm", "tdx_td_attributes_debug": false, "tdx_td_attributes": "0000001000000000", "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hex.EncodeToString(digest64), "attester_tcb_status": "UpToDate",
 			}), digest64, "tdx_report_data",
 			attest.Claims{HardwareModel: "tdxvm", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
 		},
 		{
 			"ITA TDX", rsaKey, head("PS384", "i"), with(ita, object{
-				"attester_type": "TDX", "tdx_is_debuggable": false, "dbgstat": "disabled", "tdx_mrtd": hexOf("d0", 48), "tdx_rtmr3": hexOf("33", 48), "tdx_mrconfigid": hexOf("c0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "tdx_report_data": long("inteltoday"),
+				"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_td_attributes": "0000001000000000", "dbgstat": "disabled", "tdx_mrtd": hexOf("d0", 48), "tdx_rtmr3": hexOf("33", 48), "tdx_mrconfigid": hexOf("c0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "tdx_report_data": long("inteltoday"),
 				"verifier_nonce":      object{"val": base64.StdEncoding.EncodeToString([]byte("intel")), "iat": base64.StdEncoding.EncodeToString([]byte("today"))},
 				"attester_tcb_status": "OutOfDate", "attester_tcb_date": "2024-03-13T00:00:00Z", "attester_advisory_ids": []string{"INTEL-SA-00586"},
 			}), digest64, "attester_held_data",
@@ -218,7 +221,7 @@ func samples() []sample {
 		},
 		{
 			"ITA, several attesters", rsaKey, head("PS384", "i"), with(ita, object{
-				"tdx":   object{"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_mrtd": hexOf("d0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "tdx_report_data": long(""), "attester_tcb_status": "UpToDate"},
+				"tdx":   object{"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_td_attributes": "0000001000000000", "tdx_mrtd": hexOf("d0", 48), "attester_held_data": base64.StdEncoding.EncodeToString(digest64), "tdx_report_data": long(""), "attester_tcb_status": "UpToDate"},
 				"nvgpu": object{"attester_type": "NVGPU"},
 			}), digest64, "attester_held_data",
 			attest.Claims{HardwareModel: "TDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
@@ -231,32 +234,32 @@ func samples() []sample {
 		},
 		{
 			"ITA, Azure TDX", rsaKey, head("PS384", "i"), with(ita, object{
-				"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_td_attributes_debug": false, "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hexOf("77", 64), "attester_tcb_status": "UpToDate",
+				"attester_type": "TDX", "tdx_is_debuggable": false, "tdx_td_attributes_debug": false, "tdx_td_attributes": "0000001000000000", "tdx_mrtd": hexOf("d0", 48), "tdx_report_data": hexOf("77", 64), "attester_tcb_status": "UpToDate",
 				"attester_held_data": base64.StdEncoding.EncodeToString(digest64), "attester_runtime_data": object{"user-data": strings.ToUpper(long(""))},
 			}), digest64, "attester_held_data",
 			attest.Claims{HardwareModel: "TDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}}, Measurements: map[string]string{"tdx_mrtd": hexOf("d0", 48)}}, "",
 		},
 		{
 			"ITA SEV-SNP", rsaKey, head("PS384", "i"), with(ita, object{"sevsnp": object{
-				"attester_type": "SEVSNP", "sevsnp_is_debuggable": false, "sevsnp_launchmeasurement": hexOf("ab", 48), "sevsnp_hostdata": hexOf("4a", 32), "sevsnp_reportdata": hex.EncodeToString(digest64),
+				"attester_type": "SEVSNP", "sevsnp_is_debuggable": false, "sevsnp_migration_allowed": false, "sevsnp_launchmeasurement": hexOf("ab", 48), "sevsnp_hostdata": hexOf("4a", 32), "sevsnp_reportdata": hex.EncodeToString(digest64),
 			}}), digest64, "sevsnp_reportdata",
 			attest.Claims{HardwareModel: "SEVSNP", BoundToCPUTEE: true, HostData: hexOf("4a", 32), TCB: unknown, Measurements: map[string]string{"sevsnp_launchmeasurement": hexOf("ab", 48)}}, "",
 		},
 		{
 			"Google TDX", rsaKey, head("RS256", "g"), space, digest48, "eat_nonce[1]",
-			attest.Claims{HardwareModel: "GCP_INTEL_TDX", BoundToCPUTEE: true, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}, Date: &date}, Measurements: map[string]string{"image_digest": hexOf("1d", 32)}}, "",
+			attest.Claims{HardwareModel: "GCP_INTEL_TDX", BoundToCPUTEE: true, Migratable: true, Unstated: []string{"migratable"}, TCB: attest.TCB{Status: "UpToDate", Advisories: []string{}, Date: &date}, Measurements: map[string]string{"image_digest": hexOf("1d", 32)}}, "",
 		},
 		{
 			// Its memory is encrypted, but nothing attests that from outside.
 			"Google SEV", rsaKey, head("RS256", "g"), with(space, object{"hwmodel": "GCP_AMD_SEV", "eat_nonce": hex.EncodeToString(digest32), "aud": []string{"others", "claviger"}}), digest32, "eat_nonce[0]",
-			attest.Claims{HardwareModel: "GCP_AMD_SEV", TCB: unknown, Measurements: map[string]string{"image_digest": hexOf("1d", 32)}}, "",
+			attest.Claims{HardwareModel: "GCP_AMD_SEV", Migratable: true, Unstated: []string{"migratable"}, TCB: unknown, Measurements: map[string]string{"image_digest": hexOf("1d", 32)}}, "",
 		},
 		{
 			"Veraison", p256, head("ES256", "e"), with(times(), object{
 				"iss": "https://ear.example", "eat_profile": "tag:github.com,2023:veraison/ear", "eat_nonce": b64(digest48),
 				"submods": object{"REALM": object{"ear.status": "affirming", "ear.trustworthiness-vector": good, "ear.appraisal-policy-id": "p"}},
 			}), digest48, "eat_nonce[0]",
-			attest.Claims{HardwareModel: "REALM", BoundToCPUTEE: true, TCB: unknown, Measurements: map[string]string{}}, "affirming",
+			attest.Claims{HardwareModel: "REALM", BoundToCPUTEE: true, Migratable: true, Unstated: []string{"migratable", "tcb.status"}, TCB: notStated, Measurements: map[string]string{}}, "affirming",
 		},
 		{
 			"draft-03 of Claviger", p256, head("ES256", "e"), with(times(), object{
@@ -264,7 +267,7 @@ func samples() []sample {
 				"submods": object{"tdx": object{
 					"ear_status": "affirming", "ear_trustworthiness_vector": good, "ear_appraisal_policy_ids": []string{"p"}, "eat_nonce": b64(digest64),
 					"ear_claviger_annotated_evidence": object{
-						"type": "tdx", "hardware_model": "TDX", "chip_id": "c1", "bound_to_cpu_tee": true, "debuggable": false, "simulated": false,
+						"type": "tdx", "hardware_model": "TDX", "chip_id": "c1", "bound_to_cpu_tee": true, "debuggable": false, "migratable": false, "simulated": false,
 						"tcb": object{"status": "UpToDate", "advisories": []string{}}, "measurements": object{"mrtd": hexOf("d0", 48)}, "host_data": "4a", "report_data": hex.EncodeToString(digest64),
 					},
 				}},
@@ -278,7 +281,7 @@ func samples() []sample {
 					"cpu0": object{
 						"ear.status": "warning", "ear.trustworthiness-vector": object{"hardware": 2, "executables": 33}, "ear.appraisal-policy-id": "default",
 						"ear.veraison.annotated-evidence": object{
-							"snp":         object{"measurement": hexOf("ab", 48), "policy_debug_allowed": false, "chip_id": hexOf("c1", 64)},
+							"snp":         object{"measurement": hexOf("ab", 48), "policy_debug_allowed": false, "policy_migrate_ma": "0", "chip_id": hexOf("c1", 64)},
 							"report_data": hex.EncodeToString(digest64), "init_data": hexOf("1d", 32),
 						},
 					},
@@ -292,7 +295,7 @@ func samples() []sample {
 				"submods": object{"cpu0": object{
 					"ear.status": "affirming", "ear.trustworthiness-vector": object{"hardware": 2},
 					"ear.veraison.annotated-evidence": object{
-						"tdx":         object{"td_attributes": object{"debug": false}, "quote": object{"body": object{"mr_td": hexOf("d0", 48), "rtmr_0": hexOf("20", 48)}}, "tcb_status": "UpToDate", "advisory_ids": []string{}},
+						"tdx":         object{"td_attributes": object{"debug": false}, "quote": object{"body": object{"mr_td": hexOf("d0", 48), "rtmr_0": hexOf("20", 48), "td_attributes": "0000001000000000"}}, "tcb_status": "UpToDate", "advisory_ids": []string{}},
 						"report_data": hexOf("77", 64), "runtime_data_claims": object{"nonce": base64.StdEncoding.EncodeToString(digest32)},
 					},
 				}},
@@ -792,11 +795,112 @@ func TestMigrationAllowed(t *testing.T) {
 	for _, tc := range []struct {
 		value any
 		want  bool
-	}{{true, true}, {"true", true}, {nil, true}, {false, false}} {
+	}{{true, true}, {"true", true}, {1, true}, {false, false}} {
 		s := named("MAA SNP")
 		c, err := newVerifier(t, issuers()).Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{claim: tc.value}))), attest.BindTo(transcript), nil, now)
 		if err != nil || c.Migratable != tc.want {
 			t.Errorf("%v: migratable %v, %v", tc.value, c.Migratable, err)
+		}
+	}
+}
+
+// TestOneMachine: of several parts, none's good word covers for another's bad one. cpu0 is a debug guest with the
+// good measurement, which the verifier advises against, and cpu1 the guest that asks.
+func TestOneMachine(t *testing.T) {
+	s, v := named("Confidential Containers"), newVerifier(t, issuers())
+	cpu := func(status, measurement, chip string, reportData []byte, more object) object {
+		return object{
+			"ear.status": status, "ear.trustworthiness-vector": object{"hardware": 2, "executables": 3},
+			"ear.veraison.annotated-evidence": object{
+				"snp":         with(object{"measurement": hexOf(measurement, 48), "policy_debug_allowed": false, "policy_migrate_ma": false, "chip_id": hexOf(chip, 64)}, more),
+				"report_data": hex.EncodeToString(reportData),
+			},
+		}
+	}
+	mine := cpu("affirming", "66", "c1", digest64, nil)
+	for name, tc := range map[string]struct {
+		other object
+		check func(attest.Claims) bool
+	}{
+		"debug":      {cpu("contraindicated", "ab", "c0", make([]byte, 64), object{"policy_debug_allowed": true}), func(c attest.Claims) bool { return c.Debuggable }},
+		"migratable": {cpu("contraindicated", "ab", "c0", make([]byte, 64), object{"policy_migrate_ma": "1"}), func(c attest.Claims) bool { return c.Migratable }},
+		"unstated": {cpu("contraindicated", "ab", "c0", make([]byte, 64), object{"policy_debug_allowed": nil}), func(c attest.Claims) bool {
+			return slices.Equal(c.Unstated, []string{"debuggable"})
+		}},
+		"not genuine": {cpu("contraindicated", "ab", "c0", make([]byte, 64), nil), func(c attest.Claims) bool { return !c.Debuggable }},
+	} {
+		for _, order := range [][2]string{{"cpu0", "cpu1"}, {"cpu1", "cpu0"}} {
+			c, err := v.Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{"submods": object{order[0]: tc.other, order[1]: mine}}))), attest.BindTo(transcript), nil, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !tc.check(c) || c.BoundToCPUTEE || !c.Bound || c.ChipID != hexOf("c1", 64) ||
+				!maps.Equal(c.Measurements, map[string]string{order[1] + ".measurement": hexOf("66", 48)}) {
+				t.Errorf("%s, %s first: %+v", name, order[0], c)
+			}
+		}
+	}
+	// The request is the other part's: what is bound is not what is genuine.
+	_, err := v.Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{"submods": object{
+		"cpu0": cpu("contraindicated", "66", "c0", digest64, nil), "cpu1": cpu("affirming", "ab", "c1", make([]byte, 64), nil),
+	}}))), attest.BindTo(transcript), nil, now)
+	wantError(t, err, "result.binding", attest.ReasonBinding)
+	// One part with the evidence of two.
+	both := cpu("affirming", "66", "c1", digest64, nil)
+	both["ear.veraison.annotated-evidence"].(object)["tdx"] = object{"td_attributes": object{"debug": false}}
+	twice := with(mine, object{"ear_claviger_annotated_evidence": object{"bound_to_cpu_tee": true, "debuggable": false}})
+	for _, part := range []object{both, twice} {
+		_, err := v.Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{"submods": object{"cpu0": part}}))), attest.BindTo(transcript), nil, now)
+		wantError(t, err, "result.claims", attest.ReasonMalformed)
+	}
+}
+
+// TestUnstated: what a token leaves out is known to be left out, and has its worst value.
+func TestUnstated(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		more object
+		want []string
+	}{
+		{"MAA TDX", object{"attester_tcb_status": nil}, []string{"tcb.status"}},
+		{"MAA TDX", object{"attester_tcb_status": "Unknown"}, []string{"tcb.status"}},
+		{"MAA TDX", object{"tdx_td_attributes": nil, "tdx_td_attributes_debug": nil}, []string{"debuggable", "migratable"}},
+		{"MAA SNP", object{"x-ms-sevsnpvm-migration-allowed": nil}, []string{"migratable"}},
+		{"MAA Azure VM", object{"x-ms-azurevm-kerneldebug-enabled": nil}, []string{"debuggable"}},
+		{"MAA SGX", nil, []string{"tcb.status"}},
+		{"ITA TDX", object{"attester_tcb_status": nil, "tdx_is_debuggable": nil}, []string{"debuggable", "tcb.status"}},
+		{"ITA SGX", object{"attester_tcb_status": nil}, []string{"tcb.status"}},
+		{"Google TDX", object{"tdx": nil}, []string{"migratable", "tcb.status"}},
+		{"Google TDX", object{"dbgstat": nil}, []string{"debuggable", "migratable"}},
+		{"ITA SEV-SNP", nil, nil},
+		{"Confidential Containers", nil, nil},
+	} {
+		s := named(tc.name)
+		c, err := newVerifier(t, issuers()).Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, tc.more))), attest.BindTo(transcript), nil, now)
+		if err != nil || !slices.Equal(c.Unstated, tc.want) {
+			t.Errorf("%s, %v: unstated %q, %v", tc.name, tc.more, c.Unstated, err)
+		}
+		for _, name := range c.Unstated {
+			if worst := map[string]bool{"debuggable": c.Debuggable, "migratable": c.Migratable, "tcb.status": c.TCB.Status == attest.TCBUnstated}; !worst[name] {
+				t.Errorf("%s: %s is unstated, and good", tc.name, name)
+			}
+		}
+	}
+}
+
+// TestTDAttributes: a service TD, or the attribute, in either order of the bytes, or what is none.
+func TestTDAttributes(t *testing.T) {
+	s := named("MAA TDX")
+	for _, tc := range []struct {
+		attributes, agent string
+		want              bool
+	}{
+		{"0000001000000000", "", false}, {"0000001000000000", hexOf("00", 48), false}, {"0000003000000000", "", true}, {"0000000020000000", "", true},
+		{"0000001000000000", hexOf("ba", 48), true}, {"00000010", "", true}, {"x", "", true},
+	} {
+		c, err := newVerifier(t, issuers()).Verify(t.Context(), evidence(sign(s.key, s.head, with(s.claims, object{"tdx_td_attributes": tc.attributes, "tdx_mrservicetd": tc.agent}))), attest.BindTo(transcript), nil, now)
+		if err != nil || c.Migratable != tc.want || c.BoundToCPUTEE == tc.want || c.Unstated != nil {
+			t.Errorf("%q, %.4q: migratable %v, in a TEE %v, unstated %q, %v", tc.attributes, tc.agent, c.Migratable, c.BoundToCPUTEE, c.Unstated, err)
 		}
 	}
 }

@@ -99,3 +99,17 @@ test_chip_in_several_networks if {
 	rules(common.chip_networks_denials(1)) == {"chip_networks"} with input as {}
 	rules(common.chip_networks_denials({1})) == {"chip_networks"} with input as {"chip": {"networks": 1}}
 }
+
+# What the evidence does not say is denied once, by its name.
+test_unstated if {
+	every c in [["migratable", true], ["tcb/status", "Unstated"]] {
+		doc := json.patch(with_claim(c[0], c[1]), [{"op": "add", "path": "/attestation/unstated", "value": [replace(c[0], "/", ".")]}])
+		found := common.baseline_denials with input as doc
+		{[r.rule, r.claim] | some r in found} == {["unstated", concat(".", ["attestation", replace(c[0], "/", ".")])]}
+	}
+	debug := json.patch(with_claim("debuggable", true), [{"op": "add", "path": "/attestation/unstated", "value": ["debuggable"]}])
+	rules(common.baseline_denials) == {"debuggable"} with input as debug
+	rules(common.floor_denials) == {"debuggable"} with input as debug
+	rules(common.baseline_denials) == {"tcb_revoked"} with input as with_claim("tcb/status", "Unstated")
+	rules(common.baseline_denials) == {"device_unstated"} with input as with_devices([object.union(gpu, {"unstated": ["migratable"]})])
+}

@@ -7,7 +7,7 @@ good := {"attestation": {
 	"type": "attestation-result", "bound": true, "debuggable": false, "migratable": false, "simulated": false, "bound_to_cpu_tee": true,
 	"collateral": {"state": "fresh"}, "tcb": {"status": "UpToDate"},
 	"attestation_result": {
-		"verified_by": "google", "dialect": "google",
+		"verified_by": "google", "dialect": "google", "status": "warning",
 		"submods": {"cpu0": {"status": "affirming"}, "gpu0": {"status": "warning"}},
 		"token": {"swname": "CONFIDENTIAL_SPACE", "submods": {"gce": {"project_id": "p"}, "confidential_space": {"support_attributes": ["LATEST", "STABLE"]}}, "n": null},
 	},
@@ -73,4 +73,29 @@ test_claims if {
 	] {
 		rules(result.claim_denials(expected)) == {"claim_unknown"} with input as good
 	}
+}
+
+# What a token does not say is denied by name, and a policy may do without it by name.
+test_unstated if {
+	every c in [["migratable", true], ["tcb/status", "Unstated"]] {
+		name := replace(c[0], "/", ".")
+		doc := json.patch(edit(c[0], c[1]), [{"op": "add", "path": "/attestation/unstated", "value": [name]}])
+		found := result.denials({"google"}) with input as doc
+		{[r.rule, r.claim] | some r in found} == {["unstated", concat(".", ["attestation", name])]}
+		result.without_denials({"google"}, {name}) == set() with input as doc
+		rules(result.without_denials({"google"}, {"chip_id"})) == {"unstated"} with input as doc
+		rules(result.without_denials({"intel"}, {name})) == {"verifier_untrusted"} with input as doc
+
+		# What it says to be bad is not excused.
+		count(result.without_denials({"google"}, {name})) == 1 with input as edit(c[0], c[1])
+		count(result.without_denials({"google"}, {name})) > 0 with input as {}
+	}
+}
+
+test_contraindicated if {
+	every status in ["contraindicated", "fine", null, 7] {
+		rules(result.denials({"google"})) == {"contraindicated"} with input as edit("attestation_result/status", status)
+	}
+	rules(result.denials({"google"})) == {"contraindicated"} with input as json.remove(good, ["attestation/attestation_result/status"])
+	result.denials({"google"}) == set() with input as edit("attestation_result/status", "")
 }
