@@ -61,24 +61,27 @@ const (
 	CollateralExpired = "expired"
 )
 
-// CollateralState is the worst of the collateral that an appraisal used.
+// CollateralState is the worst of the collateral that an appraisal used. State
+// is about when the source obtained it; AgeSeconds about when its issuer made it.
 type CollateralState struct {
 	State      string `json:"state"`
-	AgeSeconds int64  `json:"age_seconds"` // of the oldest piece, since it was fetched
+	AgeSeconds int64  `json:"age_seconds"` // of the oldest list or document, since the date that its issuer signed
 }
 
 // Add folds one more piece into the state.
-func (s *CollateralState) Add(it CollateralItem, now time.Time) {
+func (s *CollateralState) Add(it CollateralItem) {
 	if s.State == "" {
 		s.State = CollateralFresh
 	}
 	if it.Stale {
 		s.State = CollateralStale
 	}
-	if it.FetchedAt.IsZero() {
-		return
-	}
-	if age := int64(now.Sub(it.FetchedAt) / time.Second); age > s.AgeSeconds {
+}
+
+// Issued folds the date of a list or document into the age: its thisUpdate, or
+// issueDate. Certificates have none that counts: they say what does not change.
+func (s *CollateralState) Issued(at, now time.Time) {
+	if age := int64(now.Sub(at) / time.Second); age > s.AgeSeconds {
 		s.AgeSeconds = age
 	}
 }

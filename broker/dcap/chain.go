@@ -314,6 +314,7 @@ func parseOctets(der, dst []byte) error {
 type crl struct {
 	issuer                 string
 	thisUpdate, nextUpdate time.Time
+	number                 *big.Int        // nil: none
 	revoked                map[string]bool // by serial number, decimal
 }
 
@@ -347,13 +348,15 @@ func (v *Verifier) crl(der []byte, issuer *x509.Certificate) (*crl, error) {
 		if list.NextUpdate.IsZero() {
 			return nil, invalid("CRL without nextUpdate")
 		}
-		c := &crl{issuer: issuer.Subject.CommonName, thisUpdate: list.ThisUpdate, nextUpdate: list.NextUpdate, revoked: map[string]bool{}}
+		c := &crl{issuer: issuer.Subject.CommonName, thisUpdate: list.ThisUpdate, nextUpdate: list.NextUpdate, number: list.Number, revoked: map[string]bool{}}
 		for _, e := range list.RevokedCertificateEntries {
 			c.revoked[e.SerialNumber.String()] = true
 		}
 		return c, nil
 	})
 }
+
+func (c *crl) edition() memo.Edition { return memo.Edition{Issued: c.thisUpdate, Number: c.number} }
 
 // check looks certs up. The dates come second: a certificate that an old list
 // revokes is still revoked.

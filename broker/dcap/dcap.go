@@ -18,6 +18,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"math/big"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -37,7 +38,8 @@ type Config struct {
 }
 
 // Verifier verifies quotes. It is safe for concurrent use. It remembers
-// signatures that verified, never dates or revocation.
+// signatures that verified, never dates or revocation; and of each list and
+// document the newest edition that it used, so that no older one counts again.
 type Verifier struct {
 	testRoots          []*x509.Certificate
 	intel              []*x509.Certificate // of intelPEM
@@ -48,6 +50,7 @@ type Verifier struct {
 	crls         memo.Memo[*crl]
 	tcbInfos     memo.Memo[*tcbInfo]
 	qeIdentities memo.Memo[*qeIdentity]
+	newest       memo.Newest // of lists and documents
 }
 
 // New makes a Verifier.
@@ -210,11 +213,32 @@ func (a *appraisal) checkCRL(ctx context.Context, check string, ref attest.Colla
 	if err != nil {
 		return nil, a.fail(check, err)
 	}
+	if err := a.newest(check, issuer, ref, list.edition(), list.thisUpdate, list.nextUpdate, a.at.chain, nil); err != nil {
+		return nil, err
+	}
 	if err := list.check(a.at.chain, subject); err != nil {
 		return list, a.lapse(check, err)
 	}
 	a.t.Pass(check, "%q, serial %x, not among %d revoked", subject.Subject.CommonName, subject.SerialNumber, len(list.revoked))
 	return list, nil
+}
+
+// newest notes a list or document and its age, or refuses one that is older than
+// what was used before: 29 days old and still valid, it hides what was revoked
+// meanwhile. One that is not in force now is the dates' business, and leaves no trace.
+func (a *appraisal) newest(check string, issuer *x509.Certificate, ref attest.CollateralRef, e memo.Edition, issued, next, now time.Time, rootCRL *crl) error {
+	a.res.Collateral.Issued(issued, now)
+	if checkUpdates("", issued, next, now) != nil || rootCRL != nil && rootCRL.revoked[e.Signer] {
+		return nil
+	}
+	var revoked func(string) bool
+	if rootCRL != nil {
+		revoked = func(signer string) bool { return rootCRL.revoked[signer] }
+	}
+	if err := a.v.newest.Use(memo.Key(issuer.Raw, []byte(ref.Kind), []byte(ref.Key)), e, revoked); err != nil {
+		return a.t.Fail(check, attest.ReasonCollateralExpired, "%s %s was replaced: %w", ref.Kind, ref.Key, err)
+	}
+	return nil
 }
 
 func (a *appraisal) tcbInfo(ctx context.Context, q *Quote, chain *pckChain, rootCRL *crl) (*tcbInfo, error) {
@@ -223,7 +247,8 @@ func (a *appraisal) tcbInfo(ctx context.Context, q *Quote, chain *pckChain, root
 	if q.Header.TEEType == TEESGX {
 		kind = attest.SGXTCBInfo
 	}
-	it, have, err := a.get(ctx, check, attest.CollateralRef{Kind: kind, Key: hex.EncodeToString(chain.pck.FMSPC[:])})
+	ref := attest.CollateralRef{Kind: kind, Key: hex.EncodeToString(chain.pck.FMSPC[:])}
+	it, have, err := a.get(ctx, check, ref)
 	if !have {
 		return nil, err
 	}
@@ -237,6 +262,9 @@ func (a *appraisal) tcbInfo(ctx context.Context, q *Quote, chain *pckChain, root
 			info.ID, []byte(info.FMSPC), []byte(info.PCEID), q.Header.TEEType, chain.pck.FMSPC, chain.pck.PCEID)
 	}
 	a.res.TCBEvaluationDataNumber = info.TCBEvaluationDataNumber
+	if err := a.newest(check, chain.root, ref, documentEdition(info.IssueDate, info.TCBEvaluationDataNumber, info.signer), info.IssueDate, info.NextUpdate, a.at.tcbInfo, rootCRL); err != nil {
+		return nil, err
+	}
 	if err := checkDocument("TCB info", info.IssueDate, info.NextUpdate, info.signer, rootCRL, a.at.tcbInfo); err != nil {
 		return info, a.lapse(check, err)
 	}
@@ -250,7 +278,8 @@ func (a *appraisal) qeIdentity(ctx context.Context, q *Quote, chain *pckChain, r
 	if q.Header.TEEType == TEESGX {
 		kind, want = attest.SGXQEID, "QE"
 	}
-	it, have, err := a.get(ctx, check, attest.CollateralRef{Kind: kind})
+	ref := attest.CollateralRef{Kind: kind}
+	it, have, err := a.get(ctx, check, ref)
 	if !have {
 		return nil, err
 	}
@@ -260,6 +289,9 @@ func (a *appraisal) qeIdentity(ctx context.Context, q *Quote, chain *pckChain, r
 	}
 	if id.ID != want {
 		return nil, a.t.Fail(check, attest.ReasonMismatch, "identity of %q, want %q", id.ID, want)
+	}
+	if err := a.newest(check, chain.root, ref, documentEdition(id.IssueDate, id.TCBEvaluationDataNumber, id.signer), id.IssueDate, id.NextUpdate, a.at.qeIdentity, rootCRL); err != nil {
+		return nil, err
 	}
 	// Any enclave can have its report signed by a PCK; only this one vouches for quotes.
 	if a.res.QE, err = qeLevel(id, &q.qe); err != nil {
@@ -271,6 +303,10 @@ func (a *appraisal) qeIdentity(ctx context.Context, q *Quote, chain *pckChain, r
 	}
 	a.t.Pass(check, "issued %s, ISVSVN %d: %s", id.IssueDate.Format(time.RFC3339), q.qe.ISVSVN, a.res.QE.Status)
 	return id, nil
+}
+
+func documentEdition(issued time.Time, number uint32, signer *x509.Certificate) memo.Edition {
+	return memo.Edition{Issued: issued, Number: new(big.Int).SetUint64(uint64(number)), Signer: signer.SerialNumber.String()}
 }
 
 // checkDocument makes the checks of a signed document that depend on the
@@ -329,7 +365,7 @@ func (a *appraisal) get(ctx context.Context, check string, ref attest.Collateral
 	if a.source == nil {
 		err = faultf(attest.ReasonCollateralMissing, "no source of collateral")
 	} else if it, err = a.source.Get(ctx, ref); err == nil {
-		a.res.Collateral.Add(it, a.at.chain)
+		a.res.Collateral.Add(it)
 		return it, true, nil
 	}
 	if r := ReasonOf(err); a.v.collateralOptional && r == attest.ReasonCollateralMissing {

@@ -598,7 +598,7 @@ func TestUnsupported(t *testing.T) {
 	}
 }
 
-// TestStaleness: the worst of the collateral shows in the state.
+// TestStaleness: the worst of the collateral shows in the state; its age is since its issuer dated it, whenever it was fetched.
 func TestStaleness(t *testing.T) {
 	p := newPlatform(t)
 	c := collateral(t, p)
@@ -613,7 +613,7 @@ func TestStaleness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (attest.CollateralState{State: attest.CollateralStale, AgeSeconds: 7200}); res.Collateral != want {
+	if want := (attest.CollateralState{State: attest.CollateralStale, AgeSeconds: 86400}); res.Collateral != want {
 		t.Errorf("%+v, want %+v", res.Collateral, want)
 	}
 }

@@ -102,7 +102,7 @@ func (v *Verifier) sources(l line, kind signingKey, t certTable) []source {
 // build verifies the signatures from the leaf to an anchor. The issuer comes
 // from the evidence, else from AMD's bundle, else from collateral; wherever it
 // comes from, a pinned root must have signed it.
-func (v *Verifier) build(ctx context.Context, lf *leaf, t certTable, c attest.Collateral, now time.Time, a *appraisal) (*chain, error) {
+func (v *Verifier) build(ctx context.Context, lf *leaf, t certTable, c attest.Collateral, a *appraisal) (*chain, error) {
 	l := lf.kds.line
 	if t.ark != nil && !v.pinned(l, t.ark) {
 		return nil, attest.Errorf(checkChain, attest.ReasonChain, "the root in the certificate table is not a pinned root of %s", l)
@@ -115,7 +115,7 @@ func (v *Verifier) build(ctx context.Context, lf *leaf, t certTable, c attest.Co
 		}
 		errs = append(errs, err)
 	}
-	it, err := a.get(ctx, checkChain, c, attest.CollateralRef{Kind: attest.SNPChain, Key: string(l) + "/" + lf.kind.String()}, now)
+	it, err := a.get(ctx, checkChain, c, attest.CollateralRef{Kind: attest.SNPChain, Key: string(l) + "/" + lf.kind.String()})
 	if err == nil {
 		issuers, perr := parseChainPEM(it.Data)
 		if perr != nil {

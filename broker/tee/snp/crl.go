@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"math/big"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -16,6 +17,7 @@ const maxCRLSize = 4 << 20
 // revocations is a CRL whose signature has been verified.
 type revocations struct {
 	thisUpdate, nextUpdate time.Time
+	number                 *big.Int        // nil: none
 	serials                map[string]bool // decimal
 }
 
@@ -52,7 +54,7 @@ func (v *Verifier) revoked(ctx context.Context, ch *chain, c attest.Collateral, 
 func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now time.Time, a *appraisal) (*revocations, error) {
 	// AMD publishes a list for each kind of key.
 	ref := attest.CollateralRef{Kind: attest.SNPCRL, Key: string(ch.line) + "/" + ch.leaf.kind.String()}
-	it, err := a.get(ctx, checkCRL, c, ref, now)
+	it, err := a.get(ctx, checkCRL, c, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -60,12 +62,16 @@ func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now 
 	if err != nil {
 		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "CRL of %s: %w", ch.line, err)
 	}
+	a.collateral.Issued(rl.thisUpdate, now)
 	// The dates are looked at on each call: a replayed old list hides later revocations.
 	if now.Before(rl.thisUpdate) {
 		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralInvalid, "CRL of %s: thisUpdate %s lies ahead", ch.line, rl.thisUpdate.UTC())
 	}
 	if !now.Before(rl.nextUpdate) {
 		return rl, attest.Errorf(checkCRL, attest.ReasonCollateralExpired, "CRL of %s: nextUpdate was %s", ch.line, rl.nextUpdate.UTC())
+	}
+	if err := v.newest.Use(memo.Key(ch.root.cert.Raw, []byte(ref.Key)), memo.Edition{Issued: rl.thisUpdate, Number: rl.number}, nil); err != nil {
+		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralExpired, "CRL of %s was replaced: %w", ch.line, err)
 	}
 	return rl, nil
 }
@@ -106,7 +112,7 @@ func parseCRL(der []byte, r anchor) (*revocations, error) {
 			return nil, fmt.Errorf("critical extension %s", e.Id)
 		}
 	}
-	rl := &revocations{thisUpdate: l.ThisUpdate, nextUpdate: l.NextUpdate, serials: map[string]bool{}}
+	rl := &revocations{thisUpdate: l.ThisUpdate, nextUpdate: l.NextUpdate, number: l.Number, serials: map[string]bool{}}
 	for _, e := range l.RevokedCertificateEntries {
 		for _, x := range e.Extensions {
 			if x.Critical {

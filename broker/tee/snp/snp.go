@@ -92,6 +92,7 @@ type Verifier struct {
 	crlOptional bool
 	chains      memo.Memo[*chain]
 	crls        memo.Memo[*revocations]
+	newest      memo.Newest // of the CRLs
 }
 
 // New makes a verifier. It fails if AMD's certificates are not the pinned ones.
@@ -198,7 +199,7 @@ func (v *Verifier) verify(ctx context.Context, ev attest.Evidence, b attest.Bind
 		return none, attest.Errorf(checkLeaf, attest.ReasonInternal, "%w", err)
 	}
 
-	der, err := leafDER(ctx, r, table, lines, c, now, a)
+	der, err := leafDER(ctx, r, table, lines, c, a)
 	if err != nil {
 		return none, err
 	}
@@ -218,7 +219,7 @@ func (v *Verifier) verify(ctx context.Context, ev attest.Evidence, b attest.Bind
 	}
 
 	if ch == nil {
-		if ch, err = v.build(ctx, lf, table, c, now, a); err != nil {
+		if ch, err = v.build(ctx, lf, table, c, a); err != nil {
 			return none, r.blame(table, err)
 		}
 	} else if table.ark != nil && !v.pinned(ch.line, table.ark) {
@@ -247,7 +248,7 @@ func (v *Verifier) verify(ctx context.Context, ev attest.Evidence, b attest.Bind
 
 // leafDER finds the certificate of the key that SIGNING_KEY names. AMD
 // publishes VCEKs by chip and TCB; a VLEK only the host can provide.
-func leafDER(ctx context.Context, r *report, t certTable, lines []line, c attest.Collateral, now time.Time, a *appraisal) ([]byte, error) {
+func leafDER(ctx context.Context, r *report, t certTable, lines []line, c attest.Collateral, a *appraisal) ([]byte, error) {
 	if r.signingKey == keyVLEK {
 		if t.vlek == nil {
 			return nil, attest.Errorf(checkLeaf, attest.ReasonCollateralMissing, "a VLEK signed, and the certificate table has none")
@@ -263,7 +264,7 @@ func leafDER(ctx context.Context, r *report, t certTable, lines []line, c attest
 	var first error
 	for _, l := range lines {
 		key := string(l) + "/" + r.chipIDHex(l) + "/" + tcbHex(r.reportedTCB)
-		it, err := a.get(ctx, checkLeaf, c, attest.CollateralRef{Kind: attest.SNPVCEK, Key: key}, now)
+		it, err := a.get(ctx, checkLeaf, c, attest.CollateralRef{Kind: attest.SNPVCEK, Key: key})
 		if err != nil {
 			if first == nil {
 				first = err
@@ -404,7 +405,7 @@ func cause(err error) error {
 }
 
 // get fetches collateral. Whatever a source does, the error is an *attest.Error of the asking check.
-func (a *appraisal) get(ctx context.Context, check string, c attest.Collateral, ref attest.CollateralRef, now time.Time) (attest.CollateralItem, error) {
+func (a *appraisal) get(ctx context.Context, check string, c attest.Collateral, ref attest.CollateralRef) (attest.CollateralItem, error) {
 	if c == nil {
 		return attest.CollateralItem{}, attest.Errorf(check, attest.ReasonCollateralMissing, "%s %s: no source of collateral", ref.Kind, ref.Key)
 	}
@@ -419,6 +420,6 @@ func (a *appraisal) get(ctx context.Context, check string, c attest.Collateral, 
 		}
 		return attest.CollateralItem{}, attest.Errorf(check, reason, "%s %s: %w", ref.Kind, ref.Key, err)
 	}
-	a.collateral.Add(it, now)
+	a.collateral.Add(it)
 	return it, nil
 }

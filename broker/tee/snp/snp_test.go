@@ -376,3 +376,38 @@ func TestMigratable(t *testing.T) {
 		}
 	}
 }
+
+// TestCRLGoesBack: a list that AMD has replaced does not come back, though it is signed and its dates are good.
+func TestCRLGoesBack(t *testing.T) {
+	l := newLab(t)
+	ev := evidence(t, l.device(t, teesim.DeviceOptions{}), teesim.ReportOptions{})
+	old, err := l.root.Collateral(simNow.AddDate(0, 0, -29))
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoking, err := l.root.Collateral(simNow, l.root.ASK("Milan").SerialNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(m map[attest.CollateralRef]attest.CollateralItem) attest.Collateral {
+		c := teetest.MapCollateral{}
+		for ref, it := range m {
+			it.FetchedAt = simNow
+			c[ref] = it
+		}
+		return c
+	}
+	verify := func(c attest.Collateral) (attest.Claims, error) {
+		return l.verifier.Verify(t.Context(), ev, attest.Unbound(), c, simNow)
+	}
+	cl, err := verify(at(old))
+	if age := time.Duration(cl.Collateral.AgeSeconds) * time.Second; err != nil || age < 29*24*time.Hour {
+		t.Errorf("before: the list is %s old, %v", age, err)
+	}
+	cl, err = verify(at(revoking))
+	wantFailure(t, cl, err, checkRevocation, attest.ReasonRevoked)
+	cl, err = verify(at(old))
+	wantFailure(t, cl, err, checkCRL, attest.ReasonCollateralExpired)
+	cl, err = verify(at(revoking))
+	wantFailure(t, cl, err, checkRevocation, attest.ReasonRevoked)
+}

@@ -452,3 +452,69 @@ func TestMigratable(t *testing.T) {
 		}
 	}
 }
+
+// TestCollateralGoesBack: documents that Intel has replaced do not come back, though they are signed and their dates
+// are good. Each kind alone is enough.
+func TestCollateralGoesBack(t *testing.T) {
+	for _, kind := range []attest.CollateralKind{attest.TDXTCBInfo, attest.TDXQEID, attest.PCKCRL, attest.IntelRootCRL, ""} {
+		t.Run(string(kind), func(t *testing.T) {
+			s := newSim(t)
+			ev := s.evidence(t, 5, s.td())
+			made := func(issued time.Time, number int) dcaptest.Collateral {
+				s.TDX.IssueDate, s.TDX.NextUpdate, s.TDX.TCBEvaluationDataNumber = issued, issued.AddDate(0, 0, 30), number
+				s.TDQE.IssueDate, s.TDQE.NextUpdate, s.TDQE.TCBEvaluationDataNumber = issued, issued.AddDate(0, 0, 30), number
+				s.CRLThisUpdate, s.CRLNextUpdate = issued, issued.AddDate(0, 0, 30)
+				c, err := s.Collateral()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for ref, it := range c {
+					it.FetchedAt, it.Source = now, "service"
+					c[ref] = it
+				}
+				return c
+			}
+			verify := func(c attest.Collateral) (attest.Claims, error) {
+				return s.verifier.Verify(t.Context(), ev, attest.BindTo(transcript), c, now)
+			}
+			before, after := made(now.AddDate(0, 0, -29), 17), made(now.Add(-time.Hour), 18)
+			cl, err := verify(before)
+			if err != nil || cl.Collateral != (attest.CollateralState{State: attest.CollateralFresh, AgeSeconds: 29 * 86400}) {
+				t.Fatalf("before: %+v, %v", cl.Collateral, err)
+			}
+			if cl, err = verify(after); err != nil || cl.Collateral.AgeSeconds != 3600 {
+				t.Fatalf("after: %+v, %v", cl.Collateral, err)
+			}
+			mixed := dcaptest.Collateral{}
+			for ref, it := range after {
+				if mixed[ref] = it; ref.Kind == kind {
+					mixed[ref] = before[ref]
+				}
+			}
+			_, err = verify(mixed)
+			check := map[attest.CollateralKind]string{attest.TDXTCBInfo: "tdx.tcb_info", attest.TDXQEID: "tdx.qe_identity", attest.PCKCRL: "tdx.pck_crl", attest.IntelRootCRL: "tdx.root_crl"}[kind]
+			if kind == "" {
+				if err != nil {
+					t.Errorf("the same again: %v", err)
+				}
+				return
+			}
+			wantError(t, err, check, attest.ReasonCollateralExpired)
+			// Nor by the number, with a date of today.
+			if kind == attest.TDXTCBInfo || kind == attest.TDXQEID {
+				mixed[attest.CollateralRef{Kind: kind, Key: keyOf(after, kind)}] = made(now, 17)[attest.CollateralRef{Kind: kind, Key: keyOf(after, kind)}]
+				_, err = verify(mixed)
+				wantError(t, err, check, attest.ReasonCollateralExpired)
+			}
+		})
+	}
+}
+
+func keyOf(c dcaptest.Collateral, kind attest.CollateralKind) string {
+	for ref := range c {
+		if ref.Kind == kind {
+			return ref.Key
+		}
+	}
+	return ""
+}

@@ -1,0 +1,30 @@
+package memo
+
+import (
+	"math/big"
+	"testing"
+	"time"
+)
+
+// TestNewest: what was replaced does not come back, by number or date, and what a revoked signer dated ahead stops nothing.
+func TestNewest(t *testing.T) {
+	day := func(n int) time.Time { return time.Date(2026, 3, n, 0, 0, 0, 0, time.UTC) }
+	var n Newest
+	a, b := Key([]byte("a")), Key([]byte("b"))
+	use := func(what string, key [32]byte, e Edition, good bool) {
+		t.Helper()
+		if err := n.Use(key, e, func(s string) bool { return s == "stolen" }); (err == nil) != good {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	use("the first", a, Edition{Issued: day(10), Number: big.NewInt(5)}, true)
+	use("the same", a, Edition{Issued: day(10), Number: big.NewInt(5)}, true)
+	use("an older date", a, Edition{Issued: day(9), Number: big.NewInt(5)}, false)
+	use("a lower number, a later date", a, Edition{Issued: day(11), Number: big.NewInt(4)}, false)
+	use("a higher number, an older date", a, Edition{Issued: day(9), Number: big.NewInt(6)}, false)
+	use("another document", b, Edition{Issued: day(1), Number: big.NewInt(1)}, true)
+	use("a newer one", a, Edition{Issued: day(12), Number: big.NewInt(6)}, true)
+	use("the one before", a, Edition{Issued: day(10), Number: big.NewInt(5)}, false)
+	use("without a number, later", a, Edition{Issued: day(13), Signer: "stolen"}, true)
+	use("whose signer is not revoked", a, Edition{Issued: day(12), Number: big.NewInt(6)}, true)
+}
