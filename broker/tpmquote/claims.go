@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +33,7 @@ const (
 const (
 	maxEvents    = 256
 	maxEventText = 4 << 10
+	maxPrograms  = 64 // in PCR 4; firmware, boot loaders and kernel are a handful
 )
 
 // Claims are the claims of a TPM quote. Digests are lower-case hex.
@@ -51,7 +51,8 @@ type Claims struct {
 	PCRs            map[string]string `json:"pcrs"` // the quoted ones of the SHA-256 bank, by number
 	EventLog        string            `json:"event_log"`
 	PCRsUnexplained []string          `json:"pcrs_unexplained,omitempty"` // quoted, not zero, and not in the log (IMA's 10, for one)
-	// SystemdPhase is the last phase that systemd measured into PCR 11 ("enter-initrd", …); empty: none.
+	// SystemdPhase is the furthest phase that was measured into PCR 11, whoever measured it ("enter-initrd", …), or PhaseNone;
+	// empty where the PCR is not explained.
 	SystemdPhase string `json:"systemd_phase,omitempty"`
 	// OSSeparator are the quoted PCRs that end with systemd's word "os-separator" (systemd 259 and later):
 	// the operating system runs, and what precedes it there was measured by firmware and boot loader.
@@ -60,6 +61,8 @@ type Claims struct {
 	SystemdWords []string `json:"systemd_words,omitempty"`
 
 	Boot Boot `json:"boot"`
+	// LogSays is what only the labels of the log say. Nobody vouches for it: whoever sends the log can write others.
+	LogSays *LogSays `json:"log_says,omitempty"`
 
 	Events        []Event `json:"events,omitempty"`
 	EventsOmitted int     `json:"events_omitted,omitempty"`
@@ -93,24 +96,31 @@ const (
 )
 
 // Boot is what the log shows of the boot, each part only if the log leaves no
-// second reading: types and labels of events are not measured, so the exact
-// sequence of a PCR has to fit. What the booted system extends later breaks the
-// sequence rather than adding to it. Boot means nothing by itself: what wrote
+// second reading: types and labels of events are not measured, so that the digests
+// alone must say what a thing is. Boot means nothing by itself: what wrote
 // PCR 8 to 15 is what BootChain says, so pin that (or PCR 4) first.
 type Boot struct {
 	SecureBoot string `json:"secure_boot"`
 	// BootChain are the Authenticode SHA-256 digests of the EFI programs started, in order: boot loaders, then the kernel.
 	BootChain []string `json:"boot_chain,omitempty"`
-	// CmdlineDigest is what was measured: for the EFI stub SHA-256 of the UTF-16LE
-	// text with a final NUL, for GRUB of the UTF-8 text.
+	// CmdlineDigest is what the EFI stub measured: SHA-256 of the UTF-16LE text with a final NUL. It is claimed only where
+	// no GRUB ran (PCR 8 is quoted, and empty), and where it decides the initrd: that was measured, or the text is known and
+	// names none. (The stub does not measure one that "initrd=" names.)
 	CmdlineDigest string `json:"cmdline_digest,omitempty"`
 	Cmdline       string `json:"cmdline,omitempty"`
 	Initrd        string `json:"initrd,omitempty"` // SHA-256 of the file, by the EFI stub
-	// UKI are SHA-256 digests of a unified kernel image's sections, by systemd-stub.
+	// UKI are SHA-256 digests of a unified kernel image's sections, by systemd-stub. Its .cmdline is among them only if the
+	// boot loader gave no other one (PCR 12 is quoted, and holds nothing but systemd's os-separator).
 	UKI map[string]string `json:"uki,omitempty"`
-	// GRUBCommands and GRUBFiles are PCR 8 and 9 under GRUB: commands as run, digests of files as read.
-	GRUBCommands []string `json:"grub_commands,omitempty"`
-	GRUBFiles    []string `json:"grub_files,omitempty"`
+}
+
+// LogSays are contents of PCR 8 and 9 under GRUB. The contents are measured, and
+// pcr8 and pcr9 pin them; what they mean is not. GRUB measures "linux F ARGS" as a command and "F ARGS" as a command
+// line: a command "F ARGS", which fails, or a function that is called linux, leaves the same digests.
+type LogSays struct {
+	Cmdline  string   `json:"cmdline,omitempty"` // the last that the log labels as the kernel's
+	Commands []string `json:"grub_commands,omitempty"`
+	Files    []string `json:"grub_files,omitempty"` // digests, in the order of reading
 }
 
 // Event is one measured event. PCR and Digest are proven by the replay, Text and
@@ -154,6 +164,9 @@ func (c *Claims) Measurements() map[string]string {
 	for n, d := range c.PCRs {
 		m["pcr"+n] = d
 	}
+	for n, program := range c.Boot.BootChain {
+		m[fmt.Sprintf("boot_program_%d", n)] = program // so that each can be revoked
+	}
 	for name, v := range map[string]string{
 		"boot_chain": strings.Join(c.Boot.BootChain, ","), "cmdline": c.Boot.CmdlineDigest, "initrd": c.Boot.Initrd,
 	} {
@@ -188,11 +201,13 @@ func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, hints Hin
 		return t.Fail("event_log", attest.ReasonMalformed, "%w", err)
 	}
 	replayed, touched := log.ReplayPCRs()
-	proven := map[int][]*eventlog.Event{}
+	proven, words := map[int][]*eventlog.Event{}, map[int][]string{}
 	c.EventLog = EventLogVerified
 	for _, p := range pcrs {
+		said, explained := explainedBySystemd(p, replayed[p.Index], hints.SystemdLog)
 		switch {
-		case bytes.Equal(replayed[p.Index], p.Digest) || c.explainedBySystemd(p, replayed[p.Index], hints.SystemdLog):
+		case bytes.Equal(replayed[p.Index], p.Digest) || explained:
+			words[p.Index] = said
 			proven[p.Index] = []*eventlog.Event{}
 		case p.Index < 8 || touched[p.Index] && p.Index != 9: // firmware logs all that it measures, into 0 to 7
 			return t.Fail("event_log", attest.ReasonMismatch, "PCR %d is %x, but the log replays to %x", p.Index, p.Digest, replayed[p.Index])
@@ -211,10 +226,12 @@ func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, hints Hin
 			c.addEvent(e)
 		}
 	}
-	if slices.Contains(c.PCRsUnexplained, pcrName(9)) {
-		delete(proven, 8) // one program measures into both: half of its story is none
-	}
+	c.addWords(proven, words)
 	c.Boot = boot(proven, hints.Cmdline)
+	c.LogSays = readGRUB(proven)
+	if n := len(c.Boot.BootChain); n > maxPrograms {
+		return t.Fail("event_log", attest.ReasonMalformed, "%d programs in PCR 4, more than %d", n, maxPrograms)
+	}
 	t.Pass("event_log", "%d events, %s", len(log.Events), c.EventLog)
 	return nil
 }
@@ -255,9 +272,12 @@ func boot(pcr map[int][]*eventlog.Event, cmdline string) Boot {
 			b.BootChain = append(b.BootChain, hex.EncodeToString(e.Digest))
 		}
 	}
-	b.stub(pcr[9], cmdline)
-	b.grub(pcr[8], pcr[9])
-	b.uki(pcr[11])
+	// GRUB reads files into the same PCR 9, and measures what it does into PCR 8.
+	if grub, ok := pcr[8]; ok && len(grub) == 0 {
+		b.stub(pcr[9], cmdline)
+	}
+	overriding, ok := pcr[12]
+	b.uki(pcr[11], ok && len(overriding) == 0)
 	return b
 }
 
@@ -299,8 +319,12 @@ func (b *Boot) stub(events []*eventlog.Event, cmdline string) {
 	default:
 		return
 	}
+	known := bytes.Equal(sum(utf16z(cmdline)), events[0].Digest) && printable(cmdline)
+	if b.Initrd == "" && !(known && !strings.Contains(cmdline, "initrd=")) {
+		return // it may name one, which the stub reads and does not measure
+	}
 	b.CmdlineDigest = hex.EncodeToString(events[0].Digest)
-	if hex.EncodeToString(sum(utf16z(cmdline))) == b.CmdlineDigest && printable(cmdline) {
+	if known {
 		b.Cmdline = cmdline
 	}
 }
@@ -318,58 +342,59 @@ func printable(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f || r > 0x7e })
 }
 
-// grub reads PCR 8 (commands, each covered by its digest) and PCR 9 (files).
-func (b *Boot) grub(commands, files []*eventlog.Event) {
-	var cmds, lines []string
-	var digest string
-	for _, e := range commands {
-		s, ok := e.Text()
+// readGRUB reads what the log calls GRUB's commands (PCR 8) and files (PCR 9).
+func readGRUB(pcr map[int][]*eventlog.Event) *LogSays {
+	s := &LogSays{}
+	for _, e := range pcr[8] {
+		text, ok := e.Text()
 		if !ok || e.Type != eventlog.EVIPL {
-			return
+			return nil
 		}
-		cmds = append(cmds, s)
+		s.Commands = append(s.Commands, text)
 		if bytes.HasPrefix(e.Data, []byte("kernel_cmdline: ")) {
-			lines, digest = append(lines, s), hex.EncodeToString(e.Digest)
+			s.Cmdline = text
 		}
 	}
-	var digests []string
-	for _, e := range files {
+	for _, e := range pcr[9] {
 		if e.Type != eventlog.EVIPL {
-			return
+			return nil
 		}
-		digests = append(digests, hex.EncodeToString(e.Digest))
+		s.Files = append(s.Files, hex.EncodeToString(e.Digest))
 	}
-	b.GRUBCommands, b.GRUBFiles = cmds, digests
-	if len(lines) == 1 && b.CmdlineDigest == "" {
-		// The label is hearsay, but a command line is always behind "linux PATH", and that has the text twice.
-		if slices.Contains(cmds, "linux "+lines[0]) {
-			b.Cmdline, b.CmdlineDigest = lines[0], digest
-		}
+	if s.Commands == nil && s.Files == nil {
+		return nil
 	}
+	return s
 }
 
 // ukiSections is systemd-stub's order of measurement (UKI specification, "PCR 11").
 var ukiSections = []string{".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile", ".dtbauto", ".hwids"}
 
 // uki reads PCR 11 as systemd-stub leaves it: for each section the digest of its
-// name with a NUL, then that of its content, each section once. Names are recognised by digest, not by label.
-func (b *Boot) uki(events []*eventlog.Event) {
-	names := map[string]string{}
-	for _, n := range ukiSections {
-		names[string(sum([]byte(n+"\x00")))] = n
+// name with a NUL, then that of its content, in its order, the kernel first. Names are recognised by
+// digest, not by label. ownCmdline: no other command line was used.
+func (b *Boot) uki(events []*eventlog.Event, ownCmdline bool) {
+	order := map[string]int{}
+	for i, n := range ukiSections {
+		order[string(sum([]byte(n+"\x00")))] = i
 	}
 	if len(events) == 0 || len(events)%2 != 0 {
 		return
 	}
-	sections := map[string]string{}
+	sections, last := map[string]string{}, -1
 	for pair := range slices.Chunk(events, 2) {
-		name, ok := names[string(pair[0].Digest)]
-		if _, twice := sections[name]; !ok || twice {
-			return
+		i, ok := order[string(pair[0].Digest)]
+		if !ok || i <= last || last < 0 && i != 0 {
+			return // a later program's, or nobody's
 		}
-		sections[name] = hex.EncodeToString(pair[1].Digest)
+		sections[ukiSections[i]], last = hex.EncodeToString(pair[1].Digest), i
 	}
-	if _, ok := sections[".linux"]; ok {
-		b.UKI = maps.Clone(sections)
+	// As for the stub: without an initrd of the image's, the command line may name another.
+	if sections[".initrd"] == "" && b.CmdlineDigest == "" {
+		ownCmdline = false
 	}
+	if !ownCmdline {
+		delete(sections, ".cmdline")
+	}
+	b.UKI = sections
 }

@@ -2,10 +2,12 @@ package tpmquote
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/eventlog"
 	"github.com/claviger/claviger/broker/strictjson"
 )
 
@@ -25,34 +27,52 @@ const (
 	maxWord  = 512
 )
 
-// explainedBySystemd says whether systemd's words lead from what the log replays to to the quoted value, and keeps them.
-func (c *Claims) explainedBySystemd(p attest.PCR, from, systemdLog []byte) bool {
+// explainedBySystemd says whether systemd's words lead from what the log replays to to the quoted value, and which.
+func explainedBySystemd(p attest.PCR, from, systemdLog []byte) (words []string, ok bool) {
+	var candidates [][]string
 	switch {
 	case p.Index == 9:
-		for _, words := range [][]string{wordsOfPCR9(systemdLog), {osSeparator, nvpcrSeparator}, {nvpcrSeparator}} {
-			if n := wordsTo(from, p.Digest, words); n > 0 {
-				c.SystemdWords = words[:n]
-				if slices.Contains(c.SystemdWords, osSeparator) {
-					c.OSSeparator = append(c.OSSeparator, pcrName(9))
-				}
-				return true
-			}
-		}
+		candidates = [][]string{wordsOfPCR9(systemdLog), {osSeparator, nvpcrSeparator}, {nvpcrSeparator}}
 	case p.Index == 11:
-		// An initrd without systemd leaves out the first two.
-		for _, phases := range [][]string{phaseNames, phaseNames[2:]} {
-			if n := wordsTo(from, p.Digest, phases); n > 0 {
-				c.SystemdPhase = phases[n-1]
-				return true
-			}
-		}
+		candidates = [][]string{phaseNames, phaseNames[2:]} // an initrd without systemd leaves out the first two
 	case p.Index < 8 || p.Index >= 12 && p.Index <= 14:
-		if wordsTo(from, p.Digest, []string{osSeparator}) > 0 {
-			c.OSSeparator = append(c.OSSeparator, pcrName(p.Index))
-			return true
+		candidates = [][]string{{osSeparator}}
+	}
+	for _, words := range candidates {
+		if n := wordsTo(from, p.Digest, words); n > 0 {
+			return words[:n], true
 		}
 	}
-	return false
+	return nil, false
+}
+
+// PhaseNone is Claims.SystemdPhase where none of systemd's phases was measured.
+const PhaseNone = "none"
+
+// addWords claims what systemd measured into PCRs that came out right, whether the
+// log has it as events or it follows the log: what a sender puts into the log is his choice.
+func (c *Claims) addWords(proven map[int][]*eventlog.Event, words map[int][]string) {
+	c.SystemdWords = words[9]
+	for _, n := range slices.Sorted(maps.Keys(proven)) {
+		measured := map[string]bool{}
+		for _, e := range proven[n] {
+			measured[string(e.Digest)] = true
+		}
+		for _, w := range words[n] {
+			measured[string(sum([]byte(w)))] = true
+		}
+		if n != 11 && measured[string(sum([]byte(osSeparator)))] {
+			c.OSSeparator = append(c.OSSeparator, pcrName(n))
+		}
+		if n == 11 {
+			c.SystemdPhase = PhaseNone
+			for _, phase := range phaseNames {
+				if measured[string(sum([]byte(phase)))] {
+					c.SystemdPhase = phase // the furthest: a word can be added, and none taken back
+				}
+			}
+		}
+	}
 }
 
 // phaseNames are the words for PCR 11, in order.
