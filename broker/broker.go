@@ -572,7 +572,7 @@ func SizeOf(err error) string {
 
 // stillAllowed asks once more whether anything in the record was revoked.
 func (b *Broker) stillAllowed(c attest.Claims, rec *Record) error {
-	subjects := append(subjectsOf(c), Subject{RevokePolicy, rec.PolicyDigest})
+	subjects := []Subject{{RevokePolicy, rec.PolicyDigest}}
 	for _, r := range rec.Resources {
 		subjects = append(subjects, Subject{RevokeResource, r.Path})
 		if !r.Unchanged {
@@ -582,7 +582,7 @@ func (b *Broker) stillAllowed(c attest.Claims, rec *Record) error {
 	if rec.Session != "" {
 		subjects = append(subjects, Subject{RevokeSession, rec.Session})
 	}
-	return b.revoked(subjects...)
+	return b.evidenceRevoked(c, subjects...)
 }
 
 // ours says whether evidence was not believed for want of something that the
@@ -669,11 +669,11 @@ type allowed struct {
 
 // decide asks about every resource of the record.
 func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.Time) ([]allowed, error) {
-	subjects := subjectsOf(a.claims)
+	var session []Subject
 	if rec.Session != "" {
-		subjects = append(subjects, Subject{RevokeSession, rec.Session})
+		session = append(session, Subject{RevokeSession, rec.Session})
 	}
-	if err := b.revoked(subjects...); err != nil {
+	if err := b.evidenceRevoked(a.claims, session...); err != nil {
 		return nil, err
 	}
 	req, claims, to := a.req, a.claims, a.recipient

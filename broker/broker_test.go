@@ -115,6 +115,17 @@ func (f *fakeRevocations) Revoked(subjects ...broker.Subject) (broker.Subject, b
 	return broker.Subject{}, false, f.fault
 }
 
+func (f *fakeRevocations) RevokedMeasurement(digits int) (broker.Subject, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for s := range f.hits {
+		if s.Kind == broker.RevokeMeasurement && len(s.Value) == digits {
+			return s, true, f.fault
+		}
+	}
+	return broker.Subject{}, false, f.fault
+}
+
 func (f *fakeRevocations) add(s broker.Subject) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -16,7 +16,7 @@ type RevocationKind string
 // Kinds, with the form of Value.
 const (
 	RevokeChip          RevocationKind = "chip"           // Claims.ChipID
-	RevokeMeasurement   RevocationKind = "measurement"    // any of Claims.Measurements
+	RevokeMeasurement   RevocationKind = "measurement"    // any of Claims.Measurements and Claims.Components
 	RevokePolicy        RevocationKind = "policy"         // bundle digest, "sha256:…"
 	RevokeResource      RevocationKind = "resource"       // path
 	RevokeTCB           RevocationKind = "tcb"            // "{hardware_model}/{TCB status}"
@@ -103,6 +103,38 @@ type Revocation struct {
 // then releases nothing. Safe for concurrent use.
 type Revocations interface {
 	Revoked(subjects ...Subject) (Subject, bool, error)
+	// RevokedMeasurement is one of the measurements of that many hex digits that are revoked, if any is.
+	RevokedMeasurement(digits int) (Subject, bool, error)
+}
+
+// pcrDigits is the length of digests that a TPM's quote and log can have: SHA-256 in hex.
+const pcrDigits = 64
+
+// evidenceRevoked says whether anything about the evidence is revoked. Evidence that leaves out what
+// a revoked measurement could stand in is no better than one that shows it: a guest
+// would evade the revocation of its initrd by not sending the log.
+func (b *Broker) evidenceRevoked(c attest.Claims, more ...Subject) error {
+	subjects := append(subjectsOf(c), more...)
+	var omits []string
+	for _, of := range append([]attest.Claims{c}, c.Devices...) {
+		for _, d := range of.Components {
+			subjects = append(subjects, Subject{RevokeMeasurement, d})
+		}
+		for _, name := range of.Omits {
+			omits = append(omits, string(of.Type)+"."+name)
+		}
+	}
+	if err := b.revoked(subjects...); err != nil || len(omits) == 0 {
+		return err
+	}
+	hit, yes, err := b.cfg.Revocations.RevokedMeasurement(pcrDigits)
+	if err != nil {
+		return fmt.Errorf("%w: check revocations: %w", ErrUnavailable, err)
+	}
+	if yes {
+		return fmt.Errorf("%w: revoked: %s, and the evidence does not show that it is not there: it omits %s", ErrDenied, hit, strings.Join(omits, ", "))
+	}
+	return nil
 }
 
 func subjectsOf(c attest.Claims) []Subject {

@@ -124,6 +124,12 @@ type Claims struct {
 	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX,
 	// the types of software components for PSA, and after "platform_" for CCA, beside "rim", "rem0"….
 	Measurements map[string]string `json:"measurements"`
+	// Components are digests of programs, files and other things that an event log proves to have been measured, in order and each once,
+	// without what they are: a log's labels are not measured. Each can be revoked as a measurement.
+	Components []string `json:"components,omitempty"`
+	// Omits names what evidence of this type can have, and the guest left out ("event_log", "pcr2"). While any measurement is
+	// revoked that might stand there, such a guest gets nothing.
+	Omits []string `json:"omits,omitempty"`
 	// HostData is SNP HOST_DATA, TDX MRCONFIGID, SGX CONFIGID or the personalization value of a CCA realm.
 	HostData   string          `json:"host_data"`
 	ReportData string          `json:"report_data"`

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -271,4 +272,78 @@ func TestTPMRebooted(t *testing.T) {
 	if _, err := tpmdev.Open(tpmdev.Config{Path: filepath.Join(state, "none")}); err == nil || errors.Is(err, agent.ErrDenied) {
 		t.Errorf("a TPM that is not there: %v", err)
 	}
+}
+
+const rawPCRPolicy = `package claviger.release.raw
+
+import data.claviger.lib.reference
+import data.claviger.lib.tpm
+
+default allow := false
+
+allow if reference.match("tpm", ["pcr0", "pcr4"])
+
+deny contains r if some r in tpm.alone_denials
+
+deny contains r if some r in tpm.ak_denials
+
+deny contains r if some r in reference.denials("tpm", ["pcr0", "pcr4"])
+`
+
+// TestRevokedMeasurementLeftOut: an initrd's digest is revoked, and a guest that runs it leaves out what would show that.
+// What the policy does not ask for, the revocation does.
+func TestRevokedMeasurementLeftOut(t *testing.T) {
+	maker := testservers.NewTPMMaker(t)
+	socket := maker.StartTPM(t, filepath.Join(t.TempDir(), "tpm"), "guest1")
+	boot := testservers.NewBoot()
+	boot.Extend(t, socket)
+	b := Start(t, func(c *server.Config) {
+		addPolicy(t, c, "raw", rawPCRPolicy)
+		c.Evidence.TPM = server.TPM{EKRoots: maker.Root, EKIntermediates: maker.Intermediate}
+		c.Catalog = append(c.Catalog, server.Entry{Pattern: "raw/{vm}", Source: "local", Key: "raw/{vm}", Policy: "raw", CreateBytes: 32})
+	})
+	values := map[string]*pb.ReferenceValues{}
+	for name, v := range boot.Values() {
+		values[name] = &pb.ReferenceValues{Values: []string{v}}
+	}
+	b.putReferences(t, &pb.ReferenceSet{Name: "release-1", Type: "tpm", State: "active", Values: values})
+	var last *tpmdev.Device
+	with := func(log string, pcrs ...int) *agent.Client {
+		if last != nil {
+			last.Close() // it holds keys, for which a TPM has little room
+		}
+		var err error
+		if last, err = tpmdev.Open(tpmdev.Config{Path: socket, EventLog: log, PCRs: pcrs}); err != nil {
+			t.Fatal(err)
+		}
+		return b.clientOf(t, last)
+	}
+	t.Cleanup(func() { last.Close() })
+	log, none := boot.Log(t), filepath.Join(t.TempDir(), "none")
+	revoke := func(value string) {
+		t.Helper()
+		if _, err := b.Admin.Revoke(t.Context(), &pb.RevokeRequest{Revocation: &pb.Revocation{Kind: "measurement", Value: value, Reason: "hole"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get(t, with(none, 0, 4), "raw/vm")
+	// SHA-384 is of no PCR here: it stops nobody.
+	revoke(strings.Repeat("ab", 48))
+	get(t, with(none, 0, 4), "raw/vm")
+	// Another initrd's: whoever shows everything is not concerned.
+	other := strings.Repeat("cd", 32)
+	revoke(other)
+	get(t, with(log), "raw/vm")
+	denied(t, with(none), "raw/vm")
+	b.told(t, "omits tpm.event_log")
+	denied(t, with(log, 0, 4), "raw/vm")
+	b.told(t, "omits tpm.pcr1")
+	if _, err := b.Admin.Unrevoke(t.Context(), &pb.UnrevokeRequest{Kind: "measurement", Value: other}); err != nil {
+		t.Fatal(err)
+	}
+	get(t, with(none), "raw/vm")
+	revoke(hex.EncodeToString(boot.Initrd[:]))
+	denied(t, with(log), "raw/vm")
+	denied(t, with(none), "raw/vm")
+	denied(t, with(log, 0, 4), "raw/vm")
 }

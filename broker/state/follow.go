@@ -160,7 +160,8 @@ func unmarshal(b []byte, v any) error {
 // view is the shared configuration as it was at a revision.
 type view struct {
 	revision int64
-	revoked  map[broker.Subject]int // how many records revoke it
+	revoked  map[broker.Subject]int            // how many records revoke it
+	digests  map[int]map[string]broker.Subject // revoked measurements by length, and key of the record
 	subjects map[string]broker.Subject
 	sets     map[string]broker.ReferenceSet
 	entries  map[string]broker.CatalogEntry
@@ -174,7 +175,7 @@ type view struct {
 
 func newView() *view {
 	return &view{
-		revoked: map[broker.Subject]int{}, subjects: map[string]broker.Subject{}, sets: map[string]broker.ReferenceSet{},
+		revoked: map[broker.Subject]int{}, digests: map[int]map[string]broker.Subject{}, subjects: map[string]broker.Subject{}, sets: map[string]broker.ReferenceSet{},
 		entries: map[string]broker.CatalogEntry{}, blocked: map[string][]string{}, bad: map[string]Problem{},
 	}
 }
@@ -211,6 +212,13 @@ func (v *view) take(r record, c *changes) {
 	case strings.HasPrefix(r.key, revocations):
 		v.subjects[r.key] = r.subject
 		v.revoked[r.subject]++
+		if r.subject.Kind == broker.RevokeMeasurement {
+			n := len(r.subject.Value)
+			if v.digests[n] == nil {
+				v.digests[n] = map[string]broker.Subject{}
+			}
+			v.digests[n][r.key] = r.subject
+		}
 	case strings.HasPrefix(r.key, references):
 		v.sets[r.key] = r.set
 	case strings.HasPrefix(r.key, catalog):
@@ -226,6 +234,7 @@ func (v *view) forget(key string) {
 			delete(v.revoked, sub)
 		}
 		delete(v.subjects, key)
+		delete(v.digests[len(sub.Value)], key)
 	}
 	delete(v.sets, key)
 	delete(v.entries, key)
@@ -452,6 +461,19 @@ func (s *State) Revoked(subjects ...broker.Subject) (broker.Subject, bool, error
 		if _, ok := s.view.revoked[sub.Canonical()]; ok {
 			return sub, true, nil
 		}
+	}
+	return broker.Subject{}, false, nil
+}
+
+// RevokedMeasurement implements broker.Revocations, likewise.
+func (s *State) RevokedMeasurement(digits int) (broker.Subject, bool, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if p := s.stopped(); p != nil {
+		return broker.Subject{}, false, errors.New(p.Reason)
+	}
+	for _, sub := range s.view.digests[digits] {
+		return sub, true, nil
 	}
 	return broker.Subject{}, false, nil
 }

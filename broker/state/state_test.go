@@ -349,3 +349,30 @@ func TestSealedKey(t *testing.T) {
 		}
 	}
 }
+
+// TestRevokedMeasurement: one of that length, for as long as a record says so.
+func TestRevokedMeasurement(t *testing.T) {
+	s := open(t, nil, nil)
+	if _, _, err := s.RevokedMeasurement(64); err == nil {
+		t.Error("an answer without a view")
+	}
+	s.alive(time.Now())
+	d32, d48 := strings.Repeat("ab", 32), strings.Repeat("ab", 48)
+	one := func(key, kind, value string) Pair {
+		return Pair{Key: revocations + key, Value: []byte(`{"kind":"` + kind + `","value":"` + value + `"}`)}
+	}
+	want := func(after string, digits int, yes bool) {
+		t.Helper()
+		if sub, got, err := s.RevokedMeasurement(digits); got != yes || err != nil || yes && len(sub.Value) != digits {
+			t.Errorf("after %s: of %d digits %v, %t, %v", after, digits, sub, got, err)
+		}
+	}
+	s.apply(whole(one("chip/x", "chip", d32), one("measurement/a", "measurement", d48)))
+	want("a chip and a measurement", 64, false)
+	want("a chip and a measurement", 96, true)
+	s.apply(Update{Pairs: []Pair{one("measurement/b", "measurement", strings.ToUpper(d32)), one("measurement/c", "measurement", d32)}})
+	s.apply(Update{Pairs: []Pair{{Key: revocations + "measurement/b", Deleted: true}}})
+	want("one of two", 64, true)
+	s.apply(Update{Pairs: []Pair{one("measurement/c", "measurement", d48)}})
+	want("the other became another", 64, false)
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,9 +32,10 @@ const (
 
 // Limits on what of an event log becomes claims.
 const (
-	maxEvents    = 256
-	maxEventText = 4 << 10
-	maxPrograms  = 64 // in PCR 4; firmware, boot loaders and kernel are a handful
+	maxEvents     = 256
+	maxEventText  = 4 << 10
+	maxComponents = 1024
+	maxPrograms   = 64 // in PCR 4; firmware, boot loaders and kernel are a handful
 )
 
 // Claims are the claims of a TPM quote. Digests are lower-case hex.
@@ -66,6 +68,9 @@ type Claims struct {
 
 	Events        []Event `json:"events,omitempty"`
 	EventsOmitted int     `json:"events_omitted,omitempty"`
+
+	components []string // digests of all events in PCRs that came out right
+	tooMany    bool     // there are more
 }
 
 // AK is the attestation key.
@@ -158,6 +163,34 @@ func NewClaims(q Quote, pcrs []attest.PCR, ak AK, ek *EK) *Claims {
 	return c
 }
 
+// measuredPCRs are those into which firmware, boot loaders and systemd measure. The kernel fills 10 (IMA), and anybody those from 15 on.
+var measuredPCRs = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14}
+
+// AddTo adds to the normalised claims what they take from a quote: measurements, components, and what was left out.
+func (c *Claims) AddTo(claims *attest.Claims) {
+	if claims.Measurements == nil {
+		claims.Measurements = map[string]string{}
+	}
+	maps.Copy(claims.Measurements, c.Measurements())
+	seen := map[string]bool{}
+	for _, d := range c.components {
+		if !seen[d] {
+			seen[d] = true
+			claims.Components = append(claims.Components, d)
+		}
+	}
+	if c.EventLog == EventLogAbsent || c.tooMany {
+		claims.Omits = append(claims.Omits, "event_log")
+	}
+	for _, n := range measuredPCRs {
+		name := pcrName(n)
+		if _, quoted := c.PCRs[strconv.Itoa(n)]; !quoted || slices.Contains(c.PCRsUnexplained, name) {
+			claims.Omits = append(claims.Omits, name)
+		}
+	}
+	claims.TPM = c
+}
+
 // Measurements are the claims that reference values can list.
 func (c *Claims) Measurements() map[string]string {
 	m := map[string]string{}
@@ -223,6 +256,11 @@ func (c *Claims) Explain(t *dcap.Trail, raw []byte, pcrs []attest.PCR, hints Hin
 		}
 		if events, ok := proven[e.Register]; ok {
 			proven[e.Register] = append(events, e)
+			if len(c.components) < maxComponents {
+				c.components = append(c.components, hex.EncodeToString(e.Digest))
+			} else {
+				c.tooMany = true
+			}
 			c.addEvent(e)
 		}
 	}

@@ -204,3 +204,44 @@ func TestBootPrograms(t *testing.T) {
 		t.Errorf("%d programs: %v", maxPrograms+1, err)
 	}
 }
+
+// TestAddTo: every event of an explained PCR is a component, and what a guest leaves out is known.
+func TestAddTo(t *testing.T) {
+	all := []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14}
+	entries := []entry{{4, 0x80000003, "kernel", "x"}, {9, eventlog.EVIPL, "grub.cfg", "y"}, {9, eventlog.EVIPL, "initrd", "z"}, {9, eventlog.EVIPL, "initrd", "z"}}
+	log, pcrs := bootLog(entries, all...)
+	of := func(log []byte, pcrs []attest.PCR) (out attest.Claims) {
+		c := &Claims{PCRs: map[string]string{}, EventLog: EventLogAbsent}
+		for _, p := range pcrs {
+			c.PCRs[fmt.Sprint(p.Index)] = hex.EncodeToString(p.Digest)
+		}
+		if err := c.Explain(dcap.NewTrail("tpm"), log, pcrs, Hints{}); err != nil {
+			t.Fatal(err)
+		}
+		c.AddTo(&out)
+		return out
+	}
+	got := of(log, pcrs)
+	want := []string{hex.EncodeToString(sum([]byte("kernel"))), hex.EncodeToString(sum([]byte("grub.cfg"))), hex.EncodeToString(sum([]byte("initrd")))}
+	if !slices.Equal(got.Components, want) || got.Omits != nil || got.TPM == nil {
+		t.Errorf("components %v, omits %v", got.Components, got.Omits)
+	}
+	if got := of(nil, pcrs); !slices.Equal(got.Omits, []string{"event_log"}) || got.Components != nil {
+		t.Errorf("no log: components %v, omits %v", got.Components, got.Omits)
+	}
+	if got := of(log, pcrs[:3]); len(got.Omits) != len(all)-3 {
+		t.Errorf("three PCRs: omits %v", got.Omits)
+	}
+	// PCR 9 that the log does not explain.
+	short, _ := bootLog(entries[:2], all...)
+	if got := of(short, pcrs); !slices.Equal(got.Omits, []string{"pcr9"}) || !slices.Equal(got.Components, want[:1]) {
+		t.Errorf("PCR 9 not explained: components %v, omits %v", got.Components, got.Omits)
+	}
+	var many []entry
+	for i := range maxComponents + 1 {
+		many = append(many, entry{9, eventlog.EVIPL, fmt.Sprint(i), "x"})
+	}
+	if got := of(bootLog(many, all...)); !slices.Equal(got.Omits, []string{"event_log"}) || len(got.Components) != maxComponents {
+		t.Errorf("many: %d components, omits %v", len(got.Components), got.Omits)
+	}
+}

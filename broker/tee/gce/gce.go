@@ -123,10 +123,8 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	}
 
 	claims.Type, claims.Bound = attest.TypeGCE, bound && claims.Bound
-	for name, d := range tpm.Measurements() {
-		claims.Measurements[name] = d
-	}
-	claims.TPM, claims.GCE = tpm, out
+	tpm.AddTo(&claims)
+	claims.GCE = out
 	return claims, nil
 }
 

@@ -124,11 +124,10 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	claims := attest.Claims{
 		Type: attest.TypeTPM, HardwareModel: trust.model(), Bound: bound, ChipID: trust.chipID,
-		TCB:          attest.TCB{Status: attest.TCBUnknown},
-		Measurements: c.Measurements(),
-		ReportData:   hex.EncodeToString(q.ExtraData()),
-		Collateral:   attest.CollateralState{State: attest.CollateralFresh},
-		TPM:          c,
+		TCB:        attest.TCB{Status: attest.TCBUnknown},
+		ReportData: hex.EncodeToString(q.ExtraData()),
+		Collateral: attest.CollateralState{State: attest.CollateralFresh},
 	}
+	c.AddTo(&claims)
 	return claims, nil
 }
