@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +53,8 @@ type Config struct {
 	Leases   LeaseBook
 	Sessions SessionBook
 	Versions Versions
+	// Identities tells which names are one machine's; nil: only what one piece of evidence shows.
+	Identities IdentityBook
 	// Cache keeps copies of secrets whose policy allows that (Obligations.Cache); nil: none are kept.
 	Cache Cache
 	// Instance names this process among the brokers of a cluster; random if empty.
@@ -490,6 +493,9 @@ func (b *Broker) decideAndSpend(ctx context.Context, a appraisal, rec *Record, n
 	if serr := b.spend(ctx, a); serr != nil {
 		return nil, serr
 	}
+	if err == nil {
+		err = b.bindIdentities(ctx, a.claims)
+	}
 	return grants, err
 }
 
@@ -824,6 +830,13 @@ func (b *Broker) newRecord(a appraisal, resources []string, now time.Time) Recor
 		EvidenceType: c.Type, EvidenceDigest: digest(evidence), ClaimsDigest: digest(sha256.Sum256(doc)),
 		HardwareModel: c.HardwareModel, ChipID: c.ChipID, HostData: c.HostData, TCBStatus: c.TCB.Status, Advisories: c.TCB.Advisories,
 		Recipient: hex.EncodeToString(thumb[:]),
+	}
+	for _, of := range append([]attest.Claims{c}, c.Devices...) {
+		for _, id := range b.identities(of) {
+			if id != strings.ToLower(of.ChipID) {
+				rec.Identities = append(rec.Identities, id)
+			}
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Measurements)) {
 		rec.Measurements = append(rec.Measurements, name+"="+c.Measurements[name])

@@ -38,21 +38,31 @@ func (b *Broker) verifyAll(ctx context.Context, vs *verifiers, parts []part, now
 		return attest.Claims{}, err
 	}
 	type device struct {
-		typ  attest.Type
-		chip string
+		typ      attest.Type
+		identity string
 	}
-	known := map[device]bool{{claims.Type, claims.ChipID}: true}
+	known := map[device]bool{}
+	for _, id := range b.identities(claims) {
+		known[device{claims.Type, id}] = true
+	}
 	for _, p := range parts[1:] {
 		c, err := verify(ctx, vs.byType[p.evidence.Type], p.evidence, p.binding, b.cfg.Collateral, now)
 		if err != nil {
 			return attest.Claims{}, err
 		}
 		// One GPU that signs eight times is not eight GPUs. A device that does not say who it is may be any.
-		d := device{c.Type, c.ChipID}
-		if c.ChipID == "" || known[d] {
+		// Nor is one TPM, which has several keys, two TPMs.
+		twice := c.ChipID == ""
+		ids := b.identities(c)
+		for _, id := range ids {
+			twice = twice || known[device{c.Type, id}]
+		}
+		if twice {
 			return attest.Claims{}, attest.Errorf(string(c.Type)+".device", attest.ReasonMismatch, "a device comes twice, or does not say which it is")
 		}
-		known[d] = true
+		for _, id := range ids {
+			known[device{c.Type, id}] = true
+		}
 		// What rests on a simulated part is simulated.
 		claims.Simulated = claims.Simulated || c.Simulated
 		c.VouchedBy, c.Checks = claims.Type, nil

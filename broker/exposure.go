@@ -64,6 +64,9 @@ func (r Record) concerns(s Subject) bool {
 // Subjects are everything in the record that can be revoked.
 func (r Record) Subjects() []Subject {
 	out := []Subject{{RevokeTCB, r.HardwareModel + "/" + r.TCBStatus}, {RevokeChip, r.ChipID}, {RevokeWorkload, r.HostData}, {RevokePolicy, r.PolicyDigest}, {RevokeSession, r.Session}}
+	for _, id := range r.Identities {
+		out = append(out, Subject{RevokeChip, id})
+	}
 	for _, d := range r.Devices {
 		_, chip, _ := strings.Cut(d, "=")
 		out = append(out, Subject{RevokeChip, chip})

@@ -38,6 +38,7 @@ type Record struct {
 	ClaimsDigest   string      `json:"claims_digest"`   // "sha256:…" over the policy's input.attestation
 	HardwareModel  string      `json:"hardware_model"`
 	ChipID         string      `json:"chip_id,omitempty"`
+	Identities     []string    `json:"identities,omitempty"` // what else the machine and its devices are known by
 	HostData       string      `json:"host_data,omitempty"`
 	TCBStatus      string      `json:"tcb_status,omitempty"`
 	Advisories     []string    `json:"advisories,omitempty"`

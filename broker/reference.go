@@ -183,12 +183,16 @@ func (s ReferenceSet) validateOwner() error {
 	return nil
 }
 
+// SameMachine is the name under which a set lists identities of one machine, so
+// that revoking one revokes all. It is no claim: nothing is compared with it.
+const SameMachine = "same_machine"
+
 // digestBytes are the lengths of the claims that have always the same one. A
 // value of another length, or that is not in hex, matches nothing.
 var digestBytes = map[attest.Type]map[string]int{
-	attest.TypeSNP: {"measurement": 48, "host_data": 32, "chip_id": 64},
-	attest.TypeTDX: {"mrtd": 48, "rtmr0": 48, "rtmr1": 48, "rtmr2": 48, "rtmr3": 48, "mrseam": 48, "mrservicetd": 48, "host_data": 48, "chip_id": 16},
-	attest.TypeSGX: {"mrenclave": 32, "mrsigner": 32, "host_data": 64, "chip_id": 16},
+	attest.TypeSNP: {"measurement": 48, "host_data": 32, "chip_id": 64, SameMachine: 64},
+	attest.TypeTDX: {"mrtd": 48, "rtmr0": 48, "rtmr1": 48, "rtmr2": 48, "rtmr3": 48, "mrseam": 48, "mrservicetd": 48, "host_data": 48, "chip_id": 16, SameMachine: 16},
+	attest.TypeSGX: {"mrenclave": 32, "mrsigner": 32, "host_data": 64, "chip_id": 16, SameMachine: 16},
 }
 
 func checkReferenceValue(t attest.Type, claim, v string) error {

@@ -15,7 +15,7 @@ type RevocationKind string
 
 // Kinds, with the form of Value.
 const (
-	RevokeChip          RevocationKind = "chip"           // Claims.ChipID
+	RevokeChip          RevocationKind = "chip"           // any identity of the machine: Claims.ChipID, Claims.Identities, and what is known to be the same
 	RevokeMeasurement   RevocationKind = "measurement"    // any of Claims.Measurements and Claims.Components
 	RevokePolicy        RevocationKind = "policy"         // bundle digest, "sha256:…"
 	RevokeResource      RevocationKind = "resource"       // path
@@ -117,6 +117,9 @@ func (b *Broker) evidenceRevoked(c attest.Claims, more ...Subject) error {
 	subjects := append(subjectsOf(c), more...)
 	var omits []string
 	for _, of := range append([]attest.Claims{c}, c.Devices...) {
+		for _, id := range b.identities(of) {
+			subjects = append(subjects, Subject{RevokeChip, id})
+		}
 		for _, d := range of.Components {
 			subjects = append(subjects, Subject{RevokeMeasurement, d})
 		}
@@ -139,8 +142,8 @@ func (b *Broker) evidenceRevoked(c attest.Claims, more ...Subject) error {
 
 func subjectsOf(c attest.Claims) []Subject {
 	s := []Subject{{RevokeTCB, c.HardwareModel + "/" + c.TCB.Status}}
-	if c.ChipID != "" {
-		s = append(s, Subject{RevokeChip, c.ChipID})
+	for _, id := range identitiesOf(c) {
+		s = append(s, Subject{RevokeChip, id})
 	}
 	for _, m := range c.Measurements {
 		s = append(s, Subject{RevokeMeasurement, m})

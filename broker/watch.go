@@ -238,6 +238,13 @@ func (w *watch) attested(now time.Time) {
 	w.s.Broker, w.s.AttestedAt, w.s.ExpiresAt = w.b.cfg.Instance, now.UTC(), now.Add(w.b.cfg.SessionTTL).UTC()
 	w.s.Recipient, w.s.EvidenceType, w.s.HardwareModel, w.s.ChipID = thumbprint(w.a), c.Type, c.HardwareModel, c.ChipID
 	w.s.HostData, w.s.Simulated, w.s.Measurements, w.s.Subjects = c.HostData, c.Simulated, nil, subjectsOf(c)
+	for _, of := range append([]attest.Claims{c}, c.Devices...) {
+		for _, id := range w.b.identities(of) {
+			if s := (Subject{RevokeChip, id}); !slices.Contains(w.s.Subjects, s) {
+				w.s.Subjects = append(w.s.Subjects, s)
+			}
+		}
+	}
 	for name, v := range c.Measurements {
 		w.s.Measurements = append(w.s.Measurements, name+"="+v)
 	}

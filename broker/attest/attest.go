@@ -119,7 +119,11 @@ type Claims struct {
 	// the SHA-256 of the endorsement key (SubjectPublicKeyInfo) for a TPM, the device's public key for Keystone, the instance id for PSA
 	// and CCA, the PDI for NVIDIA; empty for a VLEK and for Nitro.
 	ChipID string `json:"chip_id"`
-	TCB    TCB    `json:"tcb"`
+	// Identities are further names of the machine in this evidence: the PPID beside the PIID, the digests of a TPM's attestation key and
+	// of another endorsement key; for a VLEK the CHIP_ID that the firmware wrote, which no key of the chip confirms. They are
+	// for revocation and denials: ChipID alone is for a policy to compare.
+	Identities []string `json:"identities,omitempty"`
+	TCB        TCB      `json:"tcb"`
 	// Measurements by the vendor's name in lower case: "measurement" for SNP,
 	// "mrtd", "rtmr0"… for TDX, "pcr0"… and what the event log shows for a TPM, "mrenclave" and "mrsigner" for SGX,
 	// the types of software components for PSA, and after "platform_" for CCA, beside "rim", "rem0"….

@@ -78,6 +78,15 @@ func (p PCK) ChipID() string {
 	return hex.EncodeToString(id[:])
 }
 
+// Identities are what names the machine beside ChipID: the PPID where there is
+// a platform instance id, which a factory reset may change.
+func (p PCK) Identities() []string {
+	if p.Platform == nil || p.PPID == [16]byte{} {
+		return nil
+	}
+	return []string{hex.EncodeToString(p.PPID[:])}
+}
+
 // pckChain is a chain whose signatures lead to a trusted root. Its dates and
 // revocation are looked at on each use.
 type pckChain struct {

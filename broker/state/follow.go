@@ -29,6 +29,7 @@ var bundleDigest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 // Kinds of Problem. KindStore is of those who have a store to tell about.
 const (
 	KindRevocation = "revocation"
+	KindIdentity   = "identity"
 	KindReference  = "reference_set"
 	KindCatalog    = "catalog_entry"
 	KindPin        = "policy_pin"
@@ -50,6 +51,7 @@ type Problem struct {
 
 // record is a pair of the shared configuration, decoded.
 type record struct {
+	machine []string // identities
 	key     string
 	deleted bool
 	subject broker.Subject
@@ -92,6 +94,13 @@ func decode(p Pair) record {
 		r.subject = v.Canonical()
 		if err != nil { // it might be about anything
 			r.problem = &Problem{Kind: KindRevocation, Name: p.Key, Reason: fmt.Sprintf("does not decode: %v", err), Stops: "all", StopsAll: true}
+		}
+	case strings.HasPrefix(p.Key, identities):
+		var m machine
+		err := json.Unmarshal(p.Value, &m)
+		if r.machine = m.Identities; err != nil || len(r.machine) < 2 || len(r.machine) > broker.MaxIdentities {
+			r.machine = nil
+			r.problem = &Problem{Kind: KindIdentity, Name: p.Key, Reason: fmt.Sprintf("does not decode, or has not 2 to %d identities: %v", broker.MaxIdentities, err), Stops: "none"}
 		}
 	case strings.HasPrefix(p.Key, references):
 		name := strings.TrimPrefix(p.Key, references)
@@ -163,6 +172,8 @@ type view struct {
 	revoked  map[broker.Subject]int            // how many records revoke it
 	digests  map[int]map[string]broker.Subject // revoked measurements by length, and key of the record
 	subjects map[string]broker.Subject
+	machines map[string][]string        // identities of one machine
+	of       map[string]map[string]bool // by identity, the keys of machines that have it
 	sets     map[string]broker.ReferenceSet
 	entries  map[string]broker.CatalogEntry
 	blocked  map[string][]string // patterns of entries that cannot be used
@@ -175,7 +186,7 @@ type view struct {
 
 func newView() *view {
 	return &view{
-		revoked: map[broker.Subject]int{}, digests: map[int]map[string]broker.Subject{}, subjects: map[string]broker.Subject{}, sets: map[string]broker.ReferenceSet{},
+		revoked: map[broker.Subject]int{}, digests: map[int]map[string]broker.Subject{}, subjects: map[string]broker.Subject{}, machines: map[string][]string{}, of: map[string]map[string]bool{}, sets: map[string]broker.ReferenceSet{},
 		entries: map[string]broker.CatalogEntry{}, blocked: map[string][]string{}, bad: map[string]Problem{},
 	}
 }
@@ -190,7 +201,7 @@ type changes struct {
 // take replaces what is known of a record's key.
 func (v *view) take(r record, c *changes) {
 	v.forget(r.key)
-	c.any = true
+	c.any = c.any || !strings.HasPrefix(r.key, identities) || v.anyRevoked(r.machine)
 	switch {
 	case strings.HasPrefix(r.key, references):
 		c.references = true
@@ -219,8 +230,11 @@ func (v *view) take(r record, c *changes) {
 			}
 			v.digests[n][r.key] = r.subject
 		}
+	case strings.HasPrefix(r.key, identities):
+		v.join(r.key, r.machine)
 	case strings.HasPrefix(r.key, references):
 		v.sets[r.key] = r.set
+		v.join(r.key, r.set.Values[broker.SameMachine])
 	case strings.HasPrefix(r.key, catalog):
 		v.entries[r.key] = r.entry
 	case r.key == policyPin:
@@ -236,6 +250,12 @@ func (v *view) forget(key string) {
 		delete(v.subjects, key)
 		delete(v.digests[len(sub.Value)], key)
 	}
+	for _, id := range v.machines[key] {
+		if delete(v.of[id], key); len(v.of[id]) == 0 {
+			delete(v.of, id)
+		}
+	}
+	delete(v.machines, key)
 	delete(v.sets, key)
 	delete(v.entries, key)
 	delete(v.blocked, key)
@@ -256,6 +276,48 @@ func (v *view) forget(key string) {
 	}
 }
 
+// join notes that ids are one machine's, as the record under key says.
+func (v *view) join(key string, ids []string) {
+	for _, id := range ids {
+		if v.of[id] == nil {
+			v.of[id] = map[string]bool{}
+		}
+		v.of[id][key] = true
+	}
+	if len(ids) > 0 {
+		v.machines[key] = ids
+	}
+}
+
+// same is ids and all that records, one after another, say to be the same machine's: at most maxSame.
+func (v *view) same(ids []string) []string {
+	out, seen := slices.Clone(ids), map[string]bool{}
+	for _, id := range out {
+		seen[id] = true
+	}
+	for i := 0; i < len(out) && len(out) < maxSame; i++ {
+		for key := range v.of[out[i]] {
+			for _, id := range v.machines[key] {
+				if !seen[id] {
+					seen[id] = true
+					out = append(out, id)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// anyRevoked says whether one of the machine's identities is revoked.
+func (v *view) anyRevoked(ids []string) bool {
+	for _, id := range v.same(ids) {
+		if v.revoked[broker.Subject{Kind: broker.RevokeChip, Value: id}] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // count is how many records there are besides key of its kind.
 func (v *view) count(key string) int {
 	n := 0
@@ -264,6 +326,8 @@ func (v *view) count(key string) int {
 		if n = len(v.subjects); hasKey(v.subjects, key) {
 			n--
 		}
+	case strings.HasPrefix(key, identities):
+		n = len(v.machines)
 	case strings.HasPrefix(key, references):
 		if n = len(v.sets); hasKey(v.sets, key) {
 			n--
@@ -314,7 +378,7 @@ func (s *State) apply(u Update) {
 			s.log.Error("a record of the shared state is not in force", "key", r.key, "reason", p.Reason, "stops", p.Stops)
 		}
 	}
-	c := changes{any: true}
+	c := changes{any: u.Whole || len(records) == 0}
 	next := newView()
 	if u.Whole { // built beside the old one, which goes on being asked meanwhile
 		c.references, c.catalog, c.pin = true, true, true
@@ -335,7 +399,7 @@ func (s *State) apply(u Update) {
 		c.since = s.now()
 	}
 	s.due = changes{
-		references: c.references || s.due.references, catalog: c.catalog || s.due.catalog, pin: c.pin || s.due.pin, any: true, since: c.since,
+		references: c.references || s.due.references, catalog: c.catalog || s.due.catalog, pin: c.pin || s.due.pin, any: c.any || s.due.any, since: c.since,
 	}
 	s.move()
 	s.mu.Unlock()
@@ -415,7 +479,9 @@ func (s *State) enforceOnce() {
 	s.refused, s.telling, s.inForce = refused, changes{}, rev
 	s.move()
 	s.mu.Unlock()
-	wake(s.tell)
+	if c.any { // a new machine of a fleet concerns nobody else
+		wake(s.tell)
+	}
 }
 
 // move wakes those who wait for a change to be in force. s.mu is held.

@@ -22,6 +22,7 @@ const (
 	nonces      = "nonces/"
 	config      = "config/" // watched as one: revocations, references, catalog, policy pin
 	revocations = config + "revocations/"
+	identities  = config + "identities/" // which names are one machine's
 	references  = config + "references/"
 	catalog     = config + "catalog/"
 	policyPin   = config + "policy-pin"

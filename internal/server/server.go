@@ -396,7 +396,7 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	instance := rand.Text()[:12]
 	s.feed = feed.New(feed.Config{KV: s.kv, Sources: sources, Instance: instance, Interval: time.Duration(s.cfg.Sessions.Poll), Logger: s.log})
 	s.broker, err = broker.New(broker.Config{
-		Identity: s.id, Nonces: nonces, Verifiers: verifiers.Verifiers, Activator: verifiers.TPM, Collateral: s.collateral, Policy: s.engine, Revocations: s.state, Store: s.state,
+		Identity: s.id, Nonces: nonces, Verifiers: verifiers.Verifiers, Activator: verifiers.TPM, Collateral: s.collateral, Policy: s.engine, Revocations: s.state, Identities: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
 		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
 		OwnerTTL: time.Duration(s.cfg.Sessions.OwnerTTL), ResumeTime: time.Duration(s.cfg.Sessions.Resume),

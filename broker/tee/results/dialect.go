@@ -21,6 +21,7 @@ type appraisal struct {
 	migratable   answer
 	cpuTEE       bool
 	simulated    bool
+	identities   []string // of all its CPUs
 	chipID       string
 	tcb          attest.TCB
 	measurements map[string]string

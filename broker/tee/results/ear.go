@@ -95,6 +95,9 @@ func (a *appraisal) join(parts []part) error {
 		if i == 0 {
 			a.debuggable, a.migratable, a.cpuTEE = p.debuggable, p.migratable, p.genuine
 		}
+		if p.chipID != "" && len(cpus) > 1 {
+			a.identities = append(a.identities, p.chipID)
+		}
 		a.debuggable, a.migratable = worst(a.debuggable, p.debuggable), worst(a.migratable, p.migratable)
 		a.cpuTEE = a.cpuTEE && p.genuine
 		if p.genuine || genuine == 0 && i == 0 {

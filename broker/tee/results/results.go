@@ -228,7 +228,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 	return attest.Claims{
 		Type: attest.TypeResult, HardwareModel: a.hardware, Bound: bound,
-		Debuggable: a.debuggable != no, Migratable: a.migratable != no, Unstated: a.unstated(), BoundToCPUTEE: a.cpuTEE && a.migratable != yes, Simulated: a.simulated, ChipID: a.chipID, TCB: a.tcb,
+		Debuggable: a.debuggable != no, Migratable: a.migratable != no, Unstated: a.unstated(), BoundToCPUTEE: a.cpuTEE && a.migratable != yes, Simulated: a.simulated, ChipID: a.chipID, Identities: a.identities, TCB: a.tcb,
 		Measurements: a.measurements, HostData: a.hostData, ReportData: hex.EncodeToString(data),
 		Collateral: attest.CollateralState{State: attest.CollateralFresh},
 		Result: &Claims{

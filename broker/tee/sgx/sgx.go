@@ -116,6 +116,7 @@ func makeClaims(q *dcap.Quote, res dcap.Result, bound bool) attest.Claims {
 		BoundToCPUTEE: true,
 		Simulated:     res.Simulated,
 		ChipID:        res.PCK.ChipID(),
+		Identities:    res.PCK.Identities(),
 		TCB:           res.TCB,
 		Measurements: map[string]string{
 			"mrenclave": hex.EncodeToString(e.MRENCLAVE[:]),

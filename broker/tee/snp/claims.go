@@ -42,7 +42,7 @@ type Claims struct {
 	CPUIDFamID *uint8 `json:"cpuid_fam_id,omitempty"`
 	CPUIDModID *uint8 `json:"cpuid_mod_id,omitempty"`
 	CPUIDStep  *uint8 `json:"cpuid_step,omitempty"`
-	// ChipID is CHIP_ID: 64 bytes, on Turin its first 8. Empty if the host masks it.
+	// ChipID is CHIP_ID: 64 bytes, on Turin its first 8. Empty if the host masks it. With a VLEK it is the firmware's word alone.
 	ChipID       string `json:"chip_id"`
 	ChipIDMasked bool   `json:"chip_id_masked"`
 	// Versions of the firmware that runs, and of the oldest it can be rolled back to.
@@ -239,6 +239,10 @@ func (r *report) claims(ch *chain, model string) attest.Claims {
 	if chipID == "" {
 		chipID = c.HWID
 	}
+	var identities []string
+	if r.signingKey == keyVLEK && chipID != "" { // a provider's, for all its chips
+		chipID, identities = "", []string{chipID}
+	}
 	return attest.Claims{
 		Type:          attest.TypeSNP,
 		HardwareModel: model,
@@ -247,6 +251,7 @@ func (r *report) claims(ch *chain, model string) attest.Claims {
 		BoundToCPUTEE: true,
 		Simulated:     ch.root.simulated,
 		ChipID:        chipID,
+		Identities:    identities,
 		TCB:           attest.TCB{Status: attest.TCBUnknown, Advisories: []string{}},
 		Measurements:  map[string]string{"measurement": c.Measurement},
 		HostData:      c.HostData,

@@ -11,6 +11,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -410,4 +411,22 @@ func TestCRLGoesBack(t *testing.T) {
 	wantFailure(t, cl, err, checkCRL, attest.ReasonCollateralExpired)
 	cl, err = verify(at(revoking))
 	wantFailure(t, cl, err, checkRevocation, attest.ReasonRevoked)
+}
+
+// TestVLEKChip: a VLEK is one key of a provider's for all its chips. What the report calls the chip can be revoked, and is no chip id.
+func TestVLEKChip(t *testing.T) {
+	l := newLab(t)
+	chip := bytes.Repeat([]byte{0xee}, 64)
+	for name, tc := range map[string]struct {
+		chip []byte
+		want []string
+	}{"named": {chip, []string{hex.EncodeToString(chip)}}, "masked": {make([]byte, 64), nil}} {
+		c, err := l.verify(t, evidence(t, l.device(t, teesim.DeviceOptions{VLEK: true}), teesim.ReportOptions{Patch: func(b []byte) { copy(b[0x1a0:], tc.chip) }}))
+		if err != nil || c.ChipID != "" || !slices.Equal(c.Identities, tc.want) || outcome(c, checkChipID) != attest.Skipped {
+			t.Errorf("%s: chip %.8q, identities %.8q, %v", name, c.ChipID, c.Identities, err)
+		}
+	}
+	if c, err := l.verify(t, evidence(t, l.device(t, teesim.DeviceOptions{}), teesim.ReportOptions{})); err != nil || c.ChipID == "" || c.Identities != nil {
+		t.Errorf("VCEK: chip %.8q, identities %.8q, %v", c.ChipID, c.Identities, err)
+	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/claviger/claviger/broker/attest"
 	"github.com/claviger/claviger/broker/certs"
 	"github.com/claviger/claviger/broker/dcap"
+	"github.com/claviger/claviger/broker/memo"
 	"github.com/claviger/claviger/broker/pemfile"
 	"github.com/claviger/claviger/broker/strictjson"
 	"github.com/claviger/claviger/broker/tpmquote"
@@ -242,8 +243,10 @@ func clip(s string) string { return s[:min(len(s), 256)] }
 type trust struct {
 	how    string
 	chipID string
-	ek     *tpmquote.EK
-	issuer string
+	// identities are what names this TPM beside chipID
+	identities []string
+	ek         *tpmquote.EK
+	issuer     string
 }
 
 func (t trust) model() string {
@@ -287,7 +290,19 @@ func (v *Verifier) trustAK(t *dcap.Trail, ev attest.Evidence, r attest.TPMReport
 		return fail(attest.ReasonMismatch, "the credential was not activated: the attestation key is not in the TPM of this endorsement key")
 	}
 	t.Pass("ak_activation", "in one TPM with endorsement key %s… of %s", k.EK.Digest[:16], k.EK.Issuer)
-	return trust{how: tpmquote.TrustActivation, chipID: k.EK.Digest, ek: &k.EK, issuer: k.EK.Issuer}, nil
+	// A TPM has an endorsement key of each algorithm, and its attestation key is proven to be in it by any of them. The first that
+	// was used is the TPM's name, so that another one makes no other chip of it.
+	chip, _ := v.chips.Get(memo.Key(ak.Name), func() (string, error) { return k.EK.Digest, nil })
+	spki, err := x509.MarshalPKIXPublicKey(ak.Public)
+	if err != nil {
+		return fail(attest.ReasonInternal, "encode the attestation key: %w", err)
+	}
+	of := sha256.Sum256(spki)
+	ids := []string{hex.EncodeToString(of[:])}
+	if chip != k.EK.Digest {
+		ids = append(ids, k.EK.Digest)
+	}
+	return trust{how: tpmquote.TrustActivation, chipID: chip, identities: ids, ek: &k.EK, issuer: k.EK.Issuer}, nil
 }
 
 func (v *Verifier) certifiedAK(t *dcap.Trail, endorsements []byte, ak tpmquote.Key, now time.Time) (trust, error) {

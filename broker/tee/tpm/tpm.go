@@ -43,6 +43,7 @@ type Verifier struct {
 	cfg     Config
 	ekRoots *certs.Authorities
 	akRoots *certs.Authorities
+	chips   memo.Memo[string]       // the chip id of a TPM by the name of an attestation key in it
 	keys    memo.Memo[tpmquote.Key] // parsed AKs of guests whose evidence was believed
 }
 
@@ -123,7 +124,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 		v.keys.Keep(digest, ak)
 	}
 	claims := attest.Claims{
-		Type: attest.TypeTPM, HardwareModel: trust.model(), Bound: bound, ChipID: trust.chipID,
+		Type: attest.TypeTPM, HardwareModel: trust.model(), Bound: bound, ChipID: trust.chipID, Identities: trust.identities,
 		TCB:        attest.TCB{Status: attest.TCBUnknown},
 		ReportData: hex.EncodeToString(q.ExtraData()),
 		Collateral: attest.CollateralState{State: attest.CollateralFresh},
