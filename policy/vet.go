@@ -46,6 +46,9 @@ func vet(s *sources, c *ast.Compiler, config map[string]any) Problems {
 		}
 		v.references(m, s.loose[key])
 		v.inputs(m)
+		if release {
+			v.signedBlock(m)
+		}
 		v.comparisons(s.modules[key])
 		v.conditions(s.modules[key])
 	}
@@ -234,6 +237,27 @@ func (v *vetter) inputs(m *ast.Module) {
 		v.say(at, "%s is in no input, so what asks for it is never true", ref[:n])
 		return false
 	})
+}
+
+// signedBlock refuses a policy that asks for a GUEST_SVN and not for who signed it: the number
+// stands in the ID block, and firmware takes one that anybody signed (SEV-SNP ABI, SNP_LAUNCH_FINISH).
+func (v *vetter) signedBlock(m *ast.Module) {
+	var at *ast.Location
+	signer := false
+	ast.WalkRefs(m, func(ref ast.Ref) bool {
+		switch name, _ := ref[len(ref)-1].Value.(ast.String); name {
+		case "guest_svn_denials", "guest_svn":
+			if ref[0].Location != nil && at == nil {
+				at = ref[0].Location
+			}
+		case "id_key_denials", "author_key_denials", "id_key_digest", "author_key_digest":
+			signer = true
+		}
+		return false
+	})
+	if at != nil && !signer {
+		v.say(at, "GUEST_SVN is the word of whoever signed the ID block, and anybody can sign one: say who, with snp.id_key_denials or snp.author_key_denials")
+	}
 }
 
 // unknownInput is how much of ref it takes to name what no input has, or 0.

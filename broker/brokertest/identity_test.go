@@ -209,6 +209,53 @@ func TestOneTPMOneChip(t *testing.T) {
 	}
 }
 
+// TestObfuscated: a TPM obfuscates its firmware's version and its counts for keys outside of the endorsement and platform
+// hierarchy. The guest chooses the key, so that nothing is claimed with one of the owner's, nor with one that nobody vouches for.
+func TestObfuscated(t *testing.T) {
+	s, maker := startRawTPM(t), newVendor(t)
+	v, err := tpm.New(tpm.Config{EKRoots: []*x509.Certificate{maker.cert}, TicketKey: make([]byte, 32), Unvouched: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		hierarchy tpm2.TPMHandle
+		activated bool
+		want      bool
+	}{
+		"endorsement":                   {tpm2.TPMRHEndorsement, true, true},
+		"platform":                      {tpm2.TPMRHPlatform, true, true},
+		"owner":                         {tpm2.TPMRHOwner, true, false},
+		"endorsement, nobody's word":    {tpm2.TPMRHEndorsement, false, false},
+		"null, which goes with a reset": {tpm2.TPMRHNull, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := rawTPM{t, s.tpm}
+			ak, akName, akPub := s.primary(tc.hierarchy, restrictedKey(7))
+			digest := sha256.Sum256([]byte("transcript"))
+			bind := attest.Unbound()
+			var ticket, secret []byte
+			if tc.activated {
+				ek, ekName, ekPub := s.primary(tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate)
+				cert, _ := maker.certify(ekPub, 20)
+				ch, err := v.Activate(attest.TPMActivation{EKCertificates: [][]byte{cert}, EKPublic: ekPub, AKPublic: akPub}, now)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ticket, secret, bind = ch.Ticket, s.activate(ak, akName, ek, ekName, ch.CredentialBlob, ch.EncryptedSecret), attest.BindExact(digest[:])
+			}
+			c, err := v.Verify(t.Context(), s.evidence(ak, akName, akPub, digest[:], ticket, secret), bind, nil, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := c.TPM.(*tpmquote.Claims)
+			if said := got.FirmwareVersion != ""; said != tc.want || said != (got.ResetCount != nil) || said != (got.RestartCount != nil) {
+				t.Errorf("firmware %q, resets %v, restarts %v; want them: %t", got.FirmwareVersion, got.ResetCount, got.RestartCount, tc.want)
+			}
+		})
+	}
+}
+
 // TestRevokedTPM: of a TPM that is revoked by one of its endorsement keys, neither that nor the other gets anything, nor
 // the attestation key that the two have in common.
 func TestRevokedTPM(t *testing.T) {

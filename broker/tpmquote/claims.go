@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,12 +42,15 @@ type Claims struct {
 	AK AK  `json:"ak"`
 	EK *EK `json:"ek,omitempty"` // absent where the AK has a certificate of its own
 
-	FirmwareVersion string `json:"firmware_version"` // as 16 hex digits
-	// Clock is TPMS_CLOCK_INFO. reset_count counts boots; safe is false after the TPM lost power unexpectedly.
-	Clock        string `json:"clock_ms"`
-	ResetCount   uint32 `json:"reset_count"`
-	RestartCount uint32 `json:"restart_count"`
-	Safe         bool   `json:"safe"`
+	// Clock is TPMS_CLOCK_INFO. safe is false after the TPM lost power unexpectedly.
+	Clock string `json:"clock_ms"`
+	Safe  bool   `json:"safe"`
+	// FirmwareVersion, as 16 hex digits, and the counts of resets (boots) and restarts. A TPM obfuscates them for keys outside of the
+	// endorsement and platform hierarchy (TPM 2.0 Library, Part 1, "Obfuscation"), and the guest chooses the key: they are there only for
+	// an activated AK that is a primary key of one of these.
+	FirmwareVersion string  `json:"firmware_version,omitempty"`
+	ResetCount      *uint32 `json:"reset_count,omitempty"`
+	RestartCount    *uint32 `json:"restart_count,omitempty"`
 
 	PCRs            map[string]string `json:"pcrs"` // the quoted ones of the SHA-256 bank, by number
 	EventLog        string            `json:"event_log"`
@@ -75,7 +77,7 @@ type Claims struct {
 
 // AK is the attestation key.
 type AK struct {
-	Name      string `json:"name"` // TPM name: algorithm and digest of its public area
+	Name      string `json:"name"` // TPM name: algorithm and digest of its public area; empty where a certificate vouches for the key, and nobody for the rest of that
 	Algorithm string `json:"algorithm"`
 	Trust     string `json:"trust"` // one of Trust…
 	Issuer    string `json:"issuer,omitempty"`
@@ -151,14 +153,16 @@ type Variable struct {
 func NewClaims(q Quote, pcrs []attest.PCR, ak AK, ek *EK) *Claims {
 	c := &Claims{
 		AK: ak, EK: ek,
-		FirmwareVersion: fmt.Sprintf("%016x", q.attest.FirmwareVersion),
-		Clock:           strconv.FormatUint(q.attest.ClockInfo.Clock, 10),
-		ResetCount:      q.attest.ClockInfo.ResetCount, RestartCount: q.attest.ClockInfo.RestartCount,
-		Safe: bool(q.attest.ClockInfo.Safe),
-		PCRs: map[string]string{}, EventLog: EventLogAbsent, Boot: Boot{SecureBoot: SecureBootUnknown},
+		Clock: strconv.FormatUint(q.attest.ClockInfo.Clock, 10),
+		Safe:  bool(q.attest.ClockInfo.Safe),
+		PCRs:  map[string]string{}, EventLog: EventLogAbsent, Boot: Boot{SecureBoot: SecureBootUnknown},
 	}
 	for _, p := range pcrs {
 		c.PCRs[strconv.Itoa(p.Index)] = hex.EncodeToString(p.Digest)
+	}
+	if name, err := hex.DecodeString(ak.Name); err == nil && ak.Trust == TrustActivation && q.inClearHierarchy(name) {
+		c.FirmwareVersion = fmt.Sprintf("%016x", q.attest.FirmwareVersion)
+		c.ResetCount, c.RestartCount = new(q.attest.ClockInfo.ResetCount), new(q.attest.ClockInfo.RestartCount)
 	}
 	return c
 }
@@ -167,11 +171,14 @@ func NewClaims(q Quote, pcrs []attest.PCR, ak AK, ek *EK) *Claims {
 var measuredPCRs = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14}
 
 // AddTo adds to the normalised claims what they take from a quote: measurements, components, and what was left out.
-func (c *Claims) AddTo(claims *attest.Claims) {
+// prefix is put before the names of measurements, where nothing ties the TPM to the machine that the other claims are about.
+func (c *Claims) AddTo(claims *attest.Claims, prefix string) {
 	if claims.Measurements == nil {
 		claims.Measurements = map[string]string{}
 	}
-	maps.Copy(claims.Measurements, c.Measurements())
+	for name, d := range c.Measurements() {
+		claims.Measurements[prefix+name] = d
+	}
 	seen := map[string]bool{}
 	for _, d := range c.components {
 		if !seen[d] {

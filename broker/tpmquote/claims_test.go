@@ -218,7 +218,7 @@ func TestAddTo(t *testing.T) {
 		if err := c.Explain(dcap.NewTrail("tpm"), log, pcrs, Hints{}); err != nil {
 			t.Fatal(err)
 		}
-		c.AddTo(&out)
+		c.AddTo(&out, "")
 		return out
 	}
 	got := of(log, pcrs)

@@ -14,6 +14,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/big"
@@ -60,6 +61,28 @@ func Parse(raw, signature []byte) (Quote, error) {
 
 // ExtraData is the qualifying data that the TPM was given for the quote.
 func (q Quote) ExtraData() []byte { return q.attest.ExtraData.Buffer }
+
+// inClearHierarchy says that the key of that name, which signed, is a primary key
+// of the endorsement or platform hierarchy: its qualified name is the digest of the
+// hierarchy's handle and its name (Part 1, "Qualified Name").
+func (q Quote) inClearHierarchy(name []byte) bool {
+	if len(name) < 2 {
+		return false
+	}
+	hash, err := tpm2.TPMIAlgHash(binary.BigEndian.Uint16(name)).Hash()
+	if err != nil {
+		return false
+	}
+	for _, hierarchy := range []tpm2.TPMHandle{tpm2.TPMRHEndorsement, tpm2.TPMRHPlatform} {
+		h := hash.New()
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(hierarchy)))
+		h.Write(name)
+		if bytes.Equal(q.attest.QualifiedSigner.Buffer, h.Sum(slices.Clone(name[:2]))) {
+			return true
+		}
+	}
+	return false
+}
 
 // Verify makes two checks, quote_signature and pcrs: the key signed the quote,
 // and it covers exactly the PCRs sent. The error is an *attest.Error.

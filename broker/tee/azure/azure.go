@@ -118,7 +118,7 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	}
 
 	claims.Type, claims.Bound, claims.ReportData = attest.TypeAzure, bound, hex.EncodeToString(q.ExtraData())
-	tpm.AddTo(&claims)
+	tpm.AddTo(&claims, "")
 	digest := sha256.Sum256(spki)
 	claims.Azure = newClaims(hcl, data, hex.EncodeToString(digest[:]), b)
 	return claims, nil

@@ -123,7 +123,7 @@ func (v *Verifier) verify(ctx context.Context, t *dcap.Trail, ev attest.Evidence
 	}
 
 	claims.Type, claims.Bound = attest.TypeGCE, bound && claims.Bound
-	tpm.AddTo(&claims)
+	tpm.AddTo(&claims, "vtpm_") // Google's host runs it, and no CPU says whose it is
 	claims.GCE = out
 	return claims, nil
 }

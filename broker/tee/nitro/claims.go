@@ -36,10 +36,13 @@ func (d *document) claims(bound, simulated bool, subject string) attest.Claims {
 		PublicKey: hex.EncodeToString(d.PublicKey), UserData: hex.EncodeToString(d.UserData), Nonce: hex.EncodeToString(d.Nonce),
 		CertificateSubject: subject,
 	}
-	measurements := map[string]string{}
+	measurements, prefix := map[string]string{}, ""
+	if d.kind == TPM {
+		prefix = "nitrotpm_" // an instance's PCR 4 is its boot loader, an enclave's the instance's id
+	}
 	for i, pcr := range d.registers {
 		c.PCRs[strconv.FormatUint(i, 10)] = hex.EncodeToString(pcr)
-		measurements[pcrName(i)] = hex.EncodeToString(pcr)
+		measurements[prefix+pcrName(i)] = hex.EncodeToString(pcr)
 	}
 	model := "Nitro Enclave"
 	if d.kind == TPM {

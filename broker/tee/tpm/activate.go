@@ -332,6 +332,6 @@ func (v *Verifier) certifiedAK(t *dcap.Trail, endorsements []byte, ak tpmquote.K
 		return fail(attest.ReasonMismatch, errors.New("the certificate is of another key than the one that signed"))
 	}
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	t.Pass("ak_certificate", "by %s", leaf.Issuer)
+	t.Pass("ak_certificate", "by %s, whose word it is that the key is a TPM's", leaf.Issuer)
 	return trust{how: tpmquote.TrustCertificate, chipID: hex.EncodeToString(spki[:]), issuer: clip(leaf.Issuer.String())}, nil
 }

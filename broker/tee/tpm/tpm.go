@@ -100,7 +100,7 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 			return none, t.Fail("ak", attest.ReasonUnsupported, "%w", err)
 		}
 	}
-	t.Pass("ak", "%s, restricted, made in the TPM and fixed to it", ak.Algorithm)
+	t.Pass("ak", "%s; its public area says that it is restricted, made in the TPM and fixed to it", ak.Algorithm)
 
 	bound, err := t.Bound(b, q.ExtraData(), "the qualifying data")
 	if err != nil {
@@ -116,7 +116,13 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 		return none, err
 	}
 
-	c := tpmquote.NewClaims(q, r.PCRs, tpmquote.AK{Name: hex.EncodeToString(ak.Name), Algorithm: ak.Algorithm, Trust: trust.how, Issuer: trust.issuer}, trust.ek)
+	// An activation proves the whole public area. A certificate has the key alone: that it is one of a TPM's is for
+	// its CA to know, and the name is whatever the guest wrote.
+	name := hex.EncodeToString(ak.Name)
+	if trust.how == tpmquote.TrustCertificate {
+		name = ""
+	}
+	c := tpmquote.NewClaims(q, r.PCRs, tpmquote.AK{Name: name, Algorithm: ak.Algorithm, Trust: trust.how, Issuer: trust.issuer}, trust.ek)
 	if err := c.Explain(t, ev.EventLog, r.PCRs, tpmquote.Hints{Cmdline: r.Cmdline, SystemdLog: r.SystemdLog}); err != nil {
 		return none, err
 	}
@@ -129,6 +135,6 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 		ReportData: hex.EncodeToString(q.ExtraData()),
 		Collateral: attest.CollateralState{State: attest.CollateralFresh},
 	}
-	c.AddTo(&claims)
+	c.AddTo(&claims, "")
 	return claims, nil
 }
