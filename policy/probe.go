@@ -29,7 +29,7 @@ func strangers() []stranger {
 	return []stranger{
 		{"without any claims", map[string]any{}},
 		{"whose claims are all bad", map[string]any{
-			"bound": false, "debuggable": true, "simulated": true, "bound_to_cpu_tee": false,
+			"bound": false, "debuggable": true, "migratable": true, "simulated": true, "bound_to_cpu_tee": false,
 			"tcb": map[string]any{"status": "Revoked"}, "collateral": bad, "measurements": map[string]any{},
 		}},
 	}
