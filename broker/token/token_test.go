@@ -469,6 +469,7 @@ func TestVector(t *testing.T) {
 		"another type":            {with(func(c *attest.Claims) { c.Type = "toaster" }), vector{0, 0, 2, 0}, "none"},
 		"another verifier's":      {with(func(c *attest.Claims) { c.Type = attest.TypeResult }), vector{}, "none"},
 		"not bound to a TEE":      {with(func(c *attest.Claims) { c.BoundToCPUTEE = false }), vector{0, 0, 2, 0}, "none"},
+		"migratable":              {with(func(c *attest.Claims) { c.Migratable = true }), vector{0, 0, 2, 0}, "none"},
 		"debuggable":              {with(func(c *attest.Claims) { c.Debuggable = true }), vector{96, 0, 2, 96}, "contraindicated"},
 		"simulated":               {with(func(c *attest.Claims) { c.Simulated = true }), vector{0, 0, 97, 0}, "contraindicated"},
 		"simulated, up to date":   {with(func(c *attest.Claims) { c.Simulated, c.TCB.Status = true, attest.TCBUpToDate }), vector{0, 0, 97, 0}, "contraindicated"},

@@ -34,7 +34,7 @@ func appraise(c attest.Claims) vector {
 	}
 	if c.Debuggable {
 		v.Configuration, v.RuntimeOpaque = unsupportedConfig, visible
-	} else if v.Hardware == genuine && c.BoundToCPUTEE && (c.Type == attest.TypeSNP || c.Type == attest.TypeTDX) {
+	} else if v.Hardware == genuine && c.BoundToCPUTEE && !c.Migratable && (c.Type == attest.TypeSNP || c.Type == attest.TypeTDX) {
 		v.RuntimeOpaque = encrypted
 	}
 	return v
