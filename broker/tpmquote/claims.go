@@ -77,7 +77,7 @@ type Claims struct {
 
 // AK is the attestation key.
 type AK struct {
-	Name      string `json:"name"` // TPM name: algorithm and digest of its public area; empty where a certificate vouches for the key, and nobody for the rest of that
+	Name      string `json:"name"` // TPM name: algorithm and digest of its public area; where a certificate vouches for the key, and nobody for the rest of that, the key's SHA-256 (SubjectPublicKeyInfo)
 	Algorithm string `json:"algorithm"`
 	Trust     string `json:"trust"` // one of Trust…
 	Issuer    string `json:"issuer,omitempty"`

@@ -117,10 +117,10 @@ func (v *Verifier) verify(t *dcap.Trail, ev attest.Evidence, b attest.Binding, n
 	}
 
 	// An activation proves the whole public area. A certificate has the key alone: that it is one of a TPM's is for
-	// its CA to know, and the name is whatever the guest wrote.
+	// its CA to know, and the TPM's name of it is whatever the guest wrote.
 	name := hex.EncodeToString(ak.Name)
 	if trust.how == tpmquote.TrustCertificate {
-		name = ""
+		name = trust.chipID
 	}
 	c := tpmquote.NewClaims(q, r.PCRs, tpmquote.AK{Name: name, Algorithm: ak.Algorithm, Trust: trust.how, Issuer: trust.issuer}, trust.ek)
 	if err := c.Explain(t, ev.EventLog, r.PCRs, tpmquote.Hints{Cmdline: r.Cmdline, SystemdLog: r.SystemdLog}); err != nil {
