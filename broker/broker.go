@@ -539,7 +539,7 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 		Claims: a.claims, PolicyDigest: rec.PolicyDigest, DecisionID: rec.ID, TTL: g.ttl, Cap: g.cap, Now: now,
 	}))
 	if secret.Lease != "" && owner != nil {
-		owner.Leases = append(owner.Leases, secret.Lease)
+		owner.note(secret.Lease, Leased{Resource: g.path, Version: cmp.Or(secret.Version, secret.Lease), Cap: g.cap})
 	}
 	if n := len(secret.Value); err == nil && n > seal.MaxSecret {
 		secret.Wipe()

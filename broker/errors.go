@@ -21,6 +21,11 @@ var (
 	ErrSpent = errors.New("nonce already spent")
 	// ErrNoSecret is Source's: there is no such secret (and none may be created).
 	ErrNoSecret = errors.New("no such secret")
+	// ErrNoAnswer is Source's: what has the secret did not answer, or said that it cannot for now (a 5xx). It is the only
+	// failure for which a copy may stand in.
+	ErrNoAnswer = errors.New("no answer")
+	// ErrWithheld is Source's: it answered, and not with the secret (forbidden, or not what the entry says). A copy is dropped.
+	ErrWithheld = errors.New("the source does not give the secret")
 	// ErrInput is Source's: what the guest sent for the resource is not
 	// acceptable (a CSR for other names, a ciphertext of another key). Text after it is for operators.
 	ErrInput = errors.New("input not acceptable")

@@ -2,6 +2,10 @@ package broker
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -76,6 +80,89 @@ type Owner struct {
 	Secret []byte `json:"-"`
 	// Leases are the ids of what belongs to it.
 	Leases []string `json:"leases,omitempty"`
+	// Of says more about them, by id. (Of leases that an earlier version made it says nothing.)
+	Of map[string]Leased `json:"of,omitempty"`
+}
+
+// Leased is what a lease is for.
+type Leased struct {
+	Resource string `json:"resource"`
+	Version  string `json:"version"` // of the secret
+	// Cap is the longest that it may be renewed for at a time, as policy or catalog say; 0: neither does.
+	Cap time.Duration `json:"cap,omitempty"`
+}
+
+// LeaseTTL is for how long a lease of the owner may be renewed, at most for ttl.
+func (o Owner) LeaseTTL(id string, ttl time.Duration) time.Duration {
+	if limit := o.Of[id].Cap; limit > 0 {
+		return min(ttl, limit)
+	}
+	return ttl
+}
+
+// note adds a lease.
+func (o *Owner) note(id string, l Leased) {
+	o.Leases = append(slices.Clone(o.Leases), id)
+	if o.Of = maps.Clone(o.Of); o.Of == nil {
+		o.Of = map[string]Leased{}
+	}
+	o.Of[id] = l
+}
+
+// drop forgets the leases that which names: nobody renews them any more. It says whether there were any.
+func (o *Owner) drop(which func(id string) bool) bool {
+	n := len(o.Leases)
+	o.Leases = slices.DeleteFunc(slices.Clone(o.Leases), which)
+	o.Of = maps.Clone(o.Of)
+	maps.DeleteFunc(o.Of, func(id string, _ Leased) bool { return !slices.Contains(o.Leases, id) })
+	return len(o.Leases) < n
+}
+
+// leases says whether the owner has a lease for that version of a resource.
+func (o Owner) leases(source, resource, version string) bool {
+	if o.Source != source {
+		return false
+	}
+	for _, id := range o.Leases {
+		if l, ok := o.Of[id]; !ok || l.Resource == resource && l.Version == version { // an earlier version did not say
+			return true
+		}
+	}
+	return false
+}
+
+// RenewError says what of an owner could not be renewed, each by itself.
+type RenewError struct {
+	// Owner is nil where the owner was renewed. It never wraps ErrNoSecret: then nothing is left to renew.
+	Owner error
+	// Leases is why, by lease id. ErrNoSecret: it has ended; ErrEnding: it will, soon; else it may be tried again.
+	Leases map[string]error
+	// All says that these are all the leases that were to be renewed.
+	All bool
+}
+
+func (e *RenewError) Error() string {
+	var all []string
+	if e.Owner != nil {
+		all = append(all, e.Owner.Error())
+	}
+	for _, id := range slices.Sorted(maps.Keys(e.Leases)) {
+		all = append(all, e.Leases[id].Error())
+	}
+	return strings.Join(all, "; ")
+}
+
+// Is says what is true of the whole: of the owner, or of each lease that it was asked to renew.
+func (e *RenewError) Is(target error) bool {
+	if e.Owner != nil && errors.Is(e.Owner, target) {
+		return true
+	}
+	for _, err := range e.Leases {
+		if !errors.Is(err, target) {
+			return false
+		}
+	}
+	return e.All
 }
 
 // LeasedSource is a Source whose secrets can be leased (CatalogEntry.Kind.Leased).
@@ -84,7 +171,8 @@ type LeasedSource interface {
 	Source
 	// NewOwner makes an owner that ends by itself after ttl unless renewed.
 	NewOwner(ctx context.Context, session string, ttl time.Duration) (Owner, error)
-	// RenewOwner keeps the owner and its leases for another ttl. An error that
+	// RenewOwner keeps the owner for another ttl, and each of its leases for what Owner.LeaseTTL says. A *RenewError
+	// says what could not be renewed; everything else was. Any other error is about the owner: one that
 	// wraps ErrNoSecret says that it has ended: what belonged to it is gone. One
 	// that wraps ErrEnding says that it is time for another.
 	RenewOwner(ctx context.Context, o Owner, ttl time.Duration) error

@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
@@ -50,6 +52,10 @@ const (
 	keepFor = 10 * time.Second
 	// keepEvery is how often a keeper looks.
 	keepEvery = 3 * time.Second
+	// maxRetryRenew is the longest wait before a renewal that failed is tried again.
+	maxRetryRenew = 15 * time.Second
+	// keepAtOnce is how many sessions' leases are kept at a time.
+	keepAtOnce = 16
 	// decideEvery is how often a keeper decides again without a reason, since time itself may be one.
 	decideEvery = 30 * time.Second
 )
@@ -58,7 +64,43 @@ const (
 type owners struct {
 	b        *Broker
 	rec      LeaseRecord
-	bySource map[string]*Owner
+	bySource map[string]*Owner // that new leases are made with
+	// known are the ids of owners and leases that were in the record once. If they are not any more, they ended meanwhile.
+	known map[string]bool
+}
+
+// adopt takes over what the record says.
+func (o *owners) adopt(r LeaseRecord) {
+	o.rec = r
+	for source, owner := range o.bySource {
+		i := slices.IndexFunc(r.Owners, func(x Owner) bool { return x.ID == owner.ID })
+		switch {
+		case i >= 0:
+			owner.Leases, owner.Of = r.Owners[i].Leases, r.Owners[i].Of
+		case o.known[owner.ID]:
+			delete(o.bySource, source)
+		}
+	}
+	for _, owner := range r.Owners {
+		if has := o.bySource[owner.Source]; has == nil || len(has.Secret) == 0 {
+			o.bySource[owner.Source] = &owner
+		}
+		o.known[owner.ID] = true
+		for _, id := range owner.Leases {
+			o.known[id] = true
+		}
+	}
+}
+
+// add makes an owner in a source, beside those that there are, and writes it down.
+func (o *owners) add(ctx context.Context, source, path string) error {
+	owner, err := o.b.cfg.Sources[source].(LeasedSource).NewOwner(ctx, o.rec.Session, o.b.cfg.OwnerTTL)
+	if err != nil {
+		return fmt.Errorf("%w: lease owner for %s: %w", ErrUnavailable, path, err)
+	}
+	owner.Source = source
+	o.bySource[source] = &owner
+	return o.save(ctx)
 }
 
 // of is the owner for an entry, nil where the kind is not leased.
@@ -83,7 +125,7 @@ func (b *Broker) openLeases(ctx context.Context, rec *Record, a appraisal, grant
 			if session == "" {
 				session = rec.ID
 			}
-			o = &owners{b: b, bySource: map[string]*Owner{}, rec: LeaseRecord{
+			o = &owners{b: b, bySource: map[string]*Owner{}, known: map[string]bool{}, rec: LeaseRecord{
 				Session: session, ExpiresAt: now.Add(g.ttl), KeyAlgorithm: a.req.KeyAlgorithm, PublicKey: a.req.PublicKey,
 				Claims: a.claims, Keeper: b.cfg.Instance, KeptUntil: now.Add(keepFor),
 			}}
@@ -114,21 +156,70 @@ func (b *Broker) openLeases(ctx context.Context, rec *Record, a appraisal, grant
 	return o, nil
 }
 
-// save writes down who owns what.
+// save writes down who owns what: what is new since the last time, whatever a keeper changed about the rest.
 func (o *owners) save(ctx context.Context) error {
 	if o == nil {
 		return nil
 	}
-	err := o.update(ctx, func(r *LeaseRecord) {
-		r.Owners = nil
-		for _, owner := range o.bySource {
-			r.Owners = append(r.Owners, *owner)
-		}
-	})
-	if err != nil {
+	if err := o.update(ctx, o.addTo); err != nil {
 		return fmt.Errorf("%w: write down leases: %w", ErrUnavailable, err)
 	}
+	o.adopt(o.rec)
 	return nil
+}
+
+// addTo adds owners and leases that the record does not have yet. A lease replaces those before it of its resource:
+// they are not renewed any more, and end by themselves.
+func (o *owners) addTo(r *LeaseRecord) {
+	r.Owners = slices.Clone(r.Owners)
+	for _, source := range slices.Sorted(maps.Keys(o.bySource)) {
+		owner := *o.bySource[source]
+		i := slices.IndexFunc(r.Owners, func(x Owner) bool { return x.ID == owner.ID })
+		if i < 0 && o.known[owner.ID] { // it ended meanwhile
+			continue
+		}
+		if i < 0 {
+			i = len(r.Owners)
+			r.Owners = append(r.Owners, owner)
+			r.Owners[i].Leases, r.Owners[i].Of = nil, nil
+		}
+		for _, id := range owner.Leases {
+			if o.known[id] || slices.Contains(r.Owners[i].Leases, id) {
+				continue
+			}
+			for n := range r.Owners {
+				x := &r.Owners[n]
+				x.drop(func(other string) bool {
+					return owner.Of[id].Resource != "" && x.Of[other].Resource == owner.Of[id].Resource
+				})
+			}
+			r.Owners[i].note(id, owner.Of[id])
+		}
+	}
+	r.retire(func(x Owner) bool {
+		used := o.bySource[x.Source]
+		return len(x.Leases) == 0 && used != nil && used.ID != x.ID
+	})
+}
+
+// retire moves owners to those that nobody renews any more, and says whether there were any.
+func (r *LeaseRecord) retire(which func(Owner) bool) bool {
+	var stay []Owner
+	for _, x := range r.Owners {
+		if which(x) {
+			r.Retiring = append(slices.Clone(r.Retiring), x)
+		} else {
+			stay = append(stay, x)
+		}
+	}
+	was := len(r.Owners)
+	r.Owners = stay
+	return len(stay) < was
+}
+
+// leases says whether that version of a resource is still leased.
+func (r LeaseRecord) leases(source, resource, version string) bool {
+	return slices.ContainsFunc(r.Owners, func(o Owner) bool { return o.leases(source, resource, version) })
 }
 
 // update changes the stored record, whoever else changes it.
@@ -158,9 +249,11 @@ func (o *owners) abandon(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	r := o.rec
-	r.Owners = nil
+	r.Owners = slices.Clone(r.Owners)
 	for _, owner := range o.bySource {
-		r.Owners = append(r.Owners, *owner)
+		if !slices.ContainsFunc(r.Owners, func(x Owner) bool { return x.ID == owner.ID }) {
+			r.Owners = append(r.Owners, *owner)
+		}
 		clear(owner.Secret)
 	}
 	if err := o.b.endLeases(ctx, r); err != nil {
@@ -194,7 +287,7 @@ func (b *Broker) KeepLeases(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	k := keeper{b: b, renewed: map[string]time.Time{}, decided: map[string]time.Time{}}
+	k := keeper{b: b, kept: map[string]*kept{}}
 	t := time.NewTicker(keepEvery)
 	defer t.Stop()
 	for {
@@ -204,19 +297,51 @@ func (b *Broker) KeepLeases(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
-			clear(k.decided)
+			for _, s := range k.kept {
+				s.decided = time.Time{}
+			}
 		case <-t.C:
 		}
 	}
 }
 
 type keeper struct {
-	b       *Broker
-	renewed map[string]time.Time // by session
-	decided map[string]time.Time // by session; when the policy last allowed it
+	b    *Broker
+	kept map[string]*kept // by session
 }
 
-// pass looks at every record once.
+// kept is what the keeper remembers of a session. A pass has one goroutine for each.
+type kept struct {
+	decided time.Time           // when the policy last allowed it
+	renewal map[string]*renewal // by the ids of its owners and leases
+}
+
+// renewal is when to renew an owner or a lease again.
+type renewal struct {
+	next     time.Time
+	failures int // in a row
+}
+
+// due says whether it is time.
+func (s *kept) due(id string, now time.Time) bool {
+	r := s.renewal[id]
+	return r == nil || !now.Before(r.next)
+}
+
+func (s *kept) succeeded(id string, next time.Time) { s.renewal[id] = &renewal{next: next} }
+
+// failed puts the next try off, ever longer: but a lease must not end meanwhile if what failed is back.
+func (s *kept) failed(id string, now time.Time) {
+	r := s.renewal[id]
+	if r == nil {
+		r = &renewal{}
+		s.renewal[id] = r
+	}
+	r.next = now.Add(min(keepEvery<<min(r.failures, 8), maxRetryRenew))
+	r.failures++
+}
+
+// pass looks at every record once. Several at a time, as what hangs must not keep the others waiting until they end.
 func (k *keeper) pass(ctx context.Context) {
 	all, err := k.b.cfg.Leases.Leases(ctx)
 	if err != nil {
@@ -224,21 +349,28 @@ func (k *keeper) pass(ctx context.Context) {
 		return
 	}
 	known := map[string]bool{}
+	slots := make(chan struct{}, keepAtOnce)
+	var wg sync.WaitGroup
 	for _, r := range all {
 		known[r.Session] = true
-		if err := k.keep(ctx, r); err != nil && ctx.Err() == nil {
-			k.b.cfg.Logger.WarnContext(ctx, "cannot keep leases, trying again", "session", r.Session, "error", err)
+		s := k.kept[r.Session]
+		if s == nil {
+			s = &kept{renewal: map[string]*renewal{}}
+			k.kept[r.Session] = s
 		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := k.keep(ctx, r, s); err != nil && ctx.Err() == nil {
+				k.b.cfg.Logger.WarnContext(ctx, "cannot keep leases, trying again", "session", r.Session, "error", err)
+			}
+		})
 	}
-	for id := range k.renewed {
-		if !known[id] {
-			delete(k.renewed, id)
-			delete(k.decided, id)
-		}
-	}
+	wg.Wait()
+	maps.DeleteFunc(k.kept, func(id string, _ *kept) bool { return !known[id] })
 }
 
-func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
+func (k *keeper) keep(ctx context.Context, r LeaseRecord, s *kept) error {
 	b, now := k.b, k.b.cfg.Now()
 	if r.Keeper != b.cfg.Instance && now.Before(r.KeptUntil) {
 		return nil
@@ -247,14 +379,14 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		b.cfg.Logger.InfoContext(ctx, "attestation ended, revoking its leases", "session", r.Session)
 		return b.endLeases(ctx, r)
 	}
-	if now.Sub(k.decided[r.Session]) >= decideEvery {
+	if now.Sub(s.decided) >= decideEvery {
 		if err := b.leaseAllowed(ctx, r, now); errors.Is(err, ErrDenied) {
 			b.cfg.Logger.InfoContext(ctx, "session not allowed any more, revoking its leases", "session", r.Session, "why", err)
 			return b.endLeases(ctx, r)
 		} else if err != nil {
 			return err // cannot tell: neither renew nor revoke
 		}
-		k.decided[r.Session] = now
+		s.decided = now
 	}
 	if r.KeptUntil.Sub(now) < 2*keepEvery { // so always, if it was another's
 		r.Keeper, r.KeptUntil = b.cfg.Instance, now.Add(keepFor)
@@ -266,32 +398,85 @@ func (k *keeper) keep(ctx context.Context, r LeaseRecord) error {
 		}
 		r = stored
 	}
-	if now.Sub(k.renewed[r.Session]) < b.cfg.OwnerTTL/3 {
-		return nil
-	}
+	return k.renew(ctx, r, s, now)
+}
+
+// renew renews what is due. What cannot be renewed keeps nothing else from it, and what ended ends nothing else:
+// it leaves the record, so that a watching session sees it, and gets another.
+func (k *keeper) renew(ctx context.Context, r LeaseRecord, s *kept, now time.Time) error {
+	b := k.b
+	ended, ending, gone := map[string]bool{}, map[string]bool{}, map[string]bool{} // owners, owners, leases
+	var errs []error
 	for _, owner := range r.Owners {
 		src, ok := b.cfg.Sources[owner.Source].(LeasedSource)
 		if !ok {
-			return fmt.Errorf("source %q is not configured any more", owner.Source)
+			errs = append(errs, fmt.Errorf("source %q is not configured any more", owner.Source))
+			continue
 		}
-		err := src.RenewOwner(ctx, owner, b.cfg.OwnerTTL)
-		if errors.Is(err, ErrNoSecret) {
-			// It ended in Vault. A watching session sees that its record is gone, and gets new leases.
+		due := owner
+		due.Leases = slices.DeleteFunc(slices.Clone(owner.Leases), func(id string) bool { return !s.due(id, now) })
+		if len(due.Leases) == 0 && !s.due(owner.ID, now) {
+			continue
+		}
+		err := src.RenewOwner(ctx, due, b.cfg.OwnerTTL)
+		leases := map[string]error{}
+		if part, ok := errors.AsType[*RenewError](err); ok {
+			err, leases = part.Owner, part.Leases
+		}
+		switch {
+		case errors.Is(err, ErrNoSecret):
 			b.cfg.Logger.WarnContext(ctx, "leases ended in their source", "session", r.Session, "source", owner.Source)
-			err = b.endLeases(ctx, r)
-			b.Changed()
-			return err
-		} else if errors.Is(err, ErrEnding) {
-			r.Owners, r.Retiring = nil, r.Owners
-			_, err = b.cfg.Leases.PutLease(ctx, r)
-			b.Changed()
-			return err
-		} else if err != nil {
-			return err
+			ended[owner.ID] = true
+			continue
+		case errors.Is(err, ErrEnding):
+			ending[owner.ID] = true
+			continue
+		case err != nil:
+			errs = append(errs, err)
+			s.failed(owner.ID, now)
+		default:
+			s.succeeded(owner.ID, now.Add(b.cfg.OwnerTTL/3))
+		}
+		for _, id := range due.Leases {
+			switch lerr := leases[id]; {
+			case lerr == nil && err == nil:
+				s.succeeded(id, now.Add(owner.LeaseTTL(id, b.cfg.OwnerTTL)/3))
+			case lerr == nil: // it may have been renewed, and may not
+				s.failed(id, now)
+			case errors.Is(lerr, ErrNoSecret), errors.Is(lerr, ErrEnding):
+				b.cfg.Logger.WarnContext(ctx, "a lease cannot be renewed any more", "session", r.Session, "resource", owner.Of[id].Resource, "error", lerr)
+				gone[id] = true
+			default:
+				errs = append(errs, lerr)
+				s.failed(id, now)
+			}
 		}
 	}
-	k.renewed[r.Session] = now
-	return nil
+	if len(ended)+len(ending)+len(gone) > 0 {
+		errs = append(errs, k.shrink(ctx, r, ended, ending, gone))
+	}
+	return errors.Join(errs...)
+}
+
+// shrink writes down what ended.
+func (k *keeper) shrink(ctx context.Context, r LeaseRecord, ended, ending, gone map[string]bool) error {
+	b := k.b
+	if len(ended) == len(r.Owners) { // a watching session sees that its record is gone, and gets new leases
+		err := b.endLeases(ctx, r)
+		b.Changed()
+		return err
+	}
+	r.retire(func(o Owner) bool { return ending[o.ID] })
+	r.Owners = slices.DeleteFunc(slices.Clone(r.Owners), func(o Owner) bool { return ended[o.ID] })
+	for i := range r.Owners {
+		r.Owners[i].drop(func(id string) bool { return gone[id] })
+	}
+	_, err := b.cfg.Leases.PutLease(ctx, r)
+	if errors.Is(err, ErrChanged) { // seen again at the next pass
+		return nil
+	}
+	b.Changed()
+	return err
 }
 
 // leaseAllowed decides again about a session whose evidence is not at hand.

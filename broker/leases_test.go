@@ -122,7 +122,9 @@ type fakeLeased struct {
 	sessions []string        // sessions that owners were made for
 	fetches  int
 	granted  []broker.Granted
-	during   func() // runs while a secret is made
+	during   func()           // runs while a secret is made
+	renewed  []string         // leases
+	dead     map[string]error // why leases of a role cannot be renewed, nor made
 	fault    struct{ owner, fetch, renew, revoke error }
 }
 
@@ -156,7 +158,31 @@ func (f *fakeLeased) RenewOwner(_ context.Context, o broker.Owner, ttl time.Dura
 	if !f.live[o.ID] || string(o.Secret) != "token of "+o.ID {
 		return broker.ErrNoSecret
 	}
+	failed := map[string]error{}
+	for _, id := range o.Leases {
+		f.renewed = append(f.renewed, id)
+		for role, err := range f.dead {
+			if strings.HasSuffix(o.Of[id].Resource, "/"+role) {
+				failed[id] = err
+			}
+		}
+	}
+	if len(failed) > 0 {
+		return &broker.RenewError{Leases: failed, All: len(failed) == len(o.Leases)}
+	}
 	return nil
+}
+
+// renewals of one lease.
+func (f *fakeLeased) renewalsOf(id string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.renewed {
+		if r == id {
+			n++
+		}
+	}
+	return n
 }
 
 func (f *fakeLeased) RevokeOwner(_ context.Context, o broker.Owner) error {
@@ -186,6 +212,9 @@ func (f *fakeLeased) Fetch(_ context.Context, g *broker.Grant) (broker.Secret, e
 	}
 	if !w.Entry.Kind.Leased() {
 		return broker.Secret{Value: []byte("value"), Version: "3"}, nil
+	}
+	if f.dead[w.Entry.Key] != nil {
+		return broker.Secret{}, errors.New("the database does not answer")
 	}
 	if w.Owner == nil || w.Owner.Source != f.name || !f.live[w.Owner.ID] {
 		return broker.Secret{}, errors.New("a lease without a living owner")

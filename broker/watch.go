@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -56,7 +57,7 @@ func (b *Broker) Watch(ctx context.Context, st Stream) error {
 	defer cancel()
 	// Taken before the first decision, so that no change after it is missed.
 	changed, drain := b.changed.wait(), b.draining.wait()
-	w := &watch{b: b, st: st, wake: make(chan struct{}, 1), seen: map[string]string{}, renew: map[string]time.Time{}}
+	w := &watch{b: b, st: st, wake: make(chan struct{}, 1), seen: map[string]string{}, renew: map[string]time.Time{}, lost: map[string]string{}}
 	defer w.close(ctx)
 	if err := w.subscribe(ctx, *m.Subscribe); err != nil {
 		return b.denial(err, attest.PurposeWatch, m.Subscribe.Request, b.cfg.Now())
@@ -114,6 +115,7 @@ type watch struct {
 	judged Request   // what a denial is about: a's, or one that did not get as far
 	policy string    // digest that last allowed
 	seen   map[string]string
+	lost   map[string]string    // by resource: the version that the guest has of a lease that ended
 	renew  map[string]time.Time // when what was sent, and runs out, is to be replaced; by resource
 	leases *owners
 	// resumed sessions may have leases of which neither this stream nor the guest knows.
@@ -280,9 +282,19 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 	for i, g := range grants {
 		h := w.holding(g.path)
 		if g.entry.Kind.Leased() {
-			if u, err := w.lease(ctx, g, h, rec, &rec.Resources[i], held(g.path), now, ev); err != nil {
+			had := h.Version
+			u, err := w.lease(ctx, g, h, rec, &rec.Resources[i], held(g.path), now, ev)
+			if had = cmp.Or(had, w.lost[g.path]); had != "" && (errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoSecret)) {
+				w.later(ctx, g.path, &rec.Resources[i], "", err)
+				w.lost[g.path] = had
+				failed = err
+				continue
+			}
+			if err != nil {
 				return nil, err
-			} else if u != nil {
+			}
+			delete(w.lost, g.path)
+			if u != nil {
 				out = append(out, *u)
 			}
 			continue
@@ -416,36 +428,41 @@ func (w *watch) wrap(g allowed, h *Holding, secret Secret, rec *Record, rr *Reco
 // lease fetches a leased secret, unless the guest has one that still lives.
 func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, rr *RecordResource, held bool, now time.Time, ev *Event) (*SecretVersion, error) {
 	b := w.b
-	if held || w.resumed || h.Version != "" || h.Pending != "" {
+	if held || w.resumed || w.leases != nil || h.Version != "" || h.Pending != "" {
 		r, err := b.cfg.Leases.GetLease(ctx, w.s.ID)
-		if err == nil && h.Version != "" && len(r.Owners) > 0 {
-			if w.leases == nil { // another broker made it
-				w.leases = &owners{b: b, rec: r, bySource: map[string]*Owner{}}
-				for _, o := range r.Owners {
-					w.leases.bySource[o.Source] = &o
-				}
-			}
-			rr.Version, rr.Unchanged = h.Version, true
-			return nil, w.extend(ctx)
-		}
-		if err == nil && len(r.Owners) > 0 && w.leases == nil { // leases that the guest may never have heard of
-			err = b.endLeases(ctx, r)
-		}
-		if err != nil && !errors.Is(err, ErrNoSecret) {
+		switch {
+		case errors.Is(err, ErrNoSecret):
+			w.leases = nil
+		case err != nil:
 			return nil, fmt.Errorf("%w: leases of the session: %w", ErrUnavailable, err)
+		case w.leases == nil && !w.holdsAny(r) && len(r.Owners) > 0: // leases that the guest may never have heard of
+			if err := b.endLeases(ctx, r); err != nil {
+				return nil, fmt.Errorf("%w: leases of the session: %w", ErrUnavailable, err)
+			}
+		default:
+			if w.leases == nil { // another broker made it
+				w.leases = &owners{b: b, bySource: map[string]*Owner{}, known: map[string]bool{}}
+			}
+			w.leases.adopt(r)
+			if h.Version != "" && r.leases(g.entry.Source, g.path, h.Version) {
+				rr.Version, rr.Unchanged = h.Version, true
+				return nil, w.extend(ctx)
+			}
 		}
+		h.Version, h.Pending = "", ""
 	}
-	// A new owner for every set of leases: what the old one had ends with it.
-	if w.leases == nil || w.leases.bySource[g.entry.Source] == nil || len(w.leases.bySource[g.entry.Source].Secret) == 0 {
-		if w.leases != nil {
-			w.leases.abandon(ctx)
-		}
+	// What is leased already stays with its owner, which may be one that only another broker can use.
+	if w.leases == nil {
 		o, err := b.openLeases(ctx, rec, w.a, w.leasedGrants(g, rec), now)
 		if err != nil {
 			return nil, err
 		}
 		w.leases = o
 		if err := w.extend(ctx); err != nil {
+			return nil, err
+		}
+	} else if o := w.leases.bySource[g.entry.Source]; o == nil || len(o.Secret) == 0 {
+		if err := w.leases.add(ctx, g.entry.Source, g.path); err != nil {
 			return nil, err
 		}
 	}
@@ -463,6 +480,14 @@ func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, r
 		return nil, err
 	}
 	return &u, w.leases.save(ctx)
+}
+
+// holdsAny says whether the guest has anything that the record leases.
+func (w *watch) holdsAny(r LeaseRecord) bool {
+	return slices.ContainsFunc(w.s.Holdings, func(h Holding) bool {
+		e, _, ok := w.b.Catalog().Lookup(h.Resource)
+		return ok && e.Kind.Leased() && h.Version != "" && r.leases(e.Source, h.Resource, h.Version)
+	})
 }
 
 // leasedGrants are the session's leased resources of one source, as the record granted them.
@@ -773,10 +798,21 @@ func (w *watch) leasesLive(ctx context.Context) error {
 		return nil
 	}
 	r, err := w.b.cfg.Leases.GetLease(ctx, w.s.ID)
-	if err == nil && len(r.Owners) > 0 || err != nil && !errors.Is(err, ErrNoSecret) {
+	switch {
+	case errors.Is(err, ErrNoSecret):
+		w.lostLeases()
+	case err != nil:
 		return err
+	default:
+		w.leases.adopt(r)
+		for i := range w.s.Holdings {
+			h := &w.s.Holdings[i]
+			e, _, ok := w.b.Catalog().Lookup(h.Resource)
+			if has := cmp.Or(h.Pending, h.Version); ok && e.Kind.Leased() && has != "" && !r.leases(e.Source, h.Resource, has) {
+				w.lose(h)
+			}
+		}
 	}
-	w.lostLeases()
 	return nil
 }
 
@@ -785,10 +821,18 @@ func (w *watch) lostLeases() {
 	w.leases = nil
 	for i := range w.s.Holdings {
 		if h := &w.s.Holdings[i]; w.kind(h.Resource).Leased() {
-			h.Version, h.Pending = "", ""
-			w.push = w.b.cfg.Now()
+			w.lose(h)
 		}
 	}
+}
+
+// lose has the guest get another in place of a lease that ended, or soon will.
+func (w *watch) lose(h *Holding) {
+	if had := cmp.Or(h.Pending, h.Version); had != "" {
+		w.lost[h.Resource] = had
+	}
+	h.Version, h.Pending = "", ""
+	w.push = w.b.cfg.Now()
 }
 
 // reverify holds the session's evidence against the collateral of today.

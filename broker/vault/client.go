@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/pemfile"
 	"github.com/claviger/claviger/broker/reread"
 )
@@ -124,11 +126,29 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 // request is one call of Vault's API. An empty method reads.
 type request struct {
 	method  string
-	mount   string // the engine; what is broken in one does not stop the others
+	mount   string // the engine
 	path    string // below the mount
 	query   url.Values
 	body    map[string]any
 	wrapTTL string
+
+	// what can fail by itself, if it is not mount and path; see scope.
+	what string
+	// alone says that something other than Vault stands behind the path, which fails by itself.
+	alone bool
+	// guest says that a guest's input goes with the request: that Vault fails over it says nothing about others'.
+	guest bool
+	// cleanup ends what was made: no trouble stops it.
+	cleanup bool
+}
+
+// scope is what the request can fail of. What is broken in one does not stop the others.
+func (r request) scope() scope {
+	s := scope{what: cmp.Or(r.what, r.mount+"/"+r.path)}
+	if !r.alone && r.mount != "auth" && r.mount != "sys" {
+		s.mount = r.mount
+	}
+	return s
 }
 
 func read(mount, path string) request { return request{mount: mount, path: path} }
@@ -156,7 +176,7 @@ func (s *Source) call(ctx context.Context, r request) (*api.Secret, error) {
 func (s *Source) do(ctx context.Context, token string, r request) (*api.Secret, error) {
 	c := s.client.WithRequestCallbacks(func(q *api.Request) { q.ClientToken, q.WrapTTL = token, r.wrapTTL })
 	path := r.mount + "/" + r.path
-	got, err := s.through(ctx, r.mount, func(ctx context.Context) (*api.Secret, error) {
+	got, err := s.through(ctx, r, func(ctx context.Context) (*api.Secret, error) {
 		switch r.method {
 		case http.MethodPut:
 			return c.Logical().WriteWithContext(ctx, path, r.body)
@@ -172,22 +192,33 @@ func (s *Source) do(ctx context.Context, token string, r request) (*api.Secret, 
 }
 
 // through makes a request when it is its turn, and tells the gate how it went.
-func (s *Source) through(ctx context.Context, mount string, call func(context.Context) (*api.Secret, error)) (got *api.Secret, err error) {
-	leave, err := s.gate.enter(ctx, mount)
-	if err != nil {
-		return nil, err
+// An error that is not an answer wraps broker.ErrNoAnswer.
+func (s *Source) through(ctx context.Context, r request, call func(context.Context) (*api.Secret, error)) (got *api.Secret, err error) {
+	leave := func(outcome, error) {}
+	if r.cleanup {
+		done, err := s.gate.enterCleanup(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+	} else if leave, err = s.gate.enter(ctx, r.scope()); err != nil {
+		return nil, fmt.Errorf("%w: %w", broker.ErrNoAnswer, err)
 	}
 	timed, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
 	defer func() {
-		switch {
-		case err == nil || status(err) != 0 && status(err) < 500:
+		switch code := status(err); {
+		case err == nil || code != 0 && code < 500:
 			leave(answered, nil)
+			return
 		case ctx.Err() != nil: // a guest that hangs up says nothing about Vault
+			leave(unknown, nil)
+		case r.guest && code != 0 && code != http.StatusBadGateway && code != http.StatusServiceUnavailable && code != http.StatusGatewayTimeout:
 			leave(unknown, nil)
 		default:
 			leave(failed, err)
 		}
+		err = fmt.Errorf("%w: %w", broker.ErrNoAnswer, err)
 	}()
 	return call(timed)
 }

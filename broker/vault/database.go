@@ -14,11 +14,17 @@ import (
 
 const databaseMount = "database"
 
+// behind is a request that the database must answer, or one like it: each role by itself, as each may be of another database.
+func behind(r request) request {
+	r.alone = true
+	return r
+}
+
 // fetchDatabase makes a user in the database that lives as long as the owner.
 func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *broker.Owner) (broker.Secret, error) {
 	mount := cmp.Or(e.Mount, databaseMount)
 	now := time.Now()
-	got, err := s.asOwner(ctx, o, read(mount, "creds/"+e.Key))
+	got, err := s.asOwner(ctx, o, behind(read(mount, "creds/"+e.Key)))
 	if err != nil {
 		return broker.Secret{}, unknownRole(err, e)
 	}
@@ -40,7 +46,7 @@ func madeAt(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 func (s *Source) fetchStatic(ctx context.Context, e broker.CatalogEntry) (broker.Secret, error) {
 	mount := cmp.Or(e.Mount, databaseMount)
 	now := time.Now()
-	got, err := s.call(ctx, read(mount, "static-creds/"+e.Key))
+	got, err := s.call(ctx, behind(read(mount, "static-creds/"+e.Key)))
 	if err != nil {
 		return broker.Secret{}, unknownRole(err, e)
 	}
@@ -59,7 +65,7 @@ func (s *Source) fetchStatic(ctx context.Context, e broker.CatalogEntry) (broker
 
 // staticVersion reads the role: no password travels.
 func (s *Source) staticVersion(ctx context.Context, e broker.CatalogEntry) (string, error) {
-	got, err := s.call(ctx, read(cmp.Or(e.Mount, databaseMount), "static-roles/"+e.Key))
+	got, err := s.call(ctx, behind(read(cmp.Or(e.Mount, databaseMount), "static-roles/"+e.Key)))
 	if err != nil {
 		return "", unknownRole(err, e)
 	}
@@ -67,7 +73,7 @@ func (s *Source) staticVersion(ctx context.Context, e broker.CatalogEntry) (stri
 }
 
 func (s *Source) rotateStatic(ctx context.Context, e broker.CatalogEntry) (string, error) {
-	if _, err := s.call(ctx, write(cmp.Or(e.Mount, databaseMount), "rotate-role/"+e.Key, nil)); err != nil {
+	if _, err := s.call(ctx, behind(write(cmp.Or(e.Mount, databaseMount), "rotate-role/"+e.Key, nil))); err != nil {
 		return "", unknownRole(err, e)
 	}
 	return s.staticVersion(ctx, e)

@@ -3,8 +3,10 @@ package vault
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,7 +101,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if s := w.src.Stats(); s.Waiting != 0 || s.Open || len(w.src.gate.slots) != 0 {
+	if s := w.src.Stats(); s.Waiting != 0 || s.Open || w.src.gate.inUse != 0 {
 		t.Errorf("left over: %+v", s)
 	}
 }
@@ -108,49 +110,57 @@ func TestManyAtOnce(t *testing.T) {
 func maxTestPause(s *Source) time.Duration {
 	s.gate.mu.Lock()
 	defer s.gate.mu.Unlock()
-	longest := time.Duration(0)
+	longest := s.gate.down.pause
 	for _, b := range s.gate.breakers {
 		longest = max(longest, b.pause)
 	}
 	return longest
 }
 
+var errBoom = errors.New("boom")
+
+// try makes a request that ends as o says.
+func (g *gate) try(t *testing.T, s scope, o outcome) error {
+	leave, err := g.enter(t.Context(), s)
+	if err == nil {
+		leave(o, errBoom)
+	}
+	return err
+}
+
+func up(context.Context) error { return nil }
+
+func role(name string) scope { return scope{what: "database/creds/" + name} }
+func key(name string) scope  { return scope{mount: "secret", what: "secret/data/" + name} }
+
 func TestBreaker(t *testing.T) {
-	boom := errors.New("boom")
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(4, 4, time.Second)
-		try := func(mount string, o outcome) error {
-			leave, err := g.enter(t.Context(), mount)
-			if err == nil {
-				leave(o, boom)
-			}
-			return err
-		}
+		g := newGate(4, 4, time.Second, up)
 		for range failuresToOpen - 1 {
-			try("kv", failed)
+			g.try(t, role("a"), failed)
 		}
-		if err := try("kv", answered); err != nil || g.stats().Open {
+		if err := g.try(t, role("a"), answered); err != nil || g.stats().Open {
 			t.Fatal("opened early")
 		}
 		for range failuresToOpen - 1 {
-			try("kv", failed)
-			try("kv", unknown)
+			g.try(t, role("a"), failed)
+			g.try(t, role("a"), unknown)
 		}
 		if g.stats().Open {
 			t.Fatal("an answer did not start the count anew, or what we do not know was counted")
 		}
-		try("kv", failed)
+		g.try(t, role("a"), failed)
 		for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
 			want *= time.Second
 			start := time.Now()
-			err := try("kv", failed)
+			err := g.try(t, role("a"), failed)
 			if err == nil || !strings.Contains(err.Error(), "boom") {
 				t.Fatalf("while open: %v", err)
 			}
-			if err := try("pki", answered); err != nil {
-				t.Fatalf("another engine: %v", err)
+			if err := g.try(t, role("b"), answered); err != nil {
+				t.Fatalf("another role of the mount: %v", err)
 			}
-			for try("kv", failed) != nil {
+			for g.try(t, role("a"), failed) != nil {
 				time.Sleep(100 * time.Millisecond)
 			}
 			if got := time.Since(start); got != want {
@@ -159,37 +169,205 @@ func TestBreaker(t *testing.T) {
 		}
 		time.Sleep(maxPause)
 		// One probe at a time, and a probe that tells nothing makes room for the next.
-		leave, err := g.enter(t.Context(), "kv")
+		leave, err := g.enter(t.Context(), role("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := g.enter(t.Context(), "kv"); err == nil {
+		if _, err := g.enter(t.Context(), role("a")); err == nil {
 			t.Error("two probes at a time")
 		}
 		leave(unknown, nil)
-		if err := try("kv", answered); err != nil || g.stats().Open {
+		if err := g.try(t, role("a"), answered); err != nil || g.stats().Open {
 			t.Errorf("after a good probe: %v", err)
 		}
+	})
+}
+
+// However many roles of a mount are dead, the others are asked.
+func TestManyDeadRoles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(4, 4, time.Second, up)
+		for i := range 50 {
+			for range 2 * failuresToOpen {
+				g.try(t, role(strconv.Itoa(i)), failed)
+			}
+		}
+		if err := g.try(t, role("healthy"), answered); err != nil || !g.stats().Open || g.stats().Down {
+			t.Errorf("%v, %+v", err, g.stats())
+		}
+	})
+}
+
+// Behind KV stands nothing but Vault: one secret that cannot be read is alone, many are not.
+func TestEngineFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(4, 4, time.Second, up)
+		for range 10 * failuresToOpen {
+			g.try(t, key("broken"), failed)
+		}
+		if err := g.try(t, key("a"), answered); err != nil {
+			t.Errorf("one broken secret: %v", err)
+		}
+		for i := range failuresToOpen {
+			g.try(t, key(strconv.Itoa(i)), failed)
+		}
+		if err := g.try(t, key("never asked for"), answered); err == nil {
+			t.Error("the engine is asked on")
+		}
+		if err := g.try(t, role("a"), answered); err != nil {
+			t.Errorf("another engine: %v", err)
+		}
+		time.Sleep(minPause)
+		if err := g.try(t, key("b"), answered); err != nil {
+			t.Errorf("after the pause: %v", err)
+		}
+		if err := g.try(t, key("c"), answered); err != nil {
+			t.Errorf("after an answer: %v", err)
+		}
+	})
+}
+
+// Vault itself is asked when there is reason, and what it says decides for all.
+func TestVaultDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down error
+		asked := 0
+		g := newGate(4, 4, time.Second, func(context.Context) error { asked++; return down })
+		for range 3 * failuresToOpen {
+			g.try(t, role("dead"), failed)
+		}
+		if g.stats().Down || asked != 1 {
+			t.Errorf("one dead role: %+v, vault was asked %d times", g.stats(), asked)
+		}
+		down, asked = errors.New("sealed"), 0
+		for i := range failuresToOpen { // each another's
+			if err := g.try(t, role(strconv.Itoa(i)), failed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !g.stats().Down || asked != 1 {
+			t.Fatalf("%+v, vault was asked %d times", g.stats(), asked)
+		}
+		for range 100 {
+			if err := g.try(t, key("x"), answered); err == nil || !strings.Contains(err.Error(), "sealed") {
+				t.Fatalf("while down: %v", err)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("vault was asked %d times", asked)
+		}
+		time.Sleep(minPause)
+		if err := g.try(t, key("x"), answered); err == nil || asked != 2 {
+			t.Errorf("%v after %d questions", err, asked)
+		}
+		down = nil
+		time.Sleep(2 * minPause)
+		if err := g.try(t, key("x"), answered); err != nil || g.stats().Down {
+			t.Errorf("it is back: %v, %+v", err, g.stats())
+		}
+		if err := g.try(t, role("dead"), answered); err != nil {
+			t.Errorf("what failed may have failed for want of Vault: %v", err)
+		}
+	})
+}
+
+// Names come from guests' parameters.
+func TestBreakersBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(4, 4, time.Second, up)
+		for i := range 2 * maxBreakers {
+			g.try(t, role(strconv.Itoa(i)), failed)
+			time.Sleep(time.Millisecond)
+		}
+		if n := len(g.breakers); n > maxBreakers {
+			t.Errorf("%d breakers, want at most %d", n, maxBreakers)
+		}
+		for range failuresToOpen {
+			g.try(t, role("dead"), failed)
+		}
+		if !g.stats().Open {
+			t.Error("there was no room for one more")
+		}
+		time.Sleep(2 * forgetBreaker)
+		if s := g.stats(); s.Open || len(g.breakers) > 0 || len(g.held) > 0 || len(g.queued) > 0 {
+			t.Errorf("nobody asks any more, and %+v, %d are remembered", s, len(g.breakers))
+		}
+	})
+}
+
+// A role whose requests hang, or that everybody asks for, leaves slots and room in the queue to others.
+func TestSlotsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(16, 32, time.Minute, up)
+		held := make(chan struct{})
+		var wg sync.WaitGroup
+		refused := atomic.Int64{}
+		for name, n := range map[string]int{"slow": 100, "slow too": 100} {
+			for range n {
+				wg.Go(func() {
+					leave, err := g.enter(t.Context(), role(name))
+					if err != nil {
+						refused.Add(1)
+						return
+					}
+					<-held
+					leave(answered, nil)
+				})
+			}
+		}
+		synctest.Wait()
+		if refused.Load() == 0 {
+			t.Error("the queue has no end")
+		}
+		start := time.Now()
+		for i := range 20 {
+			if err := g.try(t, role(strconv.Itoa(i)), answered); err != nil || time.Since(start) > 0 {
+				t.Fatalf("another role: %v after %s", err, time.Since(start))
+			}
+		}
+		close(held)
+		wg.Wait()
+		if s := g.stats(); s.Waiting != 0 || g.inUse != 0 || len(g.held) != 0 || len(g.queued) != 0 {
+			t.Errorf("left over: %+v", s)
+		}
+	})
+}
+
+// No breaker stops what ends things in Vault.
+func TestCleanupEnters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(1, 1, time.Second, func(context.Context) error { return errBoom })
+		for range failuresToOpen {
+			g.try(t, role("a"), failed)
+		}
+		if !g.stats().Down {
+			t.Fatal("not down")
+		}
+		leave, err := g.enterCleanup(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave()
 	})
 }
 
 // Requests that were under way when the breaker opened must not lengthen its pause.
 func TestBreakerLateFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(100, 0, time.Second)
+		g := newGate(300, 0, time.Second, up)
 		var leaves []func(outcome, error)
 		for range 100 {
-			leave, err := g.enter(t.Context(), "kv")
+			leave, err := g.enter(t.Context(), key("a"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			leaves = append(leaves, leave)
 		}
 		for _, leave := range leaves {
-			leave(failed, errors.New("boom"))
+			leave(failed, errBoom)
 		}
 		time.Sleep(minPause)
-		if _, err := g.enter(t.Context(), "kv"); err != nil {
+		if _, err := g.enter(t.Context(), key("a")); err != nil {
 			t.Error(err)
 		}
 	})
@@ -197,8 +375,8 @@ func TestBreakerLateFailures(t *testing.T) {
 
 func TestQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(1, 2, time.Second)
-		leave, err := g.enter(t.Context(), "kv")
+		g := newGate(1, 3, time.Second, up)
+		leave, err := g.enter(t.Context(), key("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +385,7 @@ func TestQueue(t *testing.T) {
 		for i := range errs {
 			wg.Go(func() {
 				var l func(outcome, error)
-				if l, errs[i] = g.enter(t.Context(), "kv"); errs[i] == nil {
+				if l, errs[i] = g.enter(t.Context(), key("a")); errs[i] == nil {
 					time.Sleep(400 * time.Millisecond)
 					l(answered, nil)
 				}
@@ -218,7 +396,7 @@ func TestQueue(t *testing.T) {
 			t.Errorf("%d wait, want 2", n)
 		}
 		start := time.Now()
-		if _, err := g.enter(t.Context(), "kv"); err == nil || time.Since(start) != 0 {
+		if _, err := g.enter(t.Context(), key("a")); err == nil || time.Since(start) != 0 {
 			t.Errorf("a full queue: %v after %s", err, time.Since(start))
 		}
 		leave(answered, nil)
@@ -227,21 +405,21 @@ func TestQueue(t *testing.T) {
 			t.Error(err)
 		}
 		// Patience ends, and so does the guest's.
-		leave, err = g.enter(t.Context(), "kv")
+		leave, err = g.enter(t.Context(), key("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := g.enter(t.Context(), "kv"); err == nil || time.Since(start) < time.Second {
+		if _, err := g.enter(t.Context(), key("a")); err == nil || time.Since(start) < time.Second {
 			t.Errorf("got %v", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if _, err := g.enter(ctx, "kv"); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := g.enter(ctx, key("a")); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
 		leave(answered, nil)
-		if s := g.stats(); s.Waiting != 0 || len(g.slots) != 0 || s.Requests != 4 {
-			t.Errorf("left over: %+v, %d slots", s, len(g.slots))
+		if s := g.stats(); s.Waiting != 0 || g.inUse != 0 || s.Requests != 4 {
+			t.Errorf("left over: %+v, %d slots", s, g.inUse)
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -156,7 +157,7 @@ func (s *Source) loginAppRole(ctx context.Context, a *AppRole) (*api.Secret, err
 	if err != nil {
 		return nil, err
 	}
-	secret, err := s.through(ctx, "auth", func(ctx context.Context) (*api.Secret, error) {
+	secret, err := s.through(ctx, request{mount: "auth", path: a.Mount + "/login"}, func(ctx context.Context) (*api.Secret, error) {
 		return auth.Login(ctx, s.client.WithRequestCallbacks()) // a copy: unwrapping sets its token
 	})
 	if status(err) == http.StatusBadRequest {
@@ -213,7 +214,11 @@ func (s *Source) loginAfter(ctx context.Context, refused string) (fresh bool, er
 var errExpiring = errors.New("token cannot be renewed for long")
 
 // Run renews the token until ctx ends, and logs in again when it cannot be renewed any more.
+// It ends what could not be ended when it should have been.
 func (s *Source) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.clean(ctx) })
 	told := ""
 	tell := func(level slog.Level, what string, err error) {
 		if text := what + err.Error(); text != told {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func (s *Source) NewOwner(ctx context.Context, session string, ttl time.Duration
 	if err != nil {
 		err = fmt.Errorf("vault: token role %s: %w", s.cfg.SessionRole, err)
 		if got != nil && got.Auth != nil && got.Auth.Accessor != "" {
-			err = errors.Join(err, s.RevokeOwner(context.WithoutCancel(ctx), broker.Owner{ID: got.Auth.Accessor}))
+			err = errors.Join(err, s.revokeSoon(ctx, got.Auth.Accessor))
 		}
 		return broker.Owner{}, err
 	}
@@ -62,25 +63,37 @@ func (s *Source) RenewOwner(ctx context.Context, o broker.Owner, ttl time.Durati
 	if len(o.Secret) > 0 {
 		r = write("auth", "token/renew-self", map[string]any{"increment": seconds(ttl)})
 	}
-	ending := s.renewOne(ctx, o, r, ttl, "session")
-	if ending != nil && !errors.Is(ending, broker.ErrEnding) {
-		return ending
+	err := s.renewOne(ctx, o, r, ttl, "session")
+	if errors.Is(err, broker.ErrNoSecret) {
+		return err
 	}
+	// What one lease cannot says nothing about the others, and little about the owner.
+	failed := map[string]error{}
 	for _, id := range o.Leases {
-		as := o
-		r := write("sys", "leases/renew", map[string]any{"lease_id": id, "increment": seconds(ttl)})
-		if !strings.Contains(id, "/") { // a token's accessor (KindLogin); lease ids begin with a path
-			as = broker.Owner{} // only the broker may renew by accessor
-			r = write("auth", "token/renew-accessor", map[string]any{"accessor": id, "increment": seconds(ttl)})
-		}
-		err := s.renewOne(ctx, as, r, ttl, "lease "+id)
-		if err != nil && !errors.Is(err, broker.ErrEnding) {
+		if err := s.renewLease(ctx, o, id, o.LeaseTTL(id, ttl)); errors.Is(err, errOwnerGone) {
 			return err
+		} else if err != nil {
+			failed[id] = err
 		}
-		ending = errors.Join(ending, err)
 	}
-	return ending
+	if len(failed) == 0 {
+		return err
+	}
+	return &broker.RenewError{Owner: err, Leases: failed, All: len(failed) == len(o.Leases)}
 }
+
+func (s *Source) renewLease(ctx context.Context, o broker.Owner, id string, ttl time.Duration) error {
+	if !strings.Contains(id, "/") { // a token's accessor (KindLogin); lease ids begin with a path
+		// Only the broker may renew by accessor.
+		return s.renewOne(ctx, broker.Owner{}, write("auth", "token/renew-accessor", map[string]any{"accessor": id, "increment": seconds(ttl)}), ttl, "lease "+id)
+	}
+	r := write("sys", "leases/renew", map[string]any{"lease_id": id, "increment": seconds(ttl)})
+	r.what = path.Dir(id) // what it was read from
+	return s.renewOne(ctx, o, r, ttl, "lease "+id)
+}
+
+// errOwnerGone: not a lease, but all of them.
+var errOwnerGone = fmt.Errorf("the session's token has ended: %w", broker.ErrNoSecret)
 
 // renewOne renews with the owner's token, or with the broker's where there is none.
 func (s *Source) renewOne(ctx context.Context, o broker.Owner, r request, ttl time.Duration, what string) error {
@@ -92,7 +105,10 @@ func (s *Source) renewOne(ctx context.Context, o broker.Owner, r request, ttl ti
 		got, err = s.call(ctx, r)
 	}
 	if err != nil {
-		if gone(err) || len(o.Secret) > 0 && status(err) == http.StatusForbidden && s.ownerGone(ctx, o) {
+		if len(o.Secret) > 0 && status(err) == http.StatusForbidden && s.ownerGone(ctx, o) {
+			return fmt.Errorf("vault: %s: %w: %w", what, errOwnerGone, err)
+		}
+		if gone(err) {
 			return fmt.Errorf("vault: %s has ended: %w: %w", what, broker.ErrNoSecret, err)
 		}
 		if says(err, "past the max TTL") {
@@ -107,9 +123,11 @@ func (s *Source) renewOne(ctx context.Context, o broker.Owner, r request, ttl ti
 }
 
 // RevokeOwner implements broker.LeasedSource. Vault ends the leases of a
-// revoked token itself, and tries again if the database does not answer.
+// revoked token itself, and tries again if the database does not answer. No circuit breaker stops this.
 func (s *Source) RevokeOwner(ctx context.Context, o broker.Owner) error {
-	_, err := s.call(ctx, write("auth", "token/revoke-accessor", map[string]any{"accessor": o.ID}))
+	r := write("auth", "token/revoke-accessor", map[string]any{"accessor": o.ID})
+	r.cleanup = true
+	_, err := s.call(ctx, r)
 	if err != nil && !gone(err) {
 		return fmt.Errorf("revoke session: %w", err)
 	}
@@ -135,7 +153,7 @@ func (s *Source) fetchLogin(ctx context.Context, e broker.CatalogEntry, o *broke
 	}
 	if err != nil {
 		err = fmt.Errorf("vault: token role %s: %w", e.Key, err)
-		return broker.Secret{}, errors.Join(err, s.RevokeOwner(context.WithoutCancel(ctx), broker.Owner{ID: got.Auth.Accessor}))
+		return broker.Secret{}, errors.Join(err, s.revokeSoon(ctx, got.Auth.Accessor))
 	}
 	value, err := canonical(struct {
 		Token    string `json:"token"`

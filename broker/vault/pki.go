@@ -64,7 +64,9 @@ func (s *Source) fetchPKI(ctx context.Context, e broker.CatalogEntry, der []byte
 		body["ttl"] = max(1, seconds(limit))
 	}
 	asked := time.Now()
-	got, err := s.call(ctx, write(mount, "sign/"+e.Key, body))
+	r := write(mount, "sign/"+e.Key, body)
+	r.guest = true
+	got, err := s.call(ctx, r)
 	if err != nil {
 		if status(err) == http.StatusBadRequest && says(err, "unknown role") {
 			return broker.Secret{}, fmt.Errorf("%w: %w", broker.ErrNoSecret, err)

@@ -37,7 +37,9 @@ func (s *Source) fetchDecrypt(ctx context.Context, e broker.CatalogEntry, input 
 	if c := e.Options["context"]; c != "" {
 		body["context"] = base64.StdEncoding.EncodeToString([]byte(c))
 	}
-	got, err := s.call(ctx, write(mount, "decrypt/"+e.Key, body))
+	r := write(mount, "decrypt/"+e.Key, body)
+	r.guest = true
+	got, err := s.call(ctx, r)
 	switch {
 	case err != nil && noKey(err):
 		return broker.Secret{}, fmt.Errorf("%w: %w", broker.ErrNoSecret, err)
@@ -105,22 +107,24 @@ func (s *Source) fetchExport(ctx context.Context, e broker.CatalogEntry, spki []
 	}
 	name := exportPrefix + rand.Text()
 	// Vault re-encodes the key: of two encodings of one key it keeps the key.
-	_, err = s.call(ctx, write(mount, "keys/"+name+"/import", map[string]any{
+	imported := write(mount, "keys/"+name+"/import", map[string]any{
 		"type":       fmt.Sprintf("rsa-%d", key.N.BitLen()),
 		"public_key": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})),
-	}))
-	// After a timeout it may be there as well.
-	if err == nil || status(err) == 0 {
+	})
+	export := read(mount, "byok-export/"+name+"/"+e.Key)
+	imported.guest, export.guest = true, true
+	imported.what, export.what = mount+"/byok-export/"+e.Key, mount+"/byok-export/"+e.Key // the guest's key has a name that nobody uses again
+	_, err = s.call(ctx, imported)
+	// After a timeout, or a failure, it may be there as well.
+	if err == nil || status(err) == 0 || status(err) >= 500 {
 		defer func() {
-			if derr := s.deleteKey(context.WithoutCancel(ctx), mount, name); derr != nil {
-				s.log.WarnContext(ctx, "vault: a guest's public key is left over", "source", s.cfg.Name, "mount", mount, "key", name, "error", derr)
-			}
+			_ = s.endNow(ctx, leftover{"a guest's public key, " + mount + "/keys/" + name, func(ctx context.Context) error { return s.deleteKey(ctx, mount, name) }}) // logged, and tried again
 		}()
 	}
 	if err != nil {
 		return broker.Secret{}, fmt.Errorf("import the guest's key: %w", err)
 	}
-	got, err := s.call(ctx, read(mount, "byok-export/"+name+"/"+e.Key))
+	got, err := s.call(ctx, export)
 	switch {
 	case err != nil && says(err, "no such source key") || err == nil && got == nil:
 		return broker.Secret{}, fmt.Errorf("vault: %s/%s: %w", mount, e.Key, errors.Join(broker.ErrNoSecret, err))
@@ -142,12 +146,18 @@ func (s *Source) fetchExport(ctx context.Context, e broker.CatalogEntry, spki []
 	return broker.Secret{Value: value, Version: strconv.Itoa(newest), ContentType: "application/vnd.claviger.byok"}, nil
 }
 
+// deleteKey deletes a key that this package imported. One that is not there is no error.
 func (s *Source) deleteKey(ctx context.Context, mount, name string) error {
-	if _, err := s.call(ctx, write(mount, "keys/"+name+"/config", map[string]any{"deletion_allowed": true})); err != nil {
-		return err
+	for _, r := range []request{
+		write(mount, "keys/"+name+"/config", map[string]any{"deletion_allowed": true}),
+		{method: http.MethodDelete, mount: mount, path: "keys/" + name},
+	} {
+		r.cleanup = true
+		if _, err := s.call(ctx, r); err != nil && !noKey(err) && status(err) != http.StatusNotFound {
+			return err
+		}
 	}
-	_, err := s.call(ctx, request{method: http.MethodDelete, mount: mount, path: "keys/" + name})
-	return err
+	return nil
 }
 
 // noKey recognises Vault's answers for a Transit key that it does not have.

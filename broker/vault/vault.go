@@ -154,6 +154,9 @@ type Source struct {
 
 	token atomic.Pointer[string] // of the last login
 
+	leftMu sync.Mutex
+	left   []leftover // guarded by leftMu; only Run takes from it
+
 	mu       sync.Mutex // serialises logins
 	refused  refusal    // the last login that was; guarded by mu
 	loggedIn time.Time  // when a refused request last led to a login; guarded by mu
@@ -171,7 +174,8 @@ func New(ctx context.Context, cfg Config) (*Source, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("vault %s: %w", cfg.Name, err)
 	}
-	s := &Source{cfg: cfg, log: cfg.Logger, gate: newGate(cfg.MaxConcurrency, cfg.MaxQueue, cfg.Timeout)}
+	s := &Source{cfg: cfg, log: cfg.Logger}
+	s.gate = newGate(cfg.MaxConcurrency, cfg.MaxQueue, cfg.Timeout, s.Health)
 	var err error
 	if s.client, s.idle, err = newClient(cfg); err != nil {
 		return nil, fmt.Errorf("vault %s: %w", cfg.Name, err)
@@ -186,13 +190,19 @@ func New(ctx context.Context, cfg Config) (*Source, error) {
 
 // Stats are for metrics.
 type Stats struct {
-	Open     bool // some engine does not answer, and is not asked for a while
+	Open     bool // Vault, or something behind it, does not answer, and is not asked for a while
+	Down     bool // it is Vault itself
 	Waiting  int  // requests that wait for their turn
 	Requests uint64
+	Left     int // what this broker made in Vault and could not end yet; it tries again
 }
 
 // Stats says how the connection to Vault does.
-func (s *Source) Stats() Stats { return s.gate.stats() }
+func (s *Source) Stats() Stats {
+	out := s.gate.stats()
+	out.Left = s.leftovers()
+	return out
+}
 
 // Fetch implements broker.Source.
 func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, error) {

@@ -1,0 +1,145 @@
+package broker_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/claviger/claviger/broker"
+)
+
+// twoDatabases is a session with two databases, both in use.
+func twoDatabases(t *testing.T, l *leaseWorld) (st *fakeStream, session string, hangUp func()) {
+	t.Helper()
+	st, hangUp = l.subscribe(t, broker.Subscription{Request: l.guest(t, "db/orders", "db/users").req})
+	s := st.start(t)
+	for r, v := range st.secrets(t, 2) {
+		st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: r, Version: v}}
+	}
+	synctest.Wait()
+	return st, s.ID, hangUp
+}
+
+// kills has a role's database answer nothing any more, and its leases end as err says.
+func (f *fakeLeased) kills(role string, err error) {
+	f.fail(func() { f.dead = map[string]error{role: err} })
+}
+
+// TestOneLeaseFails: what a session leases beside something that fails, it keeps.
+func TestOneLeaseFails(t *testing.T) {
+	t.Run("renewal fails for a while", func(t *testing.T) {
+		leasing(t, func(t *testing.T, l *leaseWorld) {
+			go func() { _ = l.KeepLeases(t.Context()) }()
+			st, session, _ := twoDatabases(t, l)
+			l.vault.kills("orders", errors.New("the database does not answer"))
+			time.Sleep(45 * time.Second)
+			before, dead := l.vault.renewalsOf("vault-lease-2"), l.vault.renewalsOf("vault-lease-1")
+			time.Sleep(4 * time.Minute)
+			synctest.Wait()
+			if n := l.vault.renewalsOf("vault-lease-2") - before; n < 5 || n > 8 {
+				t.Errorf("the healthy lease was renewed %d times in 4 minutes, want every 40 s", n)
+			}
+			if n := l.vault.renewalsOf("vault-lease-1") - dead; n < 10 || n > 24 {
+				t.Errorf("the other was tried %d times in 4 minutes, want every 15 s at the latest, and not at each pass", n)
+			}
+			st.quiet(t)
+			r, err := l.book.GetLease(t.Context(), session)
+			if err != nil || !slices.Equal(r.Owners[0].Leases, []string{"vault-lease-1", "vault-lease-2"}) {
+				t.Errorf("leases %+v, %v", r, err)
+			}
+			l.vault.fail(func() { l.vault.dead = nil })
+			dead = l.vault.renewalsOf("vault-lease-1")
+			time.Sleep(20 * time.Second)
+			if l.vault.renewalsOf("vault-lease-1") == dead {
+				t.Error("not renewed when its database was back")
+			}
+		})
+	})
+	for name, why := range map[string]error{"has ended": broker.ErrNoSecret, "is ending": broker.ErrEnding} {
+		t.Run(name, func(t *testing.T) {
+			leasing(t, func(t *testing.T, l *leaseWorld) {
+				go func() { _ = l.KeepLeases(t.Context()) }()
+				st, session, _ := twoDatabases(t, l)
+				l.vault.kills("orders", why)
+				time.Sleep(3 * time.Minute)
+				synctest.Wait()
+				st.quiet(t)
+				r, err := l.book.GetLease(t.Context(), session)
+				if err != nil || len(r.Owners) != 1 || !slices.Equal(r.Owners[0].Leases, []string{"vault-lease-2"}) || !slices.Equal(l.vault.owners(), []string{"vault-1"}) {
+					t.Fatalf("leases %+v, %v", r, err)
+				}
+				renewals := l.vault.renewalsOf("vault-lease-2")
+				l.vault.fail(func() { l.vault.dead = nil })
+				time.Sleep(time.Minute) // tries become rarer
+				got := st.secrets(t, 1)
+				if got["db/orders"] == "" {
+					t.Errorf("sent %v, want another in place of what ended", got)
+				}
+				synctest.Wait()
+				st.quiet(t)
+				time.Sleep(time.Minute)
+				if r, _ := l.book.GetLease(t.Context(), session); len(r.Owners) != 1 || len(r.Owners[0].Leases) != 2 || l.vault.renewalsOf("vault-lease-2") == renewals ||
+					r.Owners[0].Of[got["db/orders"]].Resource != "db/orders" {
+					t.Errorf("leases %+v", r)
+				}
+			})
+		})
+	}
+	t.Run("the guest comes back to another broker", func(t *testing.T) {
+		leasing(t, func(t *testing.T, l *leaseWorld) {
+			a := l.guest(t, "db/orders", "db/users")
+			st, hangUp := l.subscribe(t, broker.Subscription{Request: a.req})
+			s := st.start(t)
+			held := st.secrets(t, 2)
+			hangUp()
+			l.restart(t)
+			r, err := l.book.GetLease(t.Context(), s.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Owners[0].Leases = []string{"vault-lease-2"} // as a keeper leaves it
+			delete(r.Owners[0].Of, "vault-lease-1")
+			if _, err := l.book.PutLease(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			l.vault.kills("orders", broker.ErrNoSecret)
+			st, _ = l.subscribe(t, broker.Subscription{Request: l.fresh(t, a).req, Session: s.ID, Held: held})
+			if !st.start(t).Resumed {
+				t.Fatal("not resumed")
+			}
+			synctest.Wait()
+			st.quiet(t)
+			l.vault.fail(func() { l.vault.dead = nil })
+			time.Sleep(time.Minute)
+			if got := st.secrets(t, 1); got["db/orders"] == "" || got["db/orders"] == held["db/orders"] {
+				t.Errorf("sent %v", got)
+			}
+			if !slices.Contains(l.vault.owners(), "vault-1") {
+				t.Errorf("owners %v: the healthy lease ended", l.vault.owners())
+			}
+		})
+	})
+	t.Run("another source ends its owner", func(t *testing.T) {
+		leasing(t, func(t *testing.T, l *leaseWorld) {
+			go func() { _ = l.KeepLeases(t.Context()) }()
+			st, _ := l.subscribe(t, broker.Subscription{Request: l.guest(t, "db/orders", "logins/app").req})
+			st.start(t)
+			for r, v := range st.secrets(t, 2) {
+				st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: r, Version: v}}
+			}
+			synctest.Wait()
+			_ = l.other.RevokeOwner(t.Context(), broker.Owner{ID: "other-1"})
+			time.Sleep(2 * time.Minute)
+			if got := st.secrets(t, 1); got["logins/app"] == "" {
+				t.Errorf("sent %v", got)
+			}
+			synctest.Wait()
+			st.quiet(t)
+			if !slices.Equal(l.vault.owners(), []string{"vault-1"}) || !slices.Equal(l.other.owners(), []string{"other-2"}) {
+				t.Errorf("owners %v and %v", l.vault.owners(), l.other.owners())
+			}
+		})
+	})
+}
