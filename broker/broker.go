@@ -57,6 +57,8 @@ type Config struct {
 	Identities IdentityBook
 	// Cache keeps copies of secrets whose policy allows that (Obligations.Cache); nil: none are kept.
 	Cache Cache
+	// Keys remembers which keys there were; nil: nothing is remembered, and a key that vanished from its source is made anew.
+	Keys KeyBook
 	// Instance names this process among the brokers of a cluster; random if empty.
 	Instance string
 	// SessionTTL is how long evidence is believed in a watching session. Default 15 minutes.
@@ -99,6 +101,7 @@ type Broker struct {
 	draining broadcast    // this broker stops
 	stopping atomic.Bool
 	cache    copies
+	keys     keysSeen
 	shared   shared // reads of the same new version for several sessions
 }
 
@@ -537,6 +540,7 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 	secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(Granted{
 		Entry: g.entry, Input: g.input, Recipient: a.recipient, PublicKey: a.req.PublicKey, Owner: owner,
 		Claims: a.claims, PolicyDigest: rec.PolicyDigest, DecisionID: rec.ID, TTL: g.ttl, Cap: g.cap, Now: now,
+		Absent: func(ctx context.Context, version int) error { return b.absent(ctx, g, version, now) },
 	}))
 	if secret.Lease != "" && owner != nil {
 		owner.note(secret.Lease, Leased{Resource: g.path, Version: cmp.Or(secret.Version, secret.Lease), Cap: g.cap})
@@ -549,11 +553,20 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 	case errors.Is(err, ErrNoSecret), errors.Is(err, ErrInput):
 		b.forgetCopy(ctx, g)
 		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrDenied, g.path, err)
+	case errors.Is(err, ErrWithheld):
+		b.forgetCopy(ctx, g)
+		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, g.path, err)
+	case errors.Is(err, ErrBusy):
+		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, g.path, err)
 	case err != nil:
 		if copied, ok := b.standIn(ctx, g, now); ok {
 			return copied, nil
 		}
 		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrUnavailable, g.path, err)
+	}
+	if err := b.remember(ctx, g, secret, now); err != nil {
+		secret.Wipe()
+		return Secret{}, err
 	}
 	b.keepCopy(ctx, g, secret, now)
 	return secret, nil

@@ -1,6 +1,9 @@
 package broker
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // What Release returns to the edge wraps exactly one of these. Everything else
 // about a failure is for operators: it is in the audit log and in Event.
@@ -21,11 +24,14 @@ var (
 	ErrSpent = errors.New("nonce already spent")
 	// ErrNoSecret is Source's: there is no such secret (and none may be created).
 	ErrNoSecret = errors.New("no such secret")
-	// ErrNoAnswer is Source's: what has the secret did not answer, or said that it cannot for now (a 5xx). It is the only
-	// failure for which a copy may stand in.
-	ErrNoAnswer = errors.New("no answer")
-	// ErrWithheld is Source's: it answered, and not with the secret (forbidden, or not what the entry says). A copy is dropped.
-	ErrWithheld = errors.New("the source does not give the secret")
+	// ErrVanished goes with ErrNoSecret: a key was there, and its source neither has it nor says that it was deleted.
+	ErrVanished = fmt.Errorf("%w any more", ErrNoSecret)
+	// ErrWithheld is Source's: there was an answer, and it is not the secret (forbidden, no such engine, not what the
+	// entry says). No copy stands in for it, and the copy is dropped.
+	ErrWithheld = errors.New("the source answers, and does not give the secret")
+	// ErrBusy is Source's: there was an answer, and it says nothing about the secret (too many requests). No copy stands
+	// in for it either. Any other error of a Source is no answer.
+	ErrBusy = errors.New("the source answers that it is too busy")
 	// ErrInput is Source's: what the guest sent for the resource is not
 	// acceptable (a CSR for other names, a ciphertext of another key). Text after it is for operators.
 	ErrInput = errors.New("input not acceptable")

@@ -38,6 +38,9 @@ type Granted struct {
 	// Cap is the longest that what the source makes may live, as policy or catalog say; 0: neither does.
 	Cap time.Duration
 	Now time.Time
+	// Absent is to be asked about a version that the source does not have, before it is made or said not to be there: an
+	// error, to be passed on, says that it was there, or that nobody can tell. Nil: there is nothing to ask.
+	Absent func(ctx context.Context, version int) error
 }
 
 // Secret is a value on its way to a guest. Whoever holds it last wipes it.

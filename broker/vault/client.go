@@ -192,7 +192,7 @@ func (s *Source) do(ctx context.Context, token string, r request) (*api.Secret, 
 }
 
 // through makes a request when it is its turn, and tells the gate how it went.
-// An error that is not an answer wraps broker.ErrNoAnswer.
+// An error that is not an answer wraps errNoAnswer.
 func (s *Source) through(ctx context.Context, r request, call func(context.Context) (*api.Secret, error)) (got *api.Secret, err error) {
 	leave := func(outcome, error) {}
 	if r.cleanup {
@@ -202,7 +202,7 @@ func (s *Source) through(ctx context.Context, r request, call func(context.Conte
 		}
 		defer done()
 	} else if leave, err = s.gate.enter(ctx, r.scope()); err != nil {
-		return nil, fmt.Errorf("%w: %w", broker.ErrNoAnswer, err)
+		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	timed, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
@@ -218,10 +218,27 @@ func (s *Source) through(ctx context.Context, r request, call func(context.Conte
 		default:
 			leave(failed, err)
 		}
-		err = fmt.Errorf("%w: %w", broker.ErrNoAnswer, err)
+		err = fmt.Errorf("%w: %w", errNoAnswer, err)
 	}()
 	return call(timed)
 }
+
+// errNoAnswer: Vault did not answer, or says that it or what is behind it cannot for now.
+var errNoAnswer = errors.New("no answer")
+
+// classify says what an error of Fetch means for copies. Whatever is not known to be no answer is one.
+func classify(err error) error {
+	switch code := status(err); {
+	case err == nil, errors.Is(err, errNoAnswer), errors.Is(err, broker.ErrNoSecret), errors.Is(err, broker.ErrInput), errors.Is(err, broker.ErrUnavailable):
+		return err
+	case code == http.StatusTooManyRequests, code == http.StatusPreconditionFailed, errors.Is(err, errBusy):
+		return fmt.Errorf("%w: %w", broker.ErrBusy, err)
+	}
+	return fmt.Errorf("%w: %w", broker.ErrWithheld, err)
+}
+
+// errBusy: another writer was quicker, again and again.
+var errBusy = errors.New("others keep changing it")
 
 // status is Vault's HTTP status, or 0 where it did not answer.
 func status(err error) int {

@@ -27,7 +27,7 @@ const (
 	encodingPrefix = "base64:"
 )
 
-// errAbsent: there never was such a secret, so that one may be made.
+// errAbsent: there is no such secret, and Vault does not say that there was one.
 var errAbsent = fmt.Errorf("%w", broker.ErrNoSecret)
 
 type kvSecret struct {
@@ -38,14 +38,21 @@ type kvSecret struct {
 
 func (s *Source) kvMount(e broker.CatalogEntry) string { return cmp.Or(e.Mount, s.cfg.Mount) }
 
-func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, input []byte) (broker.Secret, error) {
+func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, what broker.Granted) (broker.Secret, error) {
 	mount := s.kvMount(e)
-	ask, err := broker.ParseVersionInput(e, input)
+	absent := what.Absent
+	if absent == nil {
+		absent = func(context.Context, int) error { return nil }
+	}
+	ask, err := broker.ParseVersionInput(e, what.Input)
 	if err != nil {
 		return broker.Secret{}, fmt.Errorf("vault: %s/%s: %w", mount, e.Key, err)
 	}
 	if ask.Version != 0 {
 		got, err := s.readKV(ctx, mount, e.Key, ask.Version)
+		if errors.Is(err, errAbsent) {
+			err = errors.Join(absent(ctx, ask.Version), err)
+		}
 		if err != nil {
 			return broker.Secret{}, err
 		}
@@ -55,6 +62,9 @@ func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, input []byt
 		got, err := s.readKV(ctx, mount, e.Key, e.PinVersion)
 		switch {
 		case err == nil && got.version == ask.NextOf:
+			if err := absent(ctx, got.version+1); err != nil {
+				return broker.Secret{}, err
+			}
 			// Check-and-set again: whoever loses takes what the other made.
 			value, version, err := s.writeRandom(ctx, e, got.data, got.version)
 			if isConflict(err) {
@@ -68,6 +78,13 @@ func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, input []byt
 		case !errors.Is(err, errAbsent) || e.CreateBytes == 0:
 			return broker.Secret{}, err
 		}
+		if err := absent(ctx, 1); err != nil {
+			return broker.Secret{}, err
+		}
+		// An engine that is another than it was must not be written to.
+		if err := s.checkKV2(ctx, mount); err != nil {
+			return broker.Secret{}, err
+		}
 		// Check-and-set 0: of two machines at their first boot one writes, and both get what it wrote.
 		value, version, err := s.writeRandom(ctx, e, nil, 0)
 		switch {
@@ -78,7 +95,7 @@ func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, input []byt
 		}
 		clear(value)
 	}
-	return broker.Secret{}, fmt.Errorf("vault: %s/%s: others keep changing it", mount, e.Key)
+	return broker.Secret{}, fmt.Errorf("vault: %s/%s: %w", mount, e.Key, errBusy)
 }
 
 // readKV reads a version, or the current one for 0.
@@ -93,11 +110,11 @@ func (s *Source) readKV(ctx context.Context, mount, key string, version int) (kv
 	}
 	if got == nil {
 		// A KV v1 engine says so of every secret; one made there would have no versions.
-		if err := s.checkKV2(ctx, mount); err != nil {
+		if err := s.checkKV2Once(ctx, mount); err != nil {
 			return kvSecret{}, err
 		}
 		if version > 0 {
-			return kvSecret{}, fmt.Errorf("vault: %s/%s: no version %d: %w", mount, key, version, broker.ErrNoSecret)
+			return kvSecret{}, fmt.Errorf("vault: %s/%s: no version %d: %w", mount, key, version, errAbsent)
 		}
 		return kvSecret{}, fmt.Errorf("vault: %s/%s: %w", mount, key, errAbsent)
 	}
@@ -125,11 +142,17 @@ func ended(meta map[string]any) string {
 	return ""
 }
 
-// checkKV2 asks Vault what the mount is, once.
-func (s *Source) checkKV2(ctx context.Context, mount string) error {
+// checkKV2Once asks Vault what the mount is, unless it was KV v2 before.
+func (s *Source) checkKV2Once(ctx context.Context, mount string) error {
 	if _, ok := s.kv2.Load(mount); ok {
 		return nil
 	}
+	return s.checkKV2(ctx, mount)
+}
+
+// checkKV2 asks Vault what the mount is.
+func (s *Source) checkKV2(ctx context.Context, mount string) error {
+	s.kv2.Delete(mount)
 	got, err := s.call(ctx, read("sys", "internal/ui/mounts/"+mount))
 	switch {
 	case status(err) == http.StatusForbidden || err == nil && got == nil:
@@ -236,7 +259,7 @@ func (s *Source) kvVersion(ctx context.Context, e broker.CatalogEntry) (version,
 		return "", "", err
 	}
 	if got == nil {
-		if err := s.checkKV2(ctx, mount); err != nil {
+		if err := s.checkKV2Once(ctx, mount); err != nil {
 			return "", "", err
 		}
 		return "", "", fmt.Errorf("vault: %s/%s: %w", mount, e.Key, broker.ErrNoSecret)

@@ -190,9 +190,10 @@ func (s *Source) loginAfter(ctx context.Context, refused string) (fresh bool, er
 		return true, nil
 	}
 	if time.Since(s.checked) < checkEvery {
-		return false, nil
+		return false, s.verdict // of a moment ago: a token that Vault could not be asked about was not refused
 	}
 	s.checked = time.Now()
+	defer func() { s.verdict = err }()
 	// All requests wait for this login: it must not die with the one that came first.
 	ctx = context.WithoutCancel(ctx)
 	_, err = s.do(ctx, refused, read("auth", "token/lookup-self"))

@@ -161,6 +161,7 @@ type Source struct {
 	refused  refusal    // the last login that was; guarded by mu
 	loggedIn time.Time  // when a refused request last led to a login; guarded by mu
 	checked  time.Time  // when a refused request last led to a look at the token; guarded by mu
+	verdict  error      // what came of that; guarded by mu
 }
 
 var (
@@ -210,10 +211,15 @@ func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, err
 	if err != nil {
 		return broker.Secret{}, err
 	}
+	out, err := s.fetch(ctx, what)
+	return out, classify(err)
+}
+
+func (s *Source) fetch(ctx context.Context, what broker.Granted) (broker.Secret, error) {
 	e := what.Entry
 	switch e.Kind {
 	case "", broker.KindKV:
-		return s.fetchKV(ctx, e, what.Input)
+		return s.fetchKV(ctx, e, what)
 	case broker.KindWrapped:
 		return s.fetchWrapped(ctx, e, what.TTL)
 	case broker.KindDatabase:

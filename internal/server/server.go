@@ -398,7 +398,7 @@ func (s *Server) openBroker(ctx, run context.Context) error {
 	s.broker, err = broker.New(broker.Config{
 		Identity: s.id, Nonces: nonces, Verifiers: verifiers.Verifiers, Activator: verifiers.TPM, Collateral: s.collateral, Policy: s.engine, Revocations: s.state, Identities: s.state, Store: s.state,
 		Sources: sources, Log: s.audit, AllowSimulated: len(s.opt.TestRoots) > 0, TTL: time.Duration(s.cfg.SecretTTL),
-		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
+		Leases: s.state, Sessions: s.state, Versions: s.feed, Cache: s.state, Keys: s.state, Instance: instance, SessionTTL: time.Duration(s.cfg.Sessions.TTL),
 		OwnerTTL: time.Duration(s.cfg.Sessions.OwnerTTL), ResumeTime: time.Duration(s.cfg.Sessions.Resume),
 		MaxSessions: s.cfg.Sessions.Max, Logger: s.log, Observe: s.observe(),
 	})
@@ -832,15 +832,17 @@ func (s *Server) serveMetrics(context.Context, context.Context) error {
 		stats, source := s.vaults[i].Stats, map[string]string{"source": v.Name}
 		s.metrics.Counter("claviger_source_requests_total", "Requests to a Vault.", source, func() float64 { return float64(stats().Requests) })
 		s.metrics.Gauge("claviger_source_waiting", "Requests to a Vault that wait for their turn.", source, func() float64 { return float64(stats().Waiting) })
-		s.metrics.Gauge("claviger_source_open", "1 while a Vault does not answer and is left alone (circuit breaker).", source, func() float64 {
+		s.metrics.Gauge("claviger_source_open", "1 while a Vault, or something behind it, does not answer and is left alone (circuit breaker).", source, func() float64 {
 			if stats().Open {
 				return 1
 			}
 			return 0
 		})
+		s.metrics.Gauge("claviger_source_left_over", "What this broker made in a Vault and could not end yet; it tries again.", source, func() float64 { return float64(stats().Left) })
 	}
 	s.metrics.Gauge("claviger_problems", "Parts of the shared state that are not in force: `claviger status` names them.", map[string]string{"stops": "some"}, func() float64 { return s.countProblems(false) })
 	s.metrics.Gauge("claviger_problems", "Parts of the shared state that are not in force: `claviger status` names them.", map[string]string{"stops": "all"}, func() float64 { return s.countProblems(true) })
+	s.metrics.Gauge("claviger_keys_missing", "Keys that vanished from their sources, and are not made anew: `claviger status` names them.", nil, func() float64 { return float64(len(s.missingKeys())) })
 	s.metrics.Gauge("claviger_store_bytes", "Size of the store of the shared state.", nil, func() float64 { return float64(s.kv.Size().Bytes) })
 	s.metrics.Gauge("claviger_store_quota_bytes", "How large it may be; 0: it does not tell.", nil, func() float64 { return float64(s.kv.Size().Quota) })
 	const turned, turnedHelp = "claviger_operator_calls_refused_total", "Operators' calls that were turned away: the certificate names no operator, or the role does not allow it."

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/state"
 )
 
@@ -22,8 +24,9 @@ const (
 // surroundings are the faults of what lies outside of the broker and its shared state.
 type surroundings struct {
 	mu      sync.Mutex
-	log     error            // why nothing can be recorded; guarded by mu
-	sources map[string]error // by name; guarded by mu
+	log     error              // why nothing can be recorded; guarded by mu
+	sources map[string]error   // by name; guarded by mu
+	missing []broker.KeyRecord // guarded by mu
 }
 
 // look goes on until ctx ends.
@@ -54,6 +57,7 @@ func (s *Server) lookOnce(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	missing, err := s.broker.MissingKeys(ctx)
 	if ctx.Err() != nil {
 		return
 	}
@@ -65,6 +69,16 @@ func (s *Server) lookOnce(ctx context.Context) {
 		s.logTurn("a source does not answer", name, o.sources[name], err)
 	}
 	o.log, o.sources = logErr, sources
+	if err == nil {
+		o.missing = missing
+	}
+}
+
+// missingKeys are those that vanished from their sources, as they were when the broker looked last.
+func (s *Server) missingKeys() []broker.KeyRecord {
+	s.outside.mu.Lock()
+	defer s.outside.mu.Unlock()
+	return s.outside.missing
 }
 
 // logTurn logs a fault once, and its end.
@@ -114,6 +128,12 @@ func (s *Server) outsideProblems() []state.Problem {
 				StopsAll: down > 0 && down == len(used),
 			})
 		}
+	}
+	for _, k := range o.missing {
+		out = append(out, state.Problem{
+			Kind: "key", Name: k.Source + " " + path.Join(k.Mount, k.Key), Stops: "the resource that leads to it",
+			Reason: fmt.Sprintf("it had version %d and is missing since %s: restore it there, or have a new one made with claviger secret forget RESOURCE", k.Version, k.Missing.UTC().Format(time.RFC3339)),
+		})
 	}
 	return out
 }
