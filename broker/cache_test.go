@@ -311,3 +311,32 @@ func TestDeletedSecretIsForgotten(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestAnswersAreNotStoodInFor: a copy replaces a missing answer, and no other. What says no drops it, on every broker.
+func TestAnswersAreNotStoodInFor(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer error
+		drops  bool
+	}{
+		"forbidden": {broker.ErrWithheld, true},
+		"too busy":  {broker.ErrBusy, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, cache := cacheWorld(t, `{"cache": "10m"}`)
+			if _, err := w.opened(t); err != nil {
+				t.Fatal(err)
+			}
+			w.source.fault = fmt.Errorf("vault: %w", tt.answer)
+			if _, err := w.opened(t); !errors.Is(err, broker.ErrUnavailable) {
+				t.Errorf("got %v", err)
+			}
+			if dropped := len(cache.items) == 0; dropped != tt.drops {
+				t.Errorf("dropped: %v", dropped)
+			}
+			w.source.fault = errors.New("vault: sealed")
+			if _, err := w.opened(t); (err == nil) == tt.drops {
+				t.Errorf("afterwards without an answer: %v", err)
+			}
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -317,6 +318,61 @@ func TestCopiesAreSealed(t *testing.T) {
 	if _, err := a.GetCopy(ctx, "k1"); !errors.Is(err, broker.ErrNoSecret) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestKeyRecords: what brokers know of keys only grows, until an operator says otherwise.
+func TestKeyRecords(t *testing.T) {
+	kv := embedded(t, t.TempDir())
+	a, b := newState(t, kv), newState(t, kv)
+	ctx := t.Context()
+	k := broker.KeyRecord{Source: "vault", Key: "disks/vm-1"}
+	if _, err := a.GetKey(ctx, k); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("got %v", err)
+	}
+	put := func(version int, missing time.Time) {
+		t.Helper()
+		r := k
+		r.Version, r.Missing = version, missing
+		if err := a.PutKey(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(version, missing int) {
+		t.Helper()
+		r, err := b.GetKey(ctx, k)
+		all, lerr := b.MissingKeys(ctx)
+		if err != nil || lerr != nil || r.Version != version || len(all) != missing || missing == 1 && all[0].Key != k.Key {
+			t.Errorf("%+v, missing %+v, want version %d and %d missing: %v %v", r, all, version, missing, err, lerr)
+		}
+	}
+	put(3, time.Time{})
+	want(3, 0)
+	put(2, time.Now())
+	want(3, 1)
+	put(2, time.Time{})
+	want(3, 0)
+	other := k
+	other.Field = "passphrase"
+	if _, err := b.GetKey(ctx, other); !errors.Is(err, broker.ErrNoSecret) {
+		t.Errorf("another field's: %v", err)
+	}
+	put(4, time.Now())
+	if err := b.ForgetKey(ctx, k); err != nil {
+		t.Fatal(err)
+	}
+	want(0, 0)
+	var wg sync.WaitGroup
+	for v := range 4 { // whoever comes last
+		wg.Go(func() {
+			r := k
+			r.Version = v + 1
+			if err := a.PutKey(ctx, r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	want(4, 0)
 }
 
 // TestListingsArePaged: however many records there are, a caller holds a page.

@@ -52,6 +52,8 @@ type Admin struct {
 	State    State
 	Secrets  Secrets
 	Sessions Sessions
+	// ForgetKeyFn has the next request for a resource make a new key: broker.Broker.ForgetKey.
+	ForgetKeyFn func(ctx context.Context, resource string) error
 	// RotateKey makes a new key for tokens; nil where none are issued.
 	RotateKey  func(ctx context.Context, replace bool) (kid string, err error)
 	ListSecret func(ctx context.Context, prefix string) ([]*pb.SecretInfo, error)
@@ -100,6 +102,7 @@ var needs = map[string]Role{
 	pb.Admin_DeleteCatalogEntry_FullMethodName: Operator,
 	pb.Admin_PutSecret_FullMethodName:          Operator,
 	pb.Admin_DeleteSecret_FullMethodName:       Operator,
+	pb.Admin_ForgetKey_FullMethodName:          Operator,
 	pb.Admin_Revoke_FullMethodName:             Operator,
 	pb.Admin_Unrevoke_FullMethodName:           Operator,
 }
@@ -410,6 +413,15 @@ func (a *Admin) ListSecrets(ctx context.Context, r *pb.ListSecretsRequest) (*pb.
 func (a *Admin) DeleteSecret(ctx context.Context, r *pb.DeleteSecretRequest) (*pb.DeleteSecretResponse, error) {
 	ok, err := a.Secrets.Delete(ctx, r.GetKey())
 	return &pb.DeleteSecretResponse{}, found("secret", ok, err, a)
+}
+
+// ForgetKey implements Admin.
+func (a *Admin) ForgetKey(ctx context.Context, r *pb.ForgetKeyRequest) (*pb.ForgetKeyResponse, error) {
+	err := a.ForgetKeyFn(ctx, r.GetResource())
+	if errors.Is(err, broker.ErrNoSecret) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
+	return &pb.ForgetKeyResponse{}, a.adminError(err)
 }
 
 // ListRevocations implements Admin.

@@ -505,7 +505,7 @@ func catalogCommand(a *adminFlags) *cobra.Command {
 }
 
 func secretCommand(a *adminFlags) *cobra.Command {
-	group := &cobra.Command{Use: "secret", Short: "Write, list and delete secrets of the embedded store"}
+	group := &cobra.Command{Use: "secret", Short: "Write, list and delete secrets of the embedded store; have a lost key made anew"}
 	var file string
 	var expected int64
 	put := &cobra.Command{
@@ -567,6 +567,18 @@ func secretCommand(a *adminFlags) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
 				_, err := c.DeleteSecret(ctx, &pb.DeleteSecretRequest{Key: args[0]})
+				return err
+			})
+		},
+	}, &cobra.Command{
+		Use: "forget RESOURCE", Short: "Have a key that vanished from its Vault made anew; what the one before encrypted is lost",
+		Long: "Have the next request for a resource make a new key in its Vault, although there was one (catalog entries with create_bytes).\n" +
+			"A broker does not do that by itself: a Vault restored from an old snapshot has lost the keys that are newer, and a new key opens no disk.\n" +
+			"Restore the key in Vault if you can. What was encrypted with the one before is lost otherwise.",
+		Example: "  claviger secret forget disks/vm-1", Args: exactArgs("RESOURCE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {
+				_, err := c.ForgetKey(ctx, &pb.ForgetKeyRequest{Resource: args[0]})
 				return err
 			})
 		},

@@ -785,7 +785,7 @@ func (s *Server) serveAdmin(context.Context, context.Context) error {
 	gate := rpc.NewGate(s.cfg.limits())
 	s.admin = grpc.NewServer(append(append(gate.Options(), opts...), grpc.Creds(credentials.NewTLS(creds)))...)
 	admin := &rpc.Admin{
-		State: s.state, Secrets: s.secrets, Sessions: sessions{s}, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
+		State: s.state, Secrets: s.secrets, ForgetKeyFn: s.broker.ForgetKey, Sessions: sessions{s}, ListSecret: s.listSecrets, Catalog: func() []broker.CatalogEntry { return s.broker.Catalog().Entries() },
 		Policy: s.policyStatus, Pinnable: s.engine.Pinnable, GetStatusFn: s.status, Decisions: s.decisions,
 		Conflict: func(err error) bool { return errors.Is(err, state.ErrConflict) }, Now: time.Now, Log: s.log,
 	}

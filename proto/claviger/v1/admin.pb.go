@@ -2129,6 +2129,86 @@ func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
 	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
+type ForgetKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyRequest) Reset() {
+	*x = ForgetKeyRequest{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyRequest) ProtoMessage() {}
+
+func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ForgetKeyRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+type ForgetKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyResponse) Reset() {
+	*x = ForgetKeyResponse{}
+	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyResponse) ProtoMessage() {}
+
+func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
 type Revocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is revoked.
@@ -2147,7 +2227,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2239,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[36]
+	mi := &file_claviger_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2252,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Revocation) GetKind() string {
@@ -2223,7 +2303,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2315,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[37]
+	mi := &file_claviger_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2328,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RevokeRequest) GetRevocation() *Revocation {
@@ -2275,7 +2355,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2367,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[38]
+	mi := &file_claviger_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2380,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RevokeResponse) GetValue() string {
@@ -2321,7 +2401,7 @@ type UnrevokeRequest struct {
 
 func (x *UnrevokeRequest) Reset() {
 	*x = UnrevokeRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2333,7 +2413,7 @@ func (x *UnrevokeRequest) String() string {
 func (*UnrevokeRequest) ProtoMessage() {}
 
 func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[39]
+	mi := &file_claviger_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2346,7 +2426,7 @@ func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrevokeRequest.ProtoReflect.Descriptor instead.
 func (*UnrevokeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UnrevokeRequest) GetKind() string {
@@ -2371,7 +2451,7 @@ type UnrevokeResponse struct {
 
 func (x *UnrevokeResponse) Reset() {
 	*x = UnrevokeResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2463,7 @@ func (x *UnrevokeResponse) String() string {
 func (*UnrevokeResponse) ProtoMessage() {}
 
 func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[40]
+	mi := &file_claviger_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2476,7 @@ func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrevokeResponse.ProtoReflect.Descriptor instead.
 func (*UnrevokeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type ListRevocationsRequest struct {
@@ -2409,7 +2489,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2501,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[41]
+	mi := &file_claviger_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2514,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListRevocationsRequest) GetPageSize() uint32 {
@@ -2461,7 +2541,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2553,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[42]
+	mi := &file_claviger_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2566,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -2514,7 +2594,7 @@ type ListDecisionsRequest struct {
 
 func (x *ListDecisionsRequest) Reset() {
 	*x = ListDecisionsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2606,7 @@ func (x *ListDecisionsRequest) String() string {
 func (*ListDecisionsRequest) ProtoMessage() {}
 
 func (x *ListDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[43]
+	mi := &file_claviger_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2619,7 @@ func (x *ListDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListDecisionsRequest) GetLimit() uint32 {
@@ -2566,7 +2646,7 @@ type ListDecisionsResponse struct {
 
 func (x *ListDecisionsResponse) Reset() {
 	*x = ListDecisionsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2658,7 @@ func (x *ListDecisionsResponse) String() string {
 func (*ListDecisionsResponse) ProtoMessage() {}
 
 func (x *ListDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[44]
+	mi := &file_claviger_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2671,7 @@ func (x *ListDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListDecisionsResponse) GetDecisions() []*Decision {
@@ -2612,7 +2692,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +2704,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[45]
+	mi := &file_claviger_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +2717,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Decision) GetLogIndex() uint64 {
@@ -2670,7 +2750,7 @@ type BlastRadiusRequest struct {
 
 func (x *BlastRadiusRequest) Reset() {
 	*x = BlastRadiusRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +2762,7 @@ func (x *BlastRadiusRequest) String() string {
 func (*BlastRadiusRequest) ProtoMessage() {}
 
 func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[46]
+	mi := &file_claviger_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +2775,7 @@ func (x *BlastRadiusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlastRadiusRequest.ProtoReflect.Descriptor instead.
 func (*BlastRadiusRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *BlastRadiusRequest) GetKind() string {
@@ -2761,7 +2841,7 @@ type BlastRadiusResponse struct {
 
 func (x *BlastRadiusResponse) Reset() {
 	*x = BlastRadiusResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2853,7 @@ func (x *BlastRadiusResponse) String() string {
 func (*BlastRadiusResponse) ProtoMessage() {}
 
 func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[47]
+	mi := &file_claviger_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2866,7 @@ func (x *BlastRadiusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlastRadiusResponse.ProtoReflect.Descriptor instead.
 func (*BlastRadiusResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *BlastRadiusResponse) GetExposures() []*Exposure {
@@ -2861,7 +2941,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +2953,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[48]
+	mi := &file_claviger_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +2966,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Exposure) GetResource() string {
@@ -2940,7 +3020,7 @@ type RotateSecretRequest struct {
 
 func (x *RotateSecretRequest) Reset() {
 	*x = RotateSecretRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3032,7 @@ func (x *RotateSecretRequest) String() string {
 func (*RotateSecretRequest) ProtoMessage() {}
 
 func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[49]
+	mi := &file_claviger_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3045,7 @@ func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RotateSecretRequest) GetResource() string {
@@ -2984,7 +3064,7 @@ type RotateSecretResponse struct {
 
 func (x *RotateSecretResponse) Reset() {
 	*x = RotateSecretResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2996,7 +3076,7 @@ func (x *RotateSecretResponse) String() string {
 func (*RotateSecretResponse) ProtoMessage() {}
 
 func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[50]
+	mi := &file_claviger_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3009,7 +3089,7 @@ func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateSecretResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RotateSecretResponse) GetVersion() string {
@@ -3028,7 +3108,7 @@ type NotifyRequest struct {
 
 func (x *NotifyRequest) Reset() {
 	*x = NotifyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	mi := &file_claviger_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3120,7 @@ func (x *NotifyRequest) String() string {
 func (*NotifyRequest) ProtoMessage() {}
 
 func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[51]
+	mi := &file_claviger_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3133,7 @@ func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotifyRequest.ProtoReflect.Descriptor instead.
 func (*NotifyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *NotifyRequest) GetResource() string {
@@ -3071,7 +3151,7 @@ type NotifyResponse struct {
 
 func (x *NotifyResponse) Reset() {
 	*x = NotifyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	mi := &file_claviger_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3163,7 @@ func (x *NotifyResponse) String() string {
 func (*NotifyResponse) ProtoMessage() {}
 
 func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[52]
+	mi := &file_claviger_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3176,7 @@ func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotifyResponse.ProtoReflect.Descriptor instead.
 func (*NotifyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 type ListHoldersRequest struct {
@@ -3110,7 +3190,7 @@ type ListHoldersRequest struct {
 
 func (x *ListHoldersRequest) Reset() {
 	*x = ListHoldersRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[53]
+	mi := &file_claviger_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3202,7 @@ func (x *ListHoldersRequest) String() string {
 func (*ListHoldersRequest) ProtoMessage() {}
 
 func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[53]
+	mi := &file_claviger_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3215,7 @@ func (x *ListHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldersRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListHoldersRequest) GetResource() string {
@@ -3171,7 +3251,7 @@ type ListHoldersResponse struct {
 
 func (x *ListHoldersResponse) Reset() {
 	*x = ListHoldersResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[54]
+	mi := &file_claviger_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3183,7 +3263,7 @@ func (x *ListHoldersResponse) String() string {
 func (*ListHoldersResponse) ProtoMessage() {}
 
 func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[54]
+	mi := &file_claviger_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3196,7 +3276,7 @@ func (x *ListHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldersResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListHoldersResponse) GetCurrentVersion() string {
@@ -3239,7 +3319,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[55]
+	mi := &file_claviger_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3331,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[55]
+	mi := &file_claviger_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3344,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Holder) GetSessionId() string {
@@ -3333,7 +3413,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[56]
+	mi := &file_claviger_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3425,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[56]
+	mi := &file_claviger_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3438,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListSessionsRequest) GetPageSize() uint32 {
@@ -3385,7 +3465,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[57]
+	mi := &file_claviger_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3477,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[57]
+	mi := &file_claviger_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3490,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -3448,7 +3528,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[58]
+	mi := &file_claviger_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3540,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[58]
+	mi := &file_claviger_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3473,7 +3553,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Session) GetId() string {
@@ -3571,7 +3651,7 @@ type RotateTokenKeyRequest struct {
 
 func (x *RotateTokenKeyRequest) Reset() {
 	*x = RotateTokenKeyRequest{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[59]
+	mi := &file_claviger_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3583,7 +3663,7 @@ func (x *RotateTokenKeyRequest) String() string {
 func (*RotateTokenKeyRequest) ProtoMessage() {}
 
 func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[59]
+	mi := &file_claviger_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3596,7 +3676,7 @@ func (x *RotateTokenKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateTokenKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateTokenKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RotateTokenKeyRequest) GetReplace() bool {
@@ -3615,7 +3695,7 @@ type RotateTokenKeyResponse struct {
 
 func (x *RotateTokenKeyResponse) Reset() {
 	*x = RotateTokenKeyResponse{}
-	mi := &file_claviger_v1_admin_proto_msgTypes[60]
+	mi := &file_claviger_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3627,7 +3707,7 @@ func (x *RotateTokenKeyResponse) String() string {
 func (*RotateTokenKeyResponse) ProtoMessage() {}
 
 func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_admin_proto_msgTypes[60]
+	mi := &file_claviger_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3640,7 +3720,7 @@ func (x *RotateTokenKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateTokenKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateTokenKeyResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_claviger_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RotateTokenKeyResponse) GetKeyId() string {
@@ -3826,7 +3906,11 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x13DeleteSecretRequest\x12\x1c\n" +
 	"\x03key\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03key\"\x16\n" +
-	"\x14DeleteSecretResponse\"\x9c\x02\n" +
+	"\x14DeleteSecretResponse\":\n" +
+	"\x10ForgetKeyRequest\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bresource\"\x13\n" +
+	"\x11ForgetKeyResponse\"\x9c\x02\n" +
 	"\n" +
 	"Revocation\x12p\n" +
 	"\x04kind\x18\x01 \x01(\tB\\\xbaHYrWR\x04chipR\vmeasurementR\x06policyR\bresourceR\x03tcbR\x0esecret_versionR\badvisoryR\asessionR\bworkloadR\x04kind\x12 \n" +
@@ -3949,7 +4033,7 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x15RotateTokenKeyRequest\x12\x18\n" +
 	"\areplace\x18\x01 \x01(\bR\areplace\"/\n" +
 	"\x16RotateTokenKeyResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xa6\x10\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId2\xf2\x10\n" +
 	"\x05Admin\x12J\n" +
 	"\tGetStatus\x12\x1d.claviger.v1.GetStatusRequest\x1a\x1e.claviger.v1.GetStatusResponse\x12J\n" +
 	"\tGetPolicy\x12\x1d.claviger.v1.GetPolicyRequest\x1a\x1e.claviger.v1.GetPolicyResponse\x12Y\n" +
@@ -3964,7 +4048,8 @@ const file_claviger_v1_admin_proto_rawDesc = "" +
 	"\x12DeleteCatalogEntry\x12&.claviger.v1.DeleteCatalogEntryRequest\x1a'.claviger.v1.DeleteCatalogEntryResponse\x12J\n" +
 	"\tPutSecret\x12\x1d.claviger.v1.PutSecretRequest\x1a\x1e.claviger.v1.PutSecretResponse\x12P\n" +
 	"\vListSecrets\x12\x1f.claviger.v1.ListSecretsRequest\x1a .claviger.v1.ListSecretsResponse\x12S\n" +
-	"\fDeleteSecret\x12 .claviger.v1.DeleteSecretRequest\x1a!.claviger.v1.DeleteSecretResponse\x12A\n" +
+	"\fDeleteSecret\x12 .claviger.v1.DeleteSecretRequest\x1a!.claviger.v1.DeleteSecretResponse\x12J\n" +
+	"\tForgetKey\x12\x1d.claviger.v1.ForgetKeyRequest\x1a\x1e.claviger.v1.ForgetKeyResponse\x12A\n" +
 	"\x06Revoke\x12\x1a.claviger.v1.RevokeRequest\x1a\x1b.claviger.v1.RevokeResponse\x12G\n" +
 	"\bUnrevoke\x12\x1c.claviger.v1.UnrevokeRequest\x1a\x1d.claviger.v1.UnrevokeResponse\x12\\\n" +
 	"\x0fListRevocations\x12#.claviger.v1.ListRevocationsRequest\x1a$.claviger.v1.ListRevocationsResponse\x12P\n" +
@@ -3988,7 +4073,7 @@ func file_claviger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_admin_proto_rawDescData
 }
 
-var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_claviger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_claviger_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),           // 0: claviger.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 1: claviger.v1.GetStatusResponse
@@ -4026,76 +4111,78 @@ var file_claviger_v1_admin_proto_goTypes = []any{
 	(*SecretInfo)(nil),                 // 33: claviger.v1.SecretInfo
 	(*DeleteSecretRequest)(nil),        // 34: claviger.v1.DeleteSecretRequest
 	(*DeleteSecretResponse)(nil),       // 35: claviger.v1.DeleteSecretResponse
-	(*Revocation)(nil),                 // 36: claviger.v1.Revocation
-	(*RevokeRequest)(nil),              // 37: claviger.v1.RevokeRequest
-	(*RevokeResponse)(nil),             // 38: claviger.v1.RevokeResponse
-	(*UnrevokeRequest)(nil),            // 39: claviger.v1.UnrevokeRequest
-	(*UnrevokeResponse)(nil),           // 40: claviger.v1.UnrevokeResponse
-	(*ListRevocationsRequest)(nil),     // 41: claviger.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),    // 42: claviger.v1.ListRevocationsResponse
-	(*ListDecisionsRequest)(nil),       // 43: claviger.v1.ListDecisionsRequest
-	(*ListDecisionsResponse)(nil),      // 44: claviger.v1.ListDecisionsResponse
-	(*Decision)(nil),                   // 45: claviger.v1.Decision
-	(*BlastRadiusRequest)(nil),         // 46: claviger.v1.BlastRadiusRequest
-	(*BlastRadiusResponse)(nil),        // 47: claviger.v1.BlastRadiusResponse
-	(*Exposure)(nil),                   // 48: claviger.v1.Exposure
-	(*RotateSecretRequest)(nil),        // 49: claviger.v1.RotateSecretRequest
-	(*RotateSecretResponse)(nil),       // 50: claviger.v1.RotateSecretResponse
-	(*NotifyRequest)(nil),              // 51: claviger.v1.NotifyRequest
-	(*NotifyResponse)(nil),             // 52: claviger.v1.NotifyResponse
-	(*ListHoldersRequest)(nil),         // 53: claviger.v1.ListHoldersRequest
-	(*ListHoldersResponse)(nil),        // 54: claviger.v1.ListHoldersResponse
-	(*Holder)(nil),                     // 55: claviger.v1.Holder
-	(*ListSessionsRequest)(nil),        // 56: claviger.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),       // 57: claviger.v1.ListSessionsResponse
-	(*Session)(nil),                    // 58: claviger.v1.Session
-	(*RotateTokenKeyRequest)(nil),      // 59: claviger.v1.RotateTokenKeyRequest
-	(*RotateTokenKeyResponse)(nil),     // 60: claviger.v1.RotateTokenKeyResponse
-	nil,                                // 61: claviger.v1.GetPolicyResponse.ReferencesOfEntry
-	nil,                                // 62: claviger.v1.ReferenceSet.ValuesEntry
-	nil,                                // 63: claviger.v1.CatalogEntry.LabelsEntry
-	nil,                                // 64: claviger.v1.CatalogEntry.OptionsEntry
-	(*timestamppb.Timestamp)(nil),      // 65: google.protobuf.Timestamp
+	(*ForgetKeyRequest)(nil),           // 36: claviger.v1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),          // 37: claviger.v1.ForgetKeyResponse
+	(*Revocation)(nil),                 // 38: claviger.v1.Revocation
+	(*RevokeRequest)(nil),              // 39: claviger.v1.RevokeRequest
+	(*RevokeResponse)(nil),             // 40: claviger.v1.RevokeResponse
+	(*UnrevokeRequest)(nil),            // 41: claviger.v1.UnrevokeRequest
+	(*UnrevokeResponse)(nil),           // 42: claviger.v1.UnrevokeResponse
+	(*ListRevocationsRequest)(nil),     // 43: claviger.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),    // 44: claviger.v1.ListRevocationsResponse
+	(*ListDecisionsRequest)(nil),       // 45: claviger.v1.ListDecisionsRequest
+	(*ListDecisionsResponse)(nil),      // 46: claviger.v1.ListDecisionsResponse
+	(*Decision)(nil),                   // 47: claviger.v1.Decision
+	(*BlastRadiusRequest)(nil),         // 48: claviger.v1.BlastRadiusRequest
+	(*BlastRadiusResponse)(nil),        // 49: claviger.v1.BlastRadiusResponse
+	(*Exposure)(nil),                   // 50: claviger.v1.Exposure
+	(*RotateSecretRequest)(nil),        // 51: claviger.v1.RotateSecretRequest
+	(*RotateSecretResponse)(nil),       // 52: claviger.v1.RotateSecretResponse
+	(*NotifyRequest)(nil),              // 53: claviger.v1.NotifyRequest
+	(*NotifyResponse)(nil),             // 54: claviger.v1.NotifyResponse
+	(*ListHoldersRequest)(nil),         // 55: claviger.v1.ListHoldersRequest
+	(*ListHoldersResponse)(nil),        // 56: claviger.v1.ListHoldersResponse
+	(*Holder)(nil),                     // 57: claviger.v1.Holder
+	(*ListSessionsRequest)(nil),        // 58: claviger.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),       // 59: claviger.v1.ListSessionsResponse
+	(*Session)(nil),                    // 60: claviger.v1.Session
+	(*RotateTokenKeyRequest)(nil),      // 61: claviger.v1.RotateTokenKeyRequest
+	(*RotateTokenKeyResponse)(nil),     // 62: claviger.v1.RotateTokenKeyResponse
+	nil,                                // 63: claviger.v1.GetPolicyResponse.ReferencesOfEntry
+	nil,                                // 64: claviger.v1.ReferenceSet.ValuesEntry
+	nil,                                // 65: claviger.v1.CatalogEntry.LabelsEntry
+	nil,                                // 66: claviger.v1.CatalogEntry.OptionsEntry
+	(*timestamppb.Timestamp)(nil),      // 67: google.protobuf.Timestamp
 }
 var file_claviger_v1_admin_proto_depIdxs = []int32{
-	65, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	67, // 0: claviger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: claviger.v1.GetStatusResponse.problems:type_name -> claviger.v1.Problem
 	3,  // 2: claviger.v1.GetStatusResponse.store:type_name -> claviger.v1.StoreSize
-	65, // 3: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
-	61, // 4: claviger.v1.GetPolicyResponse.references_of:type_name -> claviger.v1.GetPolicyResponse.ReferencesOfEntry
-	65, // 5: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
-	65, // 6: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
-	62, // 7: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
-	65, // 8: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
+	67, // 3: claviger.v1.GetPolicyResponse.loaded_at:type_name -> google.protobuf.Timestamp
+	63, // 4: claviger.v1.GetPolicyResponse.references_of:type_name -> claviger.v1.GetPolicyResponse.ReferencesOfEntry
+	67, // 5: claviger.v1.ReferenceSet.not_before:type_name -> google.protobuf.Timestamp
+	67, // 6: claviger.v1.ReferenceSet.not_after:type_name -> google.protobuf.Timestamp
+	64, // 7: claviger.v1.ReferenceSet.values:type_name -> claviger.v1.ReferenceSet.ValuesEntry
+	67, // 8: claviger.v1.ReferenceSet.added_at:type_name -> google.protobuf.Timestamp
 	10, // 9: claviger.v1.ReferenceSet.owner:type_name -> claviger.v1.ReferenceOwner
 	9,  // 10: claviger.v1.ListReferenceSetsResponse.sets:type_name -> claviger.v1.ReferenceSet
 	9,  // 11: claviger.v1.PutReferenceSetRequest.set:type_name -> claviger.v1.ReferenceSet
 	15, // 12: claviger.v1.ListReferenceUsesResponse.uses:type_name -> claviger.v1.ReferenceUse
-	65, // 13: claviger.v1.ChangeReferenceSetRequest.not_before:type_name -> google.protobuf.Timestamp
-	65, // 14: claviger.v1.ChangeReferenceSetRequest.not_after:type_name -> google.protobuf.Timestamp
+	67, // 13: claviger.v1.ChangeReferenceSetRequest.not_before:type_name -> google.protobuf.Timestamp
+	67, // 14: claviger.v1.ChangeReferenceSetRequest.not_after:type_name -> google.protobuf.Timestamp
 	10, // 15: claviger.v1.ChangeReferenceSetRequest.owner:type_name -> claviger.v1.ReferenceOwner
 	9,  // 16: claviger.v1.ChangeReferenceSetResponse.set:type_name -> claviger.v1.ReferenceSet
-	63, // 17: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
-	64, // 18: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
+	65, // 17: claviger.v1.CatalogEntry.labels:type_name -> claviger.v1.CatalogEntry.LabelsEntry
+	66, // 18: claviger.v1.CatalogEntry.options:type_name -> claviger.v1.CatalogEntry.OptionsEntry
 	22, // 19: claviger.v1.ListCatalogResponse.entries:type_name -> claviger.v1.CatalogEntry
 	22, // 20: claviger.v1.PutCatalogEntryRequest.entry:type_name -> claviger.v1.CatalogEntry
 	33, // 21: claviger.v1.ListSecretsResponse.secrets:type_name -> claviger.v1.SecretInfo
-	65, // 22: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
-	65, // 23: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	36, // 24: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
-	36, // 25: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
-	45, // 26: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
-	65, // 27: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
-	48, // 28: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
-	65, // 29: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
-	65, // 30: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
-	55, // 31: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
-	65, // 32: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
-	65, // 33: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
-	58, // 34: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
-	65, // 35: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
-	65, // 36: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
-	65, // 37: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	67, // 22: claviger.v1.SecretInfo.updated_at:type_name -> google.protobuf.Timestamp
+	67, // 23: claviger.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	38, // 24: claviger.v1.RevokeRequest.revocation:type_name -> claviger.v1.Revocation
+	38, // 25: claviger.v1.ListRevocationsResponse.revocations:type_name -> claviger.v1.Revocation
+	47, // 26: claviger.v1.ListDecisionsResponse.decisions:type_name -> claviger.v1.Decision
+	67, // 27: claviger.v1.BlastRadiusRequest.since:type_name -> google.protobuf.Timestamp
+	50, // 28: claviger.v1.BlastRadiusResponse.exposures:type_name -> claviger.v1.Exposure
+	67, // 29: claviger.v1.Exposure.first:type_name -> google.protobuf.Timestamp
+	67, // 30: claviger.v1.Exposure.last:type_name -> google.protobuf.Timestamp
+	57, // 31: claviger.v1.ListHoldersResponse.holders:type_name -> claviger.v1.Holder
+	67, // 32: claviger.v1.Holder.acknowledged_at:type_name -> google.protobuf.Timestamp
+	67, // 33: claviger.v1.Holder.retires_at:type_name -> google.protobuf.Timestamp
+	60, // 34: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
+	67, // 35: claviger.v1.Session.started_at:type_name -> google.protobuf.Timestamp
+	67, // 36: claviger.v1.Session.attested_at:type_name -> google.protobuf.Timestamp
+	67, // 37: claviger.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 38: claviger.v1.GetPolicyResponse.ReferencesOfEntry.value:type_name -> claviger.v1.ReferenceOwner
 	8,  // 39: claviger.v1.ReferenceSet.ValuesEntry.value:type_name -> claviger.v1.ReferenceValues
 	0,  // 40: claviger.v1.Admin.GetStatus:input_type -> claviger.v1.GetStatusRequest
@@ -4112,42 +4199,44 @@ var file_claviger_v1_admin_proto_depIdxs = []int32{
 	29, // 51: claviger.v1.Admin.PutSecret:input_type -> claviger.v1.PutSecretRequest
 	31, // 52: claviger.v1.Admin.ListSecrets:input_type -> claviger.v1.ListSecretsRequest
 	34, // 53: claviger.v1.Admin.DeleteSecret:input_type -> claviger.v1.DeleteSecretRequest
-	37, // 54: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
-	39, // 55: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
-	41, // 56: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
-	46, // 57: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
-	49, // 58: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
-	51, // 59: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
-	59, // 60: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
-	53, // 61: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
-	56, // 62: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
-	43, // 63: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
-	1,  // 64: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
-	5,  // 65: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
-	7,  // 66: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
-	12, // 67: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
-	19, // 68: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
-	18, // 69: claviger.v1.Admin.ChangeReferenceSet:output_type -> claviger.v1.ChangeReferenceSetResponse
-	21, // 70: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
-	16, // 71: claviger.v1.Admin.ListReferenceUses:output_type -> claviger.v1.ListReferenceUsesResponse
-	24, // 72: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
-	26, // 73: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
-	28, // 74: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
-	30, // 75: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
-	32, // 76: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
-	35, // 77: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
-	38, // 78: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
-	40, // 79: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
-	42, // 80: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
-	47, // 81: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
-	50, // 82: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
-	52, // 83: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
-	60, // 84: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
-	54, // 85: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
-	57, // 86: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
-	44, // 87: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
-	64, // [64:88] is the sub-list for method output_type
-	40, // [40:64] is the sub-list for method input_type
+	36, // 54: claviger.v1.Admin.ForgetKey:input_type -> claviger.v1.ForgetKeyRequest
+	39, // 55: claviger.v1.Admin.Revoke:input_type -> claviger.v1.RevokeRequest
+	41, // 56: claviger.v1.Admin.Unrevoke:input_type -> claviger.v1.UnrevokeRequest
+	43, // 57: claviger.v1.Admin.ListRevocations:input_type -> claviger.v1.ListRevocationsRequest
+	48, // 58: claviger.v1.Admin.BlastRadius:input_type -> claviger.v1.BlastRadiusRequest
+	51, // 59: claviger.v1.Admin.RotateSecret:input_type -> claviger.v1.RotateSecretRequest
+	53, // 60: claviger.v1.Admin.Notify:input_type -> claviger.v1.NotifyRequest
+	61, // 61: claviger.v1.Admin.RotateTokenKey:input_type -> claviger.v1.RotateTokenKeyRequest
+	55, // 62: claviger.v1.Admin.ListHolders:input_type -> claviger.v1.ListHoldersRequest
+	58, // 63: claviger.v1.Admin.ListSessions:input_type -> claviger.v1.ListSessionsRequest
+	45, // 64: claviger.v1.Admin.ListDecisions:input_type -> claviger.v1.ListDecisionsRequest
+	1,  // 65: claviger.v1.Admin.GetStatus:output_type -> claviger.v1.GetStatusResponse
+	5,  // 66: claviger.v1.Admin.GetPolicy:output_type -> claviger.v1.GetPolicyResponse
+	7,  // 67: claviger.v1.Admin.ActivatePolicy:output_type -> claviger.v1.ActivatePolicyResponse
+	12, // 68: claviger.v1.Admin.ListReferenceSets:output_type -> claviger.v1.ListReferenceSetsResponse
+	19, // 69: claviger.v1.Admin.PutReferenceSet:output_type -> claviger.v1.PutReferenceSetResponse
+	18, // 70: claviger.v1.Admin.ChangeReferenceSet:output_type -> claviger.v1.ChangeReferenceSetResponse
+	21, // 71: claviger.v1.Admin.DeleteReferenceSet:output_type -> claviger.v1.DeleteReferenceSetResponse
+	16, // 72: claviger.v1.Admin.ListReferenceUses:output_type -> claviger.v1.ListReferenceUsesResponse
+	24, // 73: claviger.v1.Admin.ListCatalog:output_type -> claviger.v1.ListCatalogResponse
+	26, // 74: claviger.v1.Admin.PutCatalogEntry:output_type -> claviger.v1.PutCatalogEntryResponse
+	28, // 75: claviger.v1.Admin.DeleteCatalogEntry:output_type -> claviger.v1.DeleteCatalogEntryResponse
+	30, // 76: claviger.v1.Admin.PutSecret:output_type -> claviger.v1.PutSecretResponse
+	32, // 77: claviger.v1.Admin.ListSecrets:output_type -> claviger.v1.ListSecretsResponse
+	35, // 78: claviger.v1.Admin.DeleteSecret:output_type -> claviger.v1.DeleteSecretResponse
+	37, // 79: claviger.v1.Admin.ForgetKey:output_type -> claviger.v1.ForgetKeyResponse
+	40, // 80: claviger.v1.Admin.Revoke:output_type -> claviger.v1.RevokeResponse
+	42, // 81: claviger.v1.Admin.Unrevoke:output_type -> claviger.v1.UnrevokeResponse
+	44, // 82: claviger.v1.Admin.ListRevocations:output_type -> claviger.v1.ListRevocationsResponse
+	49, // 83: claviger.v1.Admin.BlastRadius:output_type -> claviger.v1.BlastRadiusResponse
+	52, // 84: claviger.v1.Admin.RotateSecret:output_type -> claviger.v1.RotateSecretResponse
+	54, // 85: claviger.v1.Admin.Notify:output_type -> claviger.v1.NotifyResponse
+	62, // 86: claviger.v1.Admin.RotateTokenKey:output_type -> claviger.v1.RotateTokenKeyResponse
+	56, // 87: claviger.v1.Admin.ListHolders:output_type -> claviger.v1.ListHoldersResponse
+	59, // 88: claviger.v1.Admin.ListSessions:output_type -> claviger.v1.ListSessionsResponse
+	46, // 89: claviger.v1.Admin.ListDecisions:output_type -> claviger.v1.ListDecisionsResponse
+	65, // [65:90] is the sub-list for method output_type
+	40, // [40:65] is the sub-list for method input_type
 	40, // [40:40] is the sub-list for extension type_name
 	40, // [40:40] is the sub-list for extension extendee
 	0,  // [0:40] is the sub-list for field type_name
@@ -4166,7 +4255,7 @@ func file_claviger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_admin_proto_rawDesc), len(file_claviger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   65,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,7 @@ const (
 	Admin_PutSecret_FullMethodName          = "/claviger.v1.Admin/PutSecret"
 	Admin_ListSecrets_FullMethodName        = "/claviger.v1.Admin/ListSecrets"
 	Admin_DeleteSecret_FullMethodName       = "/claviger.v1.Admin/DeleteSecret"
+	Admin_ForgetKey_FullMethodName          = "/claviger.v1.Admin/ForgetKey"
 	Admin_Revoke_FullMethodName             = "/claviger.v1.Admin/Revoke"
 	Admin_Unrevoke_FullMethodName           = "/claviger.v1.Admin/Unrevoke"
 	Admin_ListRevocations_FullMethodName    = "/claviger.v1.Admin/ListRevocations"
@@ -73,6 +74,9 @@ type AdminClient interface {
 	PutSecret(ctx context.Context, in *PutSecretRequest, opts ...grpc.CallOption) (*PutSecretResponse, error)
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
 	DeleteSecret(ctx context.Context, in *DeleteSecretRequest, opts ...grpc.CallOption) (*DeleteSecretResponse, error)
+	// ForgetKey has the next request for a resource make a new key in its Vault, although there
+	// was one. What was encrypted with the one before is lost.
+	ForgetKey(ctx context.Context, in *ForgetKeyRequest, opts ...grpc.CallOption) (*ForgetKeyResponse, error)
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	Unrevoke(ctx context.Context, in *UnrevokeRequest, opts ...grpc.CallOption) (*UnrevokeResponse, error)
 	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
@@ -239,6 +243,16 @@ func (c *adminClient) DeleteSecret(ctx context.Context, in *DeleteSecretRequest,
 	return out, nil
 }
 
+func (c *adminClient) ForgetKey(ctx context.Context, in *ForgetKeyRequest, opts ...grpc.CallOption) (*ForgetKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetKeyResponse)
+	err := c.cc.Invoke(ctx, Admin_ForgetKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RevokeResponse)
@@ -365,6 +379,9 @@ type AdminServer interface {
 	PutSecret(context.Context, *PutSecretRequest) (*PutSecretResponse, error)
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
 	DeleteSecret(context.Context, *DeleteSecretRequest) (*DeleteSecretResponse, error)
+	// ForgetKey has the next request for a resource make a new key in its Vault, although there
+	// was one. What was encrypted with the one before is lost.
+	ForgetKey(context.Context, *ForgetKeyRequest) (*ForgetKeyResponse, error)
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	Unrevoke(context.Context, *UnrevokeRequest) (*UnrevokeResponse, error)
 	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
@@ -432,6 +449,9 @@ func (UnimplementedAdminServer) ListSecrets(context.Context, *ListSecretsRequest
 }
 func (UnimplementedAdminServer) DeleteSecret(context.Context, *DeleteSecretRequest) (*DeleteSecretResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteSecret not implemented")
+}
+func (UnimplementedAdminServer) ForgetKey(context.Context, *ForgetKeyRequest) (*ForgetKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForgetKey not implemented")
 }
 func (UnimplementedAdminServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
@@ -736,6 +756,24 @@ func _Admin_DeleteSecret_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ForgetKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ForgetKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ForgetKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ForgetKey(ctx, req.(*ForgetKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RevokeRequest)
 	if err := dec(in); err != nil {
@@ -978,6 +1016,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteSecret",
 			Handler:    _Admin_DeleteSecret_Handler,
+		},
+		{
+			MethodName: "ForgetKey",
+			Handler:    _Admin_ForgetKey_Handler,
 		},
 		{
 			MethodName: "Revoke",
