@@ -506,6 +506,9 @@ func (b *Broker) fetchAll(ctx context.Context, a appraisal, grants []allowed, ow
 	var wrapped []Wrapped
 	for i, g := range grants {
 		ev.Stage = StageFetch
+		if g.entry.Kind == KindLogin && g.cap == 0 { // no longer than anything leased without a session
+			g.cap = g.ttl
+		}
 		secret, err := b.fetch(ctx, a, g, owners.of(g.entry), rec, now)
 		if err != nil {
 			return nil, err
@@ -543,7 +546,11 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 		Absent: func(ctx context.Context, version int) error { return b.absent(ctx, g, version, now) },
 	}))
 	if secret.Lease != "" && owner != nil {
-		owner.note(secret.Lease, Leased{Resource: g.path, Version: cmp.Or(secret.Version, secret.Lease), Cap: g.cap})
+		l := Leased{Resource: g.path, Version: cmp.Or(secret.Version, secret.Lease), Cap: g.cap}
+		if g.entry.Kind == KindLogin && !secret.Expires.IsZero() {
+			l.ReplaceAt = now.Add(max(secret.Expires.Sub(now)*2/3, renewAtLeast))
+		}
+		owner.note(secret.Lease, l)
 	}
 	if n := len(secret.Value); err == nil && n > seal.MaxSecret {
 		secret.Wipe()
@@ -684,6 +691,14 @@ type allowed struct {
 	ttl   time.Duration
 	cap   time.Duration // the shortest that policy and catalog say; 0: neither does
 	cache time.Duration // how old a copy may be that stands in for a source that does not answer
+}
+
+// life is how long what is leased to the grant may live without a session.
+func (g allowed) life() time.Duration {
+	if g.cap > 0 {
+		return min(g.ttl, g.cap)
+	}
+	return g.ttl
 }
 
 // decide asks about every resource of the record.

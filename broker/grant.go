@@ -93,6 +93,8 @@ type Leased struct {
 	Version  string `json:"version"` // of the secret
 	// Cap is the longest that it may be renewed for at a time, as policy or catalog say; 0: neither does.
 	Cap time.Duration `json:"cap,omitempty"`
+	// ReplaceAt is when a session is to get another, of a lease that cannot be renewed; zero: it is renewed.
+	ReplaceAt time.Time `json:"replace_at,omitzero"`
 }
 
 // LeaseTTL is for how long a lease of the owner may be renewed, at most for ttl.

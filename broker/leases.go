@@ -126,12 +126,12 @@ func (b *Broker) openLeases(ctx context.Context, rec *Record, a appraisal, grant
 				session = rec.ID
 			}
 			o = &owners{b: b, bySource: map[string]*Owner{}, known: map[string]bool{}, rec: LeaseRecord{
-				Session: session, ExpiresAt: now.Add(g.ttl), KeyAlgorithm: a.req.KeyAlgorithm, PublicKey: a.req.PublicKey,
+				Session: session, ExpiresAt: now.Add(g.life()), KeyAlgorithm: a.req.KeyAlgorithm, PublicKey: a.req.PublicKey,
 				Claims: a.claims, Keeper: b.cfg.Instance, KeptUntil: now.Add(keepFor),
 			}}
 		}
 		o.rec.Resources = append(o.rec.Resources, g.path)
-		if end := now.Add(g.ttl); end.Before(o.rec.ExpiresAt) {
+		if end := now.Add(g.life()); end.Before(o.rec.ExpiresAt) {
 			o.rec.ExpiresAt = end
 		}
 		if o.bySource[g.entry.Source] != nil {
@@ -414,7 +414,13 @@ func (k *keeper) renew(ctx context.Context, r LeaseRecord, s *kept, now time.Tim
 			continue
 		}
 		due := owner
-		due.Leases = slices.DeleteFunc(slices.Clone(owner.Leases), func(id string) bool { return !s.due(id, now) })
+		due.Leases = slices.DeleteFunc(slices.Clone(owner.Leases), func(id string) bool {
+			at := owner.Of[id].ReplaceAt
+			if !at.IsZero() && !now.Before(at) {
+				gone[id] = true
+			}
+			return !at.IsZero() || !s.due(id, now)
+		})
 		if len(due.Leases) == 0 && !s.due(owner.ID, now) {
 			continue
 		}

@@ -124,6 +124,7 @@ type fakeLeased struct {
 	granted  []broker.Granted
 	during   func()           // runs while a secret is made
 	renewed  []string         // leases
+	strict   bool             // logins end when they are to, as Vault's do
 	dead     map[string]error // why leases of a role cannot be renewed, nor made
 	fault    struct{ owner, fetch, renew, revoke error }
 }
@@ -219,7 +220,11 @@ func (f *fakeLeased) Fetch(_ context.Context, g *broker.Grant) (broker.Secret, e
 	if w.Owner == nil || w.Owner.Source != f.name || !f.live[w.Owner.ID] {
 		return broker.Secret{}, errors.New("a lease without a living owner")
 	}
-	return broker.Secret{Value: []byte("user"), Lease: fmt.Sprintf("%s-lease-%d", f.name, f.fetches)}, nil
+	s := broker.Secret{Value: []byte("user"), Lease: fmt.Sprintf("%s-lease-%d", f.name, f.fetches)}
+	if w.Entry.Kind == broker.KindLogin && f.strict {
+		s.Expires = time.Now().Add(w.Cap)
+	}
+	return s, nil
 }
 
 func (f *fakeLeased) owners() []string {

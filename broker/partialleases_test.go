@@ -143,3 +143,58 @@ func TestOneLeaseFails(t *testing.T) {
 		})
 	})
 }
+
+// TestLoginsAreReplaced: a token that whoever has it could renew is not renewable. A session gets another in time.
+func TestLoginsAreReplaced(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ttl, cap time.Duration
+	}{
+		"the policy says how long": {6 * time.Minute, 6 * time.Minute},
+		"nobody does":              {0, 16 * time.Minute}, // what the evidence is believed for, and a minute to come back
+	} {
+		t.Run(name, func(t *testing.T) {
+			leasing(t, func(t *testing.T, l *leaseWorld) {
+				go func() { _ = l.KeepLeases(t.Context()) }()
+				l.other.strict, l.decisions.ttl = true, tt.ttl
+				st, _ := l.subscribe(t, broker.Subscription{Request: l.guest(t, "logins/app", "db/orders").req})
+				st.start(t)
+				for r, v := range st.secrets(t, 2) {
+					st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: r, Version: v}}
+				}
+				if got := l.other.granted[0].Cap; got != tt.cap {
+					t.Errorf("granted for %s, want %s", got, tt.cap)
+				}
+				time.Sleep(tt.cap*2/3 - 10*time.Second)
+				synctest.Wait()
+				if l.other.renewalsOf("other-lease-1") != 0 {
+					t.Error("it was renewed")
+				}
+				if tt.ttl == 0 { // it is asked for fresh evidence at about that time, and gets the new token all the same
+					if u := st.next(t); u.Reattest == nil {
+						t.Fatalf("got %+v", u)
+					}
+				} else {
+					st.quiet(t)
+				}
+				time.Sleep(30 * time.Second)
+				if got := st.secrets(t, 1); got["logins/app"] != "other-lease-2" {
+					t.Errorf("sent %v", got)
+				}
+				synctest.Wait()
+				st.quiet(t)
+				if !slices.Equal(l.other.owners(), []string{"other-1"}) || !slices.Equal(l.vault.owners(), []string{"vault-1"}) {
+					t.Errorf("owners %v and %v", l.other.owners(), l.vault.owners())
+				}
+			})
+		})
+	}
+	t.Run("without a session", func(t *testing.T) {
+		l := newLeaseWorld(t)
+		if _, err := l.send(t, l.guest(t, "logins/app")); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.other.granted[0].Cap; got != 5*time.Minute {
+			t.Errorf("granted for %s, and revoked after 5m0s", got)
+		}
+	})
+}

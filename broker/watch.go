@@ -467,6 +467,9 @@ func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, r
 		}
 	}
 	ev.Stage = StageFetch
+	if g.entry.Kind == KindLogin && g.cap == 0 { // whoever has it can renew it himself: not beyond what the evidence is believed for
+		g.cap = b.cfg.SessionTTL + b.cfg.ResumeTime
+	}
 	secret, err := b.fetch(ctx, w.a, g, w.leases.of(g.entry), rec, now)
 	if err != nil {
 		return nil, err

@@ -143,6 +143,9 @@ func (s *Source) Fetch(ctx context.Context, g *broker.Grant) (broker.Secret, err
 		return broker.Secret{}, fmt.Errorf("token: %w", err)
 	}
 	ttl := min(what.TTL, s.cfg.MaxTTL)
+	if what.Cap > 0 {
+		ttl = min(ttl, what.Cap)
+	}
 	issued, expires := what.Now.Unix(), what.Now.Add(ttl).Unix()
 	// A grant that was laid aside must not come back as a fresh token.
 	if expires <= issued || expires <= s.cfg.Now().Unix() {

@@ -403,14 +403,16 @@ func TestGrant(t *testing.T) {
 }
 
 func TestLifetime(t *testing.T) {
-	for _, c := range []struct{ max, granted, want time.Duration }{
-		{0, time.Minute, time.Minute},
-		{0, time.Hour, 5 * time.Minute},
-		{time.Hour, 30 * time.Minute, 30 * time.Minute},
-		{30 * time.Second, time.Minute, 30 * time.Second},
+	for _, c := range []struct{ max, granted, limit, want time.Duration }{
+		{0, time.Minute, 0, time.Minute},
+		{0, time.Hour, 0, 5 * time.Minute},
+		{time.Hour, 30 * time.Minute, 0, 30 * time.Minute},
+		{30 * time.Second, time.Minute, 0, 30 * time.Second},
+		{0, time.Minute, 20 * time.Second, 20 * time.Second}, // the catalog says less than the policy
+		{0, time.Minute, time.Hour, time.Minute},
 	} {
 		s := newSource(t, Config{MaxTTL: c.max, Now: func() time.Time { return start }})
-		m := decode(t, payload(t, mint(t, s, granted(t, start, func(g *broker.Granted) { g.TTL = c.granted }))))
+		m := decode(t, payload(t, mint(t, s, granted(t, start, func(g *broker.Granted) { g.TTL, g.Cap = c.granted, c.limit }))))
 		if got := time.Duration(m["exp"].(float64)-m["iat"].(float64)) * time.Second; got != c.want {
 			t.Errorf("at most %s, granted %s: lives %s, want %s", c.max, c.granted, got, c.want)
 		}

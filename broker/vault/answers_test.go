@@ -128,7 +128,9 @@ func TestVanishedKeyIsNotMade(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"an older snapshot": func() { d.write(t, "secret/data/"+e.Key, map[string]any{"data": map[string]any{"value": "base64:AAAA"}}) },
+		"an older snapshot": func() {
+			d.write(t, "secret/data/"+e.Key, map[string]any{"data": map[string]any{"value": "base64:AAAA"}})
+		},
 	} {
 		change()
 		inputs := []string{`{"version":"3"}`, `{"next_of":"1"}`}

@@ -202,7 +202,7 @@ func (s *Source) through(ctx context.Context, r request, call func(context.Conte
 		}
 		defer done()
 	} else if leave, err = s.gate.enter(ctx, r.scope()); err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
+		return nil, fmt.Errorf("%w: %w", errNotAsked, err)
 	}
 	timed, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
@@ -225,6 +225,9 @@ func (s *Source) through(ctx context.Context, r request, call func(context.Conte
 
 // errNoAnswer: Vault did not answer, or says that it or what is behind it cannot for now.
 var errNoAnswer = errors.New("no answer")
+
+// errNotAsked: nor was it asked.
+var errNotAsked = fmt.Errorf("%w", errNoAnswer)
 
 // classify says what an error of Fetch means for copies. Whatever is not known to be no answer is one.
 func classify(err error) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"path"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -20,8 +21,8 @@ func behind(r request) request {
 	return r
 }
 
-// fetchDatabase makes a user in the database that lives as long as the owner.
-func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *broker.Owner) (broker.Secret, error) {
+// fetchDatabase makes a user in the database that lives as long as the owner, and unless renewed no longer than limit, if that is not 0.
+func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *broker.Owner, limit time.Duration) (broker.Secret, error) {
 	mount := cmp.Or(e.Mount, databaseMount)
 	now := time.Now()
 	got, err := s.asOwner(ctx, o, behind(read(mount, "creds/"+e.Key)))
@@ -36,6 +37,22 @@ func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *br
 		return broker.Secret{}, fmt.Errorf("vault: %s/creds/%s: the answer has no lease", mount, e.Key)
 	}
 	out.Version, out.Lease, out.Expires = madeAt(now), got.LeaseID, now.Add(lifetime(got))
+	if limit == 0 || lifetime(got) <= limit {
+		return out, nil
+	}
+	// Vault cannot be told when it makes one, but a renewal sets the time anew.
+	now = time.Now()
+	r := write("sys", "leases/renew", map[string]any{"lease_id": out.Lease, "increment": max(seconds(limit), 1)})
+	r.what = path.Dir(out.Lease)
+	shorter, err := s.asOwner(ctx, o, r)
+	if err == nil && lifetime(shorter) > limit+time.Second {
+		err = fmt.Errorf("it lives for %s", lifetime(shorter))
+	}
+	if err != nil {
+		out.Wipe()
+		return broker.Secret{}, fmt.Errorf("vault: %s/creds/%s: policy and catalog allow %s, and the lease cannot be made that short: %w", mount, e.Key, limit, err)
+	}
+	out.Expires = now.Add(lifetime(shorter))
 	return out, nil
 }
 

@@ -160,10 +160,14 @@ func (g *gate) enter(ctx context.Context, s scope) (leave func(outcome, error), 
 // enterCleanup is enter for a request that ends what was made. What is in trouble does not stop it, and it
 // says nothing about that.
 func (g *gate) enterCleanup(ctx context.Context) (leave func(), err error) {
+	patience := time.NewTimer(g.patience)
+	defer patience.Stop()
 	select {
 	case g.cleanup <- struct{}{}:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for a turn: %w", ctx.Err())
+	case <-patience.C:
+		return nil, fmt.Errorf("no turn within %s", g.patience)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

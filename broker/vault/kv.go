@@ -296,8 +296,8 @@ func (s *Source) rotateKV(ctx context.Context, e broker.CatalogEntry) (string, e
 	return strconv.Itoa(version), nil
 }
 
-// fetchWrapped gives out a token that reads the secret once.
-func (s *Source) fetchWrapped(ctx context.Context, e broker.CatalogEntry, ttl time.Duration) (broker.Secret, error) {
+// fetchWrapped gives out a token that reads the secret once: for ttl, or what the entry says, and no longer than limit, if that is not 0.
+func (s *Source) fetchWrapped(ctx context.Context, e broker.CatalogEntry, ttl, limit time.Duration) (broker.Secret, error) {
 	// Vault would wrap "there is none" as well.
 	version, _, err := s.kvVersion(ctx, e)
 	if err != nil {
@@ -307,6 +307,9 @@ func (s *Source) fetchWrapped(ctx context.Context, e broker.CatalogEntry, ttl ti
 		if ttl, err = time.ParseDuration(text); err != nil || ttl < time.Second {
 			return broker.Secret{}, fmt.Errorf("vault: %s: options: wrap_ttl: %q is not a duration of 1s or more", e.Key, text)
 		}
+	}
+	if limit > 0 {
+		ttl = min(ttl, limit)
 	}
 	r := read(s.kvMount(e), "data/"+e.Key)
 	r.query = url.Values{"version": {version}}

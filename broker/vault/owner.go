@@ -134,10 +134,31 @@ func (s *Source) RevokeOwner(ctx context.Context, o broker.Owner) error {
 	return nil
 }
 
-// fetchLogin makes a token that is the owner's child: it ends with it.
-func (s *Source) fetchLogin(ctx context.Context, e broker.CatalogEntry, o *broker.Owner) (broker.Secret, error) {
+// fetchLogin makes a token that is the owner's child: it ends with it. With a limit it also ends by itself: it cannot be
+// renewed, not even by the guest that has it. (To a token of a role Vault does not apply the token's own explicit_max_ttl
+// when it is renewed, as of 1.21: nothing else would hold.) Without one it is renewed with the owner.
+func (s *Source) fetchLogin(ctx context.Context, e broker.CatalogEntry, o *broker.Owner, limit time.Duration) (broker.Secret, error) {
+	body := map[string]any{"display_name": "claviger-login"}
+	ttl := max(limit, time.Second)
+	if limit > 0 {
+		body["renewable"], body["explicit_max_ttl"] = false, seconds(ttl)
+	} else {
+		self, err := s.asOwner(ctx, o, read("auth", "token/lookup-self"))
+		if err != nil {
+			return broker.Secret{}, err
+		}
+		left, err := self.TokenTTL()
+		if err != nil {
+			return broker.Secret{}, fmt.Errorf("vault: read the lifetime of the session's token: %w", err)
+		}
+		ttl = max(left, time.Second)
+	}
+	body["ttl"] = seconds(ttl)
 	now := time.Now()
-	got, err := s.asOwner(ctx, o, write("auth", "token/create/"+e.Key, map[string]any{"display_name": "claviger-login"}))
+	got, err := s.asOwner(ctx, o, write("auth", "token/create/"+e.Key, body))
+	if status(err) == http.StatusBadRequest && says(err, "batch token") {
+		return broker.Secret{}, fmt.Errorf("vault: token role %s: token_type: want service: %w", e.Key, err)
+	}
 	if err != nil {
 		return broker.Secret{}, err
 	}
@@ -148,8 +169,10 @@ func (s *Source) fetchLogin(ctx context.Context, e broker.CatalogEntry, o *broke
 		return broker.Secret{}, fmt.Errorf("vault: token role %s: token_type: want service; a batch token cannot be revoked", e.Key)
 	case got.Auth.Orphan:
 		err = errors.New("orphan: want false; the login would outlive its session")
-	case !got.Auth.Renewable:
+	case limit == 0 && !got.Auth.Renewable:
 		err = errors.New("renewable: want true; the login would end before its session")
+	case lifetime(got) > ttl+time.Second:
+		err = fmt.Errorf("token_period: want none; asked for %s and got %s", ttl, lifetime(got))
 	}
 	if err != nil {
 		err = fmt.Errorf("vault: token role %s: %w", e.Key, err)

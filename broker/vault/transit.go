@@ -116,7 +116,7 @@ func (s *Source) fetchExport(ctx context.Context, e broker.CatalogEntry, spki []
 	imported.what, export.what = mount+"/byok-export/"+e.Key, mount+"/byok-export/"+e.Key // the guest's key has a name that nobody uses again
 	_, err = s.call(ctx, imported)
 	// After a timeout, or a failure, it may be there as well.
-	if err == nil || status(err) == 0 || status(err) >= 500 {
+	if err == nil || !errors.Is(err, errNotAsked) && (status(err) == 0 || status(err) >= 500) {
 		defer func() {
 			_ = s.endNow(ctx, leftover{"a guest's public key, " + mount + "/keys/" + name, func(ctx context.Context) error { return s.deleteKey(ctx, mount, name) }}) // logged, and tried again
 		}()
@@ -153,7 +153,10 @@ func (s *Source) deleteKey(ctx context.Context, mount, name string) error {
 		{method: http.MethodDelete, mount: mount, path: "keys/" + name},
 	} {
 		r.cleanup = true
-		if _, err := s.call(ctx, r); err != nil && !noKey(err) && status(err) != http.StatusNotFound {
+		if _, err := s.call(ctx, r); err != nil {
+			if noKey(err) || status(err) == http.StatusNotFound {
+				return nil
+			}
 			return err
 		}
 	}

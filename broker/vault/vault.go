@@ -221,13 +221,13 @@ func (s *Source) fetch(ctx context.Context, what broker.Granted) (broker.Secret,
 	case "", broker.KindKV:
 		return s.fetchKV(ctx, e, what)
 	case broker.KindWrapped:
-		return s.fetchWrapped(ctx, e, what.TTL)
+		return s.fetchWrapped(ctx, e, what.TTL, what.Cap)
 	case broker.KindDatabase:
-		return s.fetchDatabase(ctx, e, what.Owner)
+		return s.fetchDatabase(ctx, e, what.Owner, what.Cap)
 	case broker.KindDatabaseStatic:
 		return s.fetchStatic(ctx, e)
 	case broker.KindLogin:
-		return s.fetchLogin(ctx, e, what.Owner)
+		return s.fetchLogin(ctx, e, what.Owner, what.Cap)
 	case broker.KindPKI:
 		return s.fetchPKI(ctx, e, what.Input, what.Cap)
 	case broker.KindTransitDecrypt:
