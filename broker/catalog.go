@@ -27,7 +27,7 @@ type CatalogEntry struct {
 	PinVersion int `json:"pin_version,omitempty"`
 	// Options are the kind's own settings; {variables} are filled in. Validate knows their names.
 	Options map[string]string `json:"options,omitempty"`
-	inNames []string          // of an entry looked up: the variables that are parts of a certificate's names
+	inNames []inName          // of an entry looked up
 	// Policy is the package under claviger.release that decides.
 	Policy string `json:"policy"`
 	// CreateBytes, if not zero, makes a random secret of that length where none exists.
@@ -125,6 +125,9 @@ func (e CatalogEntry) Validate() error {
 			if !vars[v] {
 				return fmt.Errorf("options: %s: %s is not a variable of the pattern", name, v)
 			}
+		}
+		if a, b, bad := runTogether(kind, name, value); bad {
+			return fmt.Errorf("options: %s: %s and %s run together: resources that differ could come to the same; put a / or, in a DNS name, a dot between them", name, a, b)
 		}
 	}
 	if v, ok := e.Options["encoding"]; ok && (v != "base64" || e.Field == "*" || e.Source == "local") {
@@ -334,9 +337,7 @@ func (c *Catalog) Lookup(path string) (CatalogEntry, map[string]string, bool) {
 		}
 		if e, ok := s.entries[fixed(segs, s.variable)]; ok {
 			params := parameters(strings.Split(e.Pattern, "/"), segs)
-			if e.Kind == KindPKI {
-				e.inNames = variablesInNames(e.Options)
-			}
+			e.inNames = namesIn(e)
 			e.Key = fill(e.Key, params)
 			e.Options = fillOptions(e.Options, params)
 			return e, params, true
@@ -358,38 +359,95 @@ func parameters(pattern, segs []string) map[string]string {
 // label is a DNS label as it is compared: in lower case (RFC 1123, 2.1).
 var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
+// inName says how a variable becomes a part of a certificate's names.
+type inName struct {
+	variable string
+	whole    bool // it is a name, and not a label of one
+}
+
 // nameable says why a resource's parameters cannot be parts of a certificate's
-// names. Those are compared without case, and dots divide them: whoever may have
-// certs/PAY, or certs/db.prod, must not by that have the name of pay, or a name below
-// prod. An option that is a variable and nothing else takes a whole name.
+// names. Those are compared without case, dots divide them, and one at the end counts
+// for nothing: whoever may have certs/PAY, or certs/db.prod, must not by that have the name of pay, or a name below
+// prod. (Everything else that Vault is asked for, it tells apart by case, and a path's segment stays a segment.)
 func (e CatalogEntry) nameable(params map[string]string) error {
-	if e.Kind != KindPKI {
-		return nil
-	}
-	for _, name := range e.inNames {
-		v := params[name]
+	for _, n := range e.inNames {
+		v := params[n.variable]
 		if strings.ToLower(v) != v {
-			return fmt.Errorf("%s: %q has capital letters, and becomes a part of a certificate's name, where case does not count", name, v)
+			return fmt.Errorf("%s: %q has capital letters, and becomes a part of a certificate's name, where case does not count", n.variable, v)
 		}
-		if !label.MatchString(v) {
-			return fmt.Errorf("%s: %q is no DNS label, and becomes one of a certificate's name", name, v)
+		if !n.whole && !label.MatchString(v) {
+			return fmt.Errorf("%s: %q is no DNS label, and becomes one of a certificate's name", n.variable, v)
+		}
+		for part := range strings.SplitSeq(v, ".") {
+			if !label.MatchString(part) {
+				return fmt.Errorf("%s: %q is no DNS name, and becomes a certificate's", n.variable, v)
+			}
 		}
 	}
 	return nil
 }
 
-// variablesInNames are those that are a part of a DNS name that the entry has certified.
-func variablesInNames(options map[string]string) (out []string) {
-	for _, option := range []string{"common_name", "dns_sans"} {
-		for _, name := range strings.FieldsFunc(options[option], func(r rune) bool { return r == ',' || r == ' ' }) {
+// namesIn are the variables that are a name, or a part of one, that the entry has certified: DNS names and the hosts of URIs.
+func namesIn(e CatalogEntry) (out []inName) {
+	if e.Kind != KindPKI {
+		return nil
+	}
+	for _, option := range []string{"common_name", "dns_sans", "uri_sans"} {
+		for _, name := range namesOfOption(e.Options[option]) {
+			if option == "uri_sans" {
+				name = host(name)
+			}
 			for _, v := range anyVariable.FindAllString(name, -1) {
-				if v != name {
-					out = append(out, v[1:len(v)-1])
-				}
+				out = append(out, inName{v[1 : len(v)-1], v == name})
 			}
 		}
 	}
 	return out
+}
+
+func namesOfOption(value string) []string {
+	return strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// host is the authority of a URI, which may have variables in it; RFC 3986, 3.2.
+func host(uri string) string {
+	_, rest, _ := strings.Cut(uri, "://")
+	h, _, _ := strings.Cut(rest, "/")
+	return h
+}
+
+// runTogether finds two variables of an option between which nothing stands that no parameter can have: with
+// "{tenant}-{vm}", tenant a with vm b-c and tenant a-b with vm c would be one. In DNS names a dot divides, as labels have none.
+func runTogether(kind Kind, option, value string) (a, b string, bad bool) {
+	dots := func(text string) (string, string, bool) { return adjacent(text, ".") }
+	switch {
+	case kind != KindPKI:
+		return adjacent(value, "")
+	case option != "uri_sans":
+		return dots(value)
+	}
+	for _, uri := range namesOfOption(value) {
+		h := host(uri)
+		if a, b, bad = dots(h); bad {
+			return a, b, bad
+		}
+		if a, b, bad = adjacent(strings.Replace(uri, h, "", 1), ""); bad {
+			return a, b, bad
+		}
+	}
+	return "", "", false
+}
+
+// adjacent finds two variables with nothing between them that divides: none of what a path's segment may have, but for also.
+func adjacent(text, also string) (a, b string, found bool) {
+	at := anyVariable.FindAllStringIndex(text, -1)
+	for i := 1; i < len(at); i++ {
+		between := text[at[i-1][1]:at[i][0]]
+		if !strings.ContainsFunc(between, func(r rune) bool { return !pathSegment.MatchString(string(r)) || strings.ContainsRune(also, r) }) {
+			return text[at[i-1][0]:at[i-1][1]], text[at[i][0]:at[i][1]], true
+		}
+	}
+	return "", "", false
 }
 
 func fill(key string, params map[string]string) string {
