@@ -35,8 +35,8 @@ type copies struct {
 }
 
 type writtenCopy struct {
-	version string
-	at      time.Time
+	version, edition string
+	at               time.Time
 }
 
 const maxCopies = 100_000
@@ -56,7 +56,7 @@ func (b *Broker) keepCopy(ctx context.Context, g allowed, s Secret, now time.Tim
 	key := cacheKey(g.entry)
 	b.cache.mu.Lock()
 	last, ok := b.cache.written[key]
-	fresh := ok && last.version == s.Version && now.Sub(last.at) < g.cache/4
+	fresh := ok && last.version == s.Version && last.edition == s.Edition && now.Sub(last.at) < g.cache/4
 	b.cache.mu.Unlock()
 	if fresh {
 		return
@@ -71,7 +71,7 @@ func (b *Broker) keepCopy(ctx context.Context, g allowed, s Secret, now time.Tim
 	if b.cache.written == nil || len(b.cache.written) >= maxCopies {
 		b.cache.written = map[string]writtenCopy{}
 	}
-	b.cache.written[key] = writtenCopy{s.Version, now}
+	b.cache.written[key] = writtenCopy{s.Version, s.Edition, now}
 }
 
 // standIn is a copy that is young enough for this policy, in place of a source that does not answer.

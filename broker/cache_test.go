@@ -237,6 +237,12 @@ func TestCopiesOfChangingSecrets(t *testing.T) {
 			t.Errorf("after version %s: written %d times, want %d; copy of %s", version, kept.puts, want, kept.items[key].Version)
 		}
 	}
+	for _, edition := range []string{"again", "again"} { // deleted with its history, and written again
+		secret.Edition = edition
+		if err := release(""); err != nil || kept.puts != 4 {
+			t.Errorf("another version 1: the copy was written %d times, want 4: %v", kept.puts, err)
+		}
+	}
 	fault = errors.New("vault: sealed")
 	st, err := w.opened(t)
 	if err != nil || st.ContentType != "text/plain" || string(st.Secret) != "v1" {

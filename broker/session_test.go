@@ -822,3 +822,58 @@ func TestSecretLostInItsSource(t *testing.T) {
 		t.Errorf("the last record is of version %q", rs[len(rs)-1].Resources[0].Version)
 	}
 }
+
+// TestSameNumberInANewSession: a guest that comes back in another session with version 1 of a secret that was deleted with
+// its history, and written again, has another version 1. Nobody knows which: it is sent once, and then not again.
+func TestSameNumberInANewSession(t *testing.T) {
+	r := &rotated{version: "1"}
+	w, a, book, _ := sessionWorld(t, r)
+	edition := "written first"
+	r.mu.Lock()
+	r.answer = func(broker.Granted, string) (broker.Secret, error) {
+		return broker.Secret{Value: []byte("value " + edition), Version: "1", Edition: edition}, nil
+	}
+	r.mu.Unlock()
+	again := func(session string) (sent bool) {
+		t.Helper()
+		st, hangUp := w.subscribe(t, broker.Subscription{Request: w.again(t, a).req, Session: session, Held: map[string]string{"disks/vm-1": "1"}})
+		defer hangUp()
+		u := st.next(t)
+		if u.Started == nil {
+			t.Fatalf("got %+v", u)
+		}
+		id := u.Started.ID
+		if u.Started.Resumed != (session != "") {
+			t.Fatalf("resumed: %v", u.Started.Resumed)
+		}
+		sent = !w.records()[len(w.records())-1].Resources[0].Unchanged
+		if sent {
+			if u := st.next(t); u.Secret == nil || u.Secret.Version != "1" {
+				t.Fatalf("got %+v", u)
+			}
+			st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: "disks/vm-1", Version: "1"}}
+			eventually(t, "it is acknowledged", func() bool { return book.get(t, id).Holdings[0].Pending == "" })
+		}
+		return sent
+	}
+	st, hangUp := w.subscribe(t, broker.Subscription{Request: a.req})
+	session, _ := st.started(t)
+	st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: "disks/vm-1", Version: "1"}}
+	eventually(t, "it holds version 1", func() bool { return book.get(t, session.ID).Holdings[0].Version == "1" })
+	hangUp()
+	if again(session.ID) {
+		t.Error("sent again in the session that knows which one the guest has")
+	}
+	r.mu.Lock()
+	edition = "written again"
+	r.mu.Unlock()
+	if !again("") {
+		t.Error("a new session takes one version 1 for the other")
+	}
+	if !again(session.ID) {
+		t.Error("the old session does as well")
+	}
+	if again(session.ID) {
+		t.Error("sent twice")
+	}
+}

@@ -317,8 +317,9 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 			return nil, err
 		}
 		// What the guest has already is not sent again. (A kind without versions, such as a token, is new each time.)
-		same := h.Edition == "" || secret.Edition == "" || h.Edition == secret.Edition
-		h.Edition = secret.Edition
+		// Which of two of one number a guest holds that comes from elsewhere, nobody knows: it is sent once more.
+		same := secret.Edition == "" || h.Edition == secret.Edition
+		h.Edition = cmp.Or(secret.Edition, h.Edition)
 		if secret.Version != "" && same && (secret.Version == h.Version || secret.Version == h.Pending) {
 			secret.Wipe()
 			rec.Resources[i].Version, rec.Resources[i].Unchanged = secret.Version, true
