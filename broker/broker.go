@@ -411,6 +411,7 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 		ev.RecordID = rec.ID
 		return Response{}, b.refuse(ctx, rec, err, now)
 	}
+	b.sightings.released(a.claims, req.Peer, now)
 	ev.Stage, ev.Outcome = StageReply, Released
 	return Response{Secrets: wrapped, Receipt: receipt}, nil
 }
@@ -711,7 +712,7 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 		return nil, err
 	}
 	req, claims, to := a.req, a.claims, a.recipient
-	networks := b.sightings.see(claims, req.Peer, now)
+	networks := b.sightings.count(claims, req.Peer, now)
 	catalog := b.catalog.Load()
 	var grants []allowed
 	var refusal error

@@ -26,9 +26,11 @@ type PolicyInput struct {
 
 // PolicyChip is what this broker knows of the chips, apart from what they say of themselves.
 type PolicyChip struct {
-	// Networks is from how many networks (IPv4 /24, IPv6 /48) requests of the chip came
-	// lately (sightingTime), this one included; of several chips the most. 0: nobody knows.
-	// A virtual machine that moves has two for a while; a stolen key has two for long.
+	// Networks is to how many networks (IPv4 /24, IPv6 /48) this broker released something lately (sightingTime) for the
+	// chip with the same measurements, the network that asks now included; of several chips the most. 0: nobody knows.
+	// A virtual machine that moves has two for a while; a stolen key has two for long. It is a hint: a chip is the
+	// host's, so that two guests of one image on one host count together; other brokers' releases do not count, and
+	// neither does what came through one proxy or with another image.
 	Networks int `json:"networks"`
 }
 

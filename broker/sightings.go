@@ -2,24 +2,35 @@ package broker
 
 import (
 	"container/list"
+	"crypto/sha256"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/claviger/claviger/broker/attest"
 )
 
-// sightings remembers from which networks the requests of a chip came to this
-// broker. Evidence that verified is remembered, whatever policy says then.
+// sightings remembers to which networks this broker released something lately, by chip and image. What
+// was denied does not count, and neither does another image: a chip is the host's, and its other
+// guests, who may send as much evidence from as many networks as they like, are somebody else's.
 type sightings struct {
 	mu    sync.Mutex
-	chips map[string]*list.Element // guarded by mu
-	lru   *list.List               // of sighting, the last seen in front; guarded by mu
+	chips map[sighted]*list.Element // guarded by mu
+	lru   *list.List                // of sighting, the last released to in front; guarded by mu
+}
+
+// sighted is a chip as it ran an image.
+type sighted struct {
+	chip  string
+	image [sha256.Size]byte // of its measurements
 }
 
 type sighting struct {
-	chip     string
-	networks map[netip.Prefix]time.Time // when last seen
+	of       sighted
+	networks map[netip.Prefix]time.Time // when last released to
 }
 
 const (
@@ -29,54 +40,85 @@ const (
 )
 
 func newSightings() *sightings {
-	return &sightings{chips: map[string]*list.Element{}, lru: list.New()}
+	return &sightings{chips: map[sighted]*list.Element{}, lru: list.New()}
 }
 
-// see notes a request, and returns the number of networks of the chip in the
-// claims that has most.
-func (s *sightings) see(c attest.Claims, from netip.Addr, now time.Time) int {
+// networkOf is the network of a guest that is to be told from others: IPv4 /24, IPv6 /48.
+func networkOf(from netip.Addr) (netip.Prefix, bool) {
 	if !from.IsValid() {
-		return 0
+		return netip.Prefix{}, false
 	}
 	bits := 24
 	if from = from.Unmap(); from.Is6() {
 		bits = 48
 	}
 	network, err := from.Prefix(bits)
-	if err != nil {
+	return network, err == nil
+}
+
+// chipsOf are the chips in the claims, each with what it measured itself.
+func chipsOf(c attest.Claims) (out []sighted) {
+	for _, x := range append([]attest.Claims{c}, c.Devices...) {
+		if x.ChipID == "" {
+			continue
+		}
+		h := sha256.New()
+		for _, name := range slices.Sorted(maps.Keys(x.Measurements)) {
+			fmt.Fprintf(h, "%q=%q\n", name, x.Measurements[name])
+		}
+		s := sighted{chip: x.ChipID}
+		h.Sum(s.image[:0])
+		out = append(out, s)
+	}
+	return out
+}
+
+// count is the number of networks of the chip that has most: those released to lately, and the one that asks now.
+// It is 0 where nobody knows from where the request came.
+func (s *sightings) count(c attest.Claims, from netip.Addr, now time.Time) int {
+	network, ok := networkOf(from)
+	if !ok {
 		return 0
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.seeChip(c.ChipID, network, now)
-	for _, d := range c.Devices {
-		n = max(n, s.seeChip(d.ChipID, network, now))
+	most := 0
+	for _, x := range chipsOf(c) {
+		n := 1
+		if e := s.chips[x]; e != nil {
+			for seen, at := range e.Value.(sighting).networks {
+				if seen != network && now.Sub(at) <= sightingTime {
+					n++
+				}
+			}
+		}
+		most = max(most, n)
 	}
-	return n
+	return most
 }
 
-// seeChip: s.mu is held.
-func (s *sightings) seeChip(chip string, network netip.Prefix, now time.Time) int {
-	if chip == "" {
-		return 0
+// released notes that something was released to the claims' guest.
+func (s *sightings) released(c attest.Claims, from netip.Addr, now time.Time) {
+	network, ok := networkOf(from)
+	if !ok {
+		return
 	}
-	e := s.chips[chip]
-	if e == nil {
-		if len(s.chips) >= maxChips {
-			delete(s.chips, s.lru.Remove(s.lru.Back()).(sighting).chip)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range chipsOf(c) {
+		e := s.chips[x]
+		if e == nil {
+			if len(s.chips) >= maxChips {
+				delete(s.chips, s.lru.Remove(s.lru.Back()).(sighting).of)
+			}
+			e = s.lru.PushFront(sighting{x, map[netip.Prefix]time.Time{}})
+			s.chips[x] = e
 		}
-		e = s.lru.PushFront(sighting{chip, map[netip.Prefix]time.Time{}})
-		s.chips[chip] = e
-	}
-	s.lru.MoveToFront(e)
-	seen := e.Value.(sighting).networks
-	for n, at := range seen {
-		if now.Sub(at) > sightingTime {
-			delete(seen, n)
+		s.lru.MoveToFront(e)
+		seen := e.Value.(sighting).networks
+		maps.DeleteFunc(seen, func(_ netip.Prefix, at time.Time) bool { return now.Sub(at) > sightingTime })
+		if _, known := seen[network]; known || len(seen) < maxNetworks {
+			seen[network] = now
 		}
 	}
-	if _, known := seen[network]; known || len(seen) < maxNetworks {
-		seen[network] = now
-	}
-	return len(seen)
 }

@@ -13,7 +13,10 @@ func TestSightings(t *testing.T) {
 	s, now := newSightings(), time.Unix(1e9, 0)
 	see := func(chip, from string) int {
 		addr, _ := netip.ParseAddr(from)
-		return s.see(attest.Claims{ChipID: chip, Devices: []attest.Claims{{ChipID: "gpu of " + chip}, {}}}, addr, now)
+		c := attest.Claims{ChipID: chip, Devices: []attest.Claims{{ChipID: "gpu of " + chip}, {}}}
+		n := s.count(c, addr, now)
+		s.released(c, addr, now)
+		return n
 	}
 	for _, c := range []struct {
 		chip, from string
@@ -32,18 +35,40 @@ func TestSightings(t *testing.T) {
 		t.Errorf("later: %d networks", got)
 	}
 	// A device that moved to another machine counts, too.
-	if got := s.see(attest.Claims{ChipID: "c", Devices: []attest.Claims{{ChipID: "gpu of a"}}}, netip.MustParseAddr("10.9.9.9"), now); got != 2 {
+	if got := s.count(attest.Claims{ChipID: "c", Devices: []attest.Claims{{ChipID: "gpu of a"}}}, netip.MustParseAddr("10.9.9.9"), now); got != 2 {
 		t.Errorf("a device in two networks: %d", got)
 	}
 	for i := range 100 {
-		if got := see("d", fmt.Sprintf("10.1.%d.1", i)); got > maxNetworks {
+		if got := see("d", fmt.Sprintf("10.1.%d.1", i)); got > maxNetworks+1 {
 			t.Fatalf("%d networks are remembered", got)
 		}
 	}
 	for i := range maxChips + 10 {
-		s.see(attest.Claims{ChipID: fmt.Sprint(i)}, netip.MustParseAddr("10.0.0.1"), now)
+		s.released(attest.Claims{ChipID: fmt.Sprint(i)}, netip.MustParseAddr("10.0.0.1"), now)
 	}
 	if len(s.chips) != maxChips || s.lru.Len() != maxChips {
 		t.Errorf("%d chips are remembered, %d", len(s.chips), s.lru.Len())
+	}
+}
+
+// TestSightingsOfOthers: what was denied, and what another image did on the same chip, is nothing against a guest.
+func TestSightingsOfOthers(t *testing.T) {
+	s, now := newSightings(), time.Unix(1e9, 0)
+	good := attest.Claims{ChipID: "host", Measurements: map[string]string{"measurement": "good", "b": "1"}}
+	other := attest.Claims{ChipID: "host", Measurements: map[string]string{"measurement": "other", "b": "1"}}
+	at := func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("10.1.%d.1", i)) }
+	for i := range 10 {
+		if got := s.count(good, at(i), now); got != 1 { // asked, and denied
+			t.Errorf("%d networks", got)
+		}
+		s.released(other, at(i), now)
+	}
+	if got := s.count(good, at(0), now); got != 1 {
+		t.Errorf("another guest of the host makes it %d networks", got)
+	}
+	s.released(good, at(0), now)
+	s.released(good, at(1), now)
+	if got := s.count(good, at(2), now); got != 3 {
+		t.Errorf("the same image in three networks: %d", got)
 	}
 }

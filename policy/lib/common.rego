@@ -77,8 +77,11 @@ device_tcb_known(device) if device.tcb.status in known_statuses
 #   some r in nvidia_gpu.cc_denials with input.attestation as device
 devices_of(type) := [device | some device in input.attestation.devices; device.type == type]
 
-# chip_networks_denials(most): requests of the chip came from no more networks
-# than that lately. One that moves has two for a while; so has one whose key was stolen.
+# chip_networks_denials(most): this broker released secrets for the chip, with these
+# measurements, to no more networks than that lately, the one that asks included. A guest
+# that moves has two for a while; so has one whose key was stolen. A chip is the host's:
+# guests of one image on one host count together, so most is at least the number of networks
+# that a host's guests have.
 chip_networks_denials(most) := set() if {
 	is_number(most) # a number is less than any set or text
 	input.chip.networks <= most
