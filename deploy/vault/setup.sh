@@ -5,6 +5,11 @@
 #   VAULT_ADDR=https://vault.example:8200 VAULT_TOKEN=<an admin's> deploy/vault/setup.sh [database] [pki] [transit]
 #
 #   SECRET_ID_FILE      where the broker's secret id goes, if there is no such file; default ./vault-secret-id
+#   SECRET_ID_TTL       how long new secret ids are good for; default 2160h (90 days), 0: for ever. The broker needs one when it
+#                       starts, and when its token could not be renewed: put a new one in the file before the old one ends
+#   SECRET_ID_CIDRS     networks that may log in with new secret ids, 10.1.0.0/24,10.2.0.0/24; default: all
+#   TOKEN_CIDRS         networks that may use the broker's token; default: all
+#                       (What is not given stays as it is in a role that is there already.)
 #   database:  POSTGRES=host:port/database, POSTGRES_USER and POSTGRES_PASSWORD of a user that may create roles,
 #              POSTGRES_SSLMODE (default verify-full), POSTGRES_STATIC_USER (a user for static role "app-static"; optional)
 #   pki:       PKI_DOMAIN, default claviger.internal
@@ -106,12 +111,17 @@ if has auth/approle/role/claviger; then
     [[ ,$policies, == *,$p,* ]] || policies+=,$p
   done
 fi
+limits=()
+[[ -z ${SECRET_ID_TTL:-} ]] || limits+=(secret_id_ttl="$SECRET_ID_TTL")
+[[ -n ${SECRET_ID_TTL:-} || ${before+is} ]] || limits+=(secret_id_ttl=2160h)
+[[ -z ${SECRET_ID_CIDRS:-} ]] || limits+=(secret_id_bound_cidrs="$SECRET_ID_CIDRS")
+[[ -z ${TOKEN_CIDRS:-} ]] || limits+=(token_bound_cidrs="$TOKEN_CIDRS")
 # A period: the broker renews its token for as long as it lives.
-v write auth/approle/role/claviger token_policies="$policies" token_period=1h token_no_default_policy=true
+v write auth/approle/role/claviger token_policies="$policies" token_period=1h token_no_default_policy=true "${limits[@]}"
 say "AppRole claviger with $policies"
 if [[ ! -s $secret_id_file ]]; then
   (umask 077 && "$vault" write -f -field=secret_id auth/approle/role/claviger/secret-id >"$secret_id_file")
-  say "secret id in $secret_id_file; remove the file and run this again for a new one"
+  say "secret id in $secret_id_file, good for $("$vault" read -field=secret_id_ttl auth/approle/role/claviger) seconds (0: for ever); remove the file and run this again for a new one"
 fi
 
 cat <<YAML
