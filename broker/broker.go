@@ -544,7 +544,7 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 	secret, err := b.cfg.Sources[g.entry.Source].Fetch(ctx, grant.Mint(Granted{
 		Entry: g.entry, Input: g.input, Recipient: a.recipient, PublicKey: a.req.PublicKey, Owner: owner,
 		Claims: a.claims, PolicyDigest: rec.PolicyDigest, DecisionID: rec.ID, TTL: g.ttl, Cap: g.cap, Now: now,
-		Absent: func(ctx context.Context, version int) error { return b.absent(ctx, g, version, now) },
+		Absent: func(ctx context.Context, version int) error { return b.absent(ctx, g, version) },
 	}))
 	if secret.Lease != "" && owner != nil {
 		l := Leased{Resource: g.path, Version: cmp.Or(secret.Version, secret.Lease), Cap: g.cap}
@@ -559,6 +559,7 @@ func (b *Broker) fetch(ctx context.Context, a appraisal, g allowed, owner *Owner
 	}
 	switch {
 	case errors.Is(err, ErrNoSecret), errors.Is(err, ErrInput):
+		b.alarm(ctx, g, err, now)
 		b.forgetCopy(ctx, g)
 		return Secret{}, fmt.Errorf("%w: fetch %s: %w", ErrDenied, g.path, err)
 	case errors.Is(err, ErrWithheld):

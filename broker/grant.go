@@ -39,7 +39,8 @@ type Granted struct {
 	Cap time.Duration
 	Now time.Time
 	// Absent is to be asked about a version that the source does not have, before it is made or said not to be there: an
-	// error, to be passed on, says that it was there, or that nobody can tell. Nil: there is nothing to ask.
+	// error, to be passed on, says that it was there, or that nobody can tell. It may have been made between the two
+	// questions: look again before you pass an ErrVanished on. Nil: there is nothing to ask.
 	Absent func(ctx context.Context, version int) error
 }
 

@@ -63,7 +63,7 @@ func keyOf(e CatalogEntry) (KeyRecord, bool) {
 }
 
 // absent is Granted.Absent: it says why a version that the source does not have must not be made.
-func (b *Broker) absent(ctx context.Context, g allowed, version int, now time.Time) error {
+func (b *Broker) absent(ctx context.Context, g allowed, version int) error {
 	r, ok := keyOf(g.entry)
 	if !ok {
 		return nil
@@ -75,9 +75,20 @@ func (b *Broker) absent(ctx context.Context, g allowed, version int, now time.Ti
 	if known < version {
 		return nil
 	}
-	b.missing(ctx, g, r, known, version, now)
-	return fmt.Errorf("%w: %s had version %d, and its source has no version %d of it and does not say that it was deleted", ErrVanished, g.path, known, version)
+	return vanished{g.path, known, version}
 }
+
+// vanished is an ErrVanished.
+type vanished struct {
+	path           string
+	known, version int
+}
+
+func (v vanished) Error() string {
+	return fmt.Sprintf("%v: %s had version %d, and its source has no version %d of it and does not say that it was deleted", ErrVanished, v.path, v.known, v.version)
+}
+
+func (vanished) Unwrap() error { return ErrVanished }
 
 // knownVersion is the highest version that was there, as far as any broker has written down; 0: none.
 func (b *Broker) knownVersion(ctx context.Context, g allowed, r KeyRecord) (int, error) {
@@ -102,6 +113,14 @@ func (b *Broker) knownVersion(ctx context.Context, g allowed, r KeyRecord) (int,
 		known = max(known, n)
 	}
 	return known, nil
+}
+
+// alarm raises it for what a source could not give.
+func (b *Broker) alarm(ctx context.Context, g allowed, err error, now time.Time) {
+	if v, ok := errors.AsType[vanished](err); ok {
+		r, _ := keyOf(g.entry)
+		b.missing(ctx, g, r, v.known, v.version, now)
+	}
 }
 
 // missing raises the alarm: in the log, and in the record, which claviger status and a metric show.
@@ -180,11 +199,9 @@ func (b *Broker) ForgetKey(ctx context.Context, path string) error {
 	if !ok || b.cfg.Keys == nil {
 		return fmt.Errorf("%w: %s is not a key that brokers make in a Vault (create_bytes)", ErrNoSecret, path)
 	}
+	// What cannot be read, such as a copy of another seal key, may say that it was there: that is to be forgotten, too.
 	known, err := b.knownVersion(ctx, allowed{entry: entry}, r)
-	if err != nil {
-		return err
-	}
-	if known == 0 {
+	if err == nil && known == 0 {
 		return fmt.Errorf("%w: nothing is known of a key of %s", ErrNoSecret, path)
 	}
 	if b.cfg.Cache != nil {

@@ -58,12 +58,17 @@ func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, what broker
 		}
 		return field(got, e)
 	}
-	for range 3 {
+	gone := error(nil) // as absent said at the first look: another machine may have made it meanwhile
+	for range 4 {
 		got, err := s.readKV(ctx, mount, e.Key, e.PinVersion)
 		switch {
 		case err == nil && got.version == ask.NextOf:
 			if err := absent(ctx, got.version+1); err != nil {
-				return broker.Secret{}, err
+				if gone != nil || !lookAgain(ctx, err) {
+					return broker.Secret{}, err
+				}
+				gone = err
+				continue
 			}
 			// Check-and-set again: whoever loses takes what the other made.
 			value, version, err := s.writeRandom(ctx, e, got.data, got.version)
@@ -79,7 +84,11 @@ func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, what broker
 			return broker.Secret{}, err
 		}
 		if err := absent(ctx, 1); err != nil {
-			return broker.Secret{}, err
+			if gone != nil || !lookAgain(ctx, err) {
+				return broker.Secret{}, err
+			}
+			gone = err
+			continue
 		}
 		// An engine that is another than it was must not be written to.
 		if err := s.checkKV2(ctx, mount); err != nil {
@@ -96,6 +105,19 @@ func (s *Source) fetchKV(ctx context.Context, e broker.CatalogEntry, what broker
 		clear(value)
 	}
 	return broker.Secret{}, fmt.Errorf("vault: %s/%s: %w", mount, e.Key, errBusy)
+}
+
+// lookAgain waits a moment after a key that was there seems to be gone: for whoever makes it just now, and for a standby that has not heard of it yet.
+func lookAgain(ctx context.Context, err error) bool {
+	if !errors.Is(err, broker.ErrVanished) {
+		return false
+	}
+	select {
+	case <-time.After(200 * time.Millisecond):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // readKV reads a version, or the current one for 0.

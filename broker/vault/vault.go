@@ -176,7 +176,7 @@ func New(ctx context.Context, cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("vault %s: %w", cfg.Name, err)
 	}
 	s := &Source{cfg: cfg, log: cfg.Logger}
-	s.gate = newGate(cfg.MaxConcurrency, cfg.MaxQueue, cfg.Timeout, s.Health)
+	s.gate = newGate(cfg.MaxConcurrency, cfg.MaxQueue, cfg.Timeout, s.answers)
 	var err error
 	if s.client, s.idle, err = newClient(cfg); err != nil {
 		return nil, fmt.Errorf("vault %s: %w", cfg.Name, err)
