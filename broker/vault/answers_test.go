@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/hashicorp/vault/api"
+
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/internal/grant"
 )
@@ -154,5 +156,32 @@ func TestVanishedKeyIsNotMade(t *testing.T) {
 	}}))
 	if err != nil || s.Version != "1" {
 		t.Errorf("version %q, %v", s.Version, err)
+	}
+}
+
+func TestClassify(t *testing.T) {
+	answer := func(code int, texts ...string) error {
+		return fmt.Errorf("vault: %w", &api.ResponseError{StatusCode: code, Errors: texts})
+	}
+	sentinels := []error{broker.ErrWithheld, broker.ErrBusy, errNoAnswer, broker.ErrNoSecret, broker.ErrInput}
+	for name, tt := range map[string]struct{ err, want error }{
+		"forbidden": {answer(403, "permission denied"), broker.ErrWithheld}, "bad request": {answer(400, "no"), broker.ErrWithheld}, "not found": {answer(404), broker.ErrWithheld},
+		"not what it should be": {errors.New("the answer is not base64"), broker.ErrWithheld},
+		"quota":                 {answer(429), broker.ErrBusy}, "not yet consistent": {answer(412), broker.ErrBusy}, "race": {fmt.Errorf("x: %w", errBusy), broker.ErrBusy},
+		"starting":                       {answer(400, "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period and will resume service shortly."), broker.ErrBusy},
+		"no answer":                      {fmt.Errorf("%w: %w", errNoAnswer, answer(503)), errNoAnswer},
+		"not asked":                      {fmt.Errorf("%w: open", errNotAsked), errNoAnswer},
+		"forbidden, and cannot log in":   {errors.Join(answer(403), fmt.Errorf("login: %w", errNoAnswer)), errNoAnswer},
+		"forbidden, and the login is no": {errors.Join(answer(403), answer(400)), broker.ErrWithheld},
+		"no secret":                      {fmt.Errorf("%w: %w", broker.ErrNoSecret, answer(404)), broker.ErrNoSecret}, "input": {fmt.Errorf("%w: %w", broker.ErrInput, answer(400)), broker.ErrInput},
+	} {
+		for _, s := range sentinels {
+			if err := classify(tt.err); errors.Is(err, s) != (s == tt.want) {
+				t.Errorf("%s: %v is %v", name, err, s)
+			}
+		}
+	}
+	if classify(nil) != nil {
+		t.Error("an error of none")
 	}
 }

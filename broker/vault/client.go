@@ -234,7 +234,8 @@ func classify(err error) error {
 	switch code := status(err); {
 	case err == nil, errors.Is(err, errNoAnswer), errors.Is(err, broker.ErrNoSecret), errors.Is(err, broker.ErrInput), errors.Is(err, broker.ErrUnavailable):
 		return err
-	case code == http.StatusTooManyRequests, code == http.StatusPreconditionFailed, errors.Is(err, errBusy):
+	case code == http.StatusTooManyRequests, code == http.StatusPreconditionFailed, errors.Is(err, errBusy),
+		says(err, "Upgrading from non-versioned"), says(err, "Waiting for the primary to upgrade"): // 400, of a KV v2 engine that starts
 		return fmt.Errorf("%w: %w", broker.ErrBusy, err)
 	}
 	return fmt.Errorf("%w: %w", broker.ErrWithheld, err)

@@ -66,6 +66,7 @@ type gate struct {
 	// Of Vault itself. Failures are those in a row, of whatever: they give reason to ask it, and what it says decides.
 	failures int     // guarded by mu
 	down     breaker // guarded by mu
+	cleaning bool    // although it is down; guarded by mu
 }
 
 type waiter struct {
@@ -158,8 +159,26 @@ func (g *gate) enter(ctx context.Context, s scope) (leave func(outcome, error), 
 }
 
 // enterCleanup is enter for a request that ends what was made. What is in trouble does not stop it, and it
-// says nothing about that.
+// says nothing about that. While Vault itself is down there is one at a time, so that nobody waits for what is in vain.
 func (g *gate) enterCleanup(ctx context.Context) (leave func(), err error) {
+	g.mu.Lock()
+	alone := g.down.open()
+	if alone && g.cleaning {
+		g.mu.Unlock()
+		return nil, fmt.Errorf("vault is down: %w", g.down.last)
+	}
+	g.cleaning = g.cleaning || alone
+	g.mu.Unlock()
+	done := func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.cleaning = g.cleaning && !alone
+	}
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
 	patience := time.NewTimer(g.patience)
 	defer patience.Stop()
 	select {
@@ -172,7 +191,7 @@ func (g *gate) enterCleanup(ctx context.Context) (leave func(), err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.requests++
-	return func() { <-g.cleanup }, nil
+	return func() { <-g.cleanup; done() }, nil
 }
 
 // fits says whether the scope may have one more slot. mu is held.

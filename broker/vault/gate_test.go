@@ -343,6 +343,35 @@ func TestCleanupEnters(t *testing.T) {
 		if !g.stats().Down {
 			t.Fatal("not down")
 		}
+		for range 3 {
+			leave, err := g.enterCleanup(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			if _, err := g.enterCleanup(t.Context()); err == nil || time.Since(start) > 0 {
+				t.Errorf("a second one, while Vault is down: %v after %s", err, time.Since(start))
+			}
+			leave()
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(1, 1, time.Second, up)
+		var leaves []func()
+		for range cleanupSlots {
+			leave, err := g.enterCleanup(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			leaves = append(leaves, leave)
+		}
+		start := time.Now()
+		if _, err := g.enterCleanup(t.Context()); err == nil || time.Since(start) != time.Second {
+			t.Errorf("no slot: %v after %s", err, time.Since(start))
+		}
+		for _, leave := range leaves {
+			leave()
+		}
 		leave, err := g.enterCleanup(t.Context())
 		if err != nil {
 			t.Fatal(err)
