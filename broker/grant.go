@@ -115,13 +115,11 @@ func (o *Owner) note(id string, l Leased) {
 	o.Of[id] = l
 }
 
-// drop forgets the leases that which names: nobody renews them any more. It says whether there were any.
-func (o *Owner) drop(which func(id string) bool) bool {
-	n := len(o.Leases)
+// drop forgets the leases that which names: nobody renews them any more.
+func (o *Owner) drop(which func(id string) bool) {
 	o.Leases = slices.DeleteFunc(slices.Clone(o.Leases), which)
 	o.Of = maps.Clone(o.Of)
 	maps.DeleteFunc(o.Of, func(id string, _ Leased) bool { return !slices.Contains(o.Leases, id) })
-	return len(o.Leases) < n
 }
 
 // leases says whether the owner has a lease for that version of a resource.

@@ -202,8 +202,8 @@ func (o *owners) addTo(r *LeaseRecord) {
 	})
 }
 
-// retire moves owners to those that nobody renews any more, and says whether there were any.
-func (r *LeaseRecord) retire(which func(Owner) bool) bool {
+// retire moves owners to those that nobody renews any more.
+func (r *LeaseRecord) retire(which func(Owner) bool) {
 	var stay []Owner
 	for _, x := range r.Owners {
 		if which(x) {
@@ -212,9 +212,7 @@ func (r *LeaseRecord) retire(which func(Owner) bool) bool {
 			stay = append(stay, x)
 		}
 	}
-	was := len(r.Owners)
 	r.Owners = stay
-	return len(stay) < was
 }
 
 // leases says whether that version of a resource is still leased.
@@ -407,6 +405,9 @@ func (k *keeper) renew(ctx context.Context, r LeaseRecord, s *kept, now time.Tim
 	b := k.b
 	ended, ending, gone := map[string]bool{}, map[string]bool{}, map[string]bool{} // owners, owners, leases
 	var errs []error
+	maps.DeleteFunc(s.renewal, func(id string, _ *renewal) bool { // of what was replaced
+		return !slices.ContainsFunc(r.Owners, func(o Owner) bool { return o.ID == id || slices.Contains(o.Leases, id) })
+	})
 	for _, owner := range r.Owners {
 		src, ok := b.cfg.Sources[owner.Source].(LeasedSource)
 		if !ok {

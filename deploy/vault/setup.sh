@@ -117,7 +117,7 @@ limits=()
 [[ -z ${SECRET_ID_CIDRS:-} ]] || limits+=(secret_id_bound_cidrs="$SECRET_ID_CIDRS")
 [[ -z ${TOKEN_CIDRS:-} ]] || limits+=(token_bound_cidrs="$TOKEN_CIDRS")
 # A period: the broker renews its token for as long as it lives.
-v write auth/approle/role/claviger token_policies="$policies" token_period=1h token_no_default_policy=true "${limits[@]}"
+v write auth/approle/role/claviger token_policies="$policies" token_period=1h token_no_default_policy=true ${limits[@]+"${limits[@]}"}
 say "AppRole claviger with $policies"
 if [[ ! -s $secret_id_file ]]; then
   (umask 077 && "$vault" write -f -field=secret_id auth/approle/role/claviger/secret-id >"$secret_id_file")
