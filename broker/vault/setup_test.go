@@ -227,6 +227,7 @@ func runOnly(t *testing.T, d deployed, file string, more ...string) string {
 
 // Secret ids end, and they and the token can be bound to networks. What is not given stays.
 func TestSetupLimits(t *testing.T) {
+	t.Parallel() // it mostly waits
 	d := deploy(t)
 	role := func(field string) string {
 		got, err := d.root.Logical().Read("auth/approle/role/claviger")

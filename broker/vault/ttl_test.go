@@ -108,6 +108,7 @@ func TestLifetimesAreCapped(t *testing.T) {
 
 // One of a session's leases fails: the others are renewed, and the owner lives.
 func TestRenewOwnerInPart(t *testing.T) {
+	t.Parallel() // it mostly waits
 	d := deploy(t, "database")
 	d.write(t, "database/config/app", map[string]any{"allowed_roles": "app,app-static,broken,other"})
 	for _, role := range []string{"app", "other"} {
