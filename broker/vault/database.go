@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"path"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -42,9 +41,7 @@ func (s *Source) fetchDatabase(ctx context.Context, e broker.CatalogEntry, o *br
 	}
 	// Vault cannot be told when it makes one, but a renewal sets the time anew.
 	now = time.Now()
-	r := write("sys", "leases/renew", map[string]any{"lease_id": out.Lease, "increment": max(seconds(limit), 1)})
-	r.what = path.Dir(out.Lease)
-	shorter, err := s.asOwner(ctx, o, r)
+	shorter, err := s.asOwner(ctx, o, leaseRenewal(out.Lease, limit))
 	if err == nil && lifetime(shorter) > limit+time.Second {
 		err = fmt.Errorf("it lives for %s", lifetime(shorter))
 	}

@@ -87,9 +87,15 @@ func (s *Source) renewLease(ctx context.Context, o broker.Owner, id string, ttl 
 		// Only the broker may renew by accessor.
 		return s.renewOne(ctx, broker.Owner{}, write("auth", "token/renew-accessor", map[string]any{"accessor": id, "increment": seconds(ttl)}), ttl, "lease "+id)
 	}
-	r := write("sys", "leases/renew", map[string]any{"lease_id": id, "increment": seconds(ttl)})
-	r.what = path.Dir(id) // what it was read from
-	return s.renewOne(ctx, o, r, ttl, "lease "+id)
+	return s.renewOne(ctx, o, leaseRenewal(id, ttl), ttl, "lease "+id)
+}
+
+// leaseRenewal fails with what the lease was read from, and by itself: Vault says 400 where a database does not answer to
+// a renewal, which is no reason to ask that database for new users.
+func leaseRenewal(id string, ttl time.Duration) request {
+	r := write("sys", "leases/renew", map[string]any{"lease_id": id, "increment": max(seconds(ttl), 1)})
+	r.what = "sys/leases/renew/" + path.Dir(id)
+	return r
 }
 
 // errOwnerGone: not a lease, but all of them.

@@ -148,6 +148,21 @@ func TestRenewOwnerInPart(t *testing.T) {
 	if e := part.Leases[ids["other"]]; !errors.Is(e, broker.ErrNoSecret) {
 		t.Errorf("what has ended: %v", e)
 	}
+	// That Vault answers a renewal, with 400, says nothing about the role's database.
+	d.write(t, "database/config/dead", map[string]any{"plugin_name": "postgresql-database-plugin", "allowed_roles": "broken", "verify_connection": false,
+		"connection_url": "postgresql://{{username}}:{{password}}@127.0.0.1:1/x?sslmode=disable", "username": "u", "password": "p"})
+	d.write(t, "database/roles/broken", map[string]any{"db_name": "dead", "default_ttl": "5s", "creation_statements": "SELECT 1"})
+	for i := range failuresToOpen {
+		if i == failuresToOpen-1 {
+			if err := d.src.RenewOwner(t.Context(), o, time.Minute); err == nil || d.src.Stats().Open {
+				t.Errorf("renewed: %v; a breaker is open: %v", err, d.src.Stats().Open)
+			}
+		}
+		_, _ = d.fetch(t, broker.Granted{Entry: broker.CatalogEntry{Kind: broker.KindDatabase, Key: "broken"}, Owner: &o})
+	}
+	if !d.src.Stats().Open {
+		t.Error("the dead role is asked on")
+	}
 	time.Sleep(6 * time.Second) // longer than an unrenewed one lives
 	if err := d.pg.Login(users["app"].Username, users["app"].Password); err != nil {
 		t.Errorf("the healthy one is gone: %v", err)
