@@ -411,7 +411,7 @@ func (b *Broker) release(ctx context.Context, req Request, now time.Time, ev *Ev
 		ev.RecordID = rec.ID
 		return Response{}, b.refuse(ctx, rec, err, now)
 	}
-	b.sightings.released(a.claims, req.Peer, now)
+	b.sightings.released(chipsOf(a.claims, b.identities), req.Peer, now)
 	ev.Stage, ev.Outcome = StageReply, Released
 	return Response{Secrets: wrapped, Receipt: receipt}, nil
 }
@@ -713,7 +713,7 @@ func (b *Broker) decide(ctx context.Context, a appraisal, rec *Record, now time.
 		return nil, err
 	}
 	req, claims, to := a.req, a.claims, a.recipient
-	networks := b.sightings.count(claims, req.Peer, now)
+	networks := b.sightings.count(chipsOf(claims, b.identities), req.Peer, now)
 	catalog := b.catalog.Load()
 	var grants []allowed
 	var refusal error

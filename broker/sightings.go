@@ -56,26 +56,24 @@ func networkOf(from netip.Addr) (netip.Prefix, bool) {
 	return network, err == nil
 }
 
-// chipsOf are the chips in the claims, each with what it measured itself.
-func chipsOf(c attest.Claims) (out []sighted) {
+// chipsOf are the chips in the claims by each of their names (Broker.identities), with what each measured itself.
+func chipsOf(c attest.Claims, names func(attest.Claims) []string) (out []sighted) {
 	for _, x := range append([]attest.Claims{c}, c.Devices...) {
-		if x.ChipID == "" {
-			continue
-		}
 		h := sha256.New()
 		for _, name := range slices.Sorted(maps.Keys(x.Measurements)) {
 			fmt.Fprintf(h, "%q=%q\n", name, x.Measurements[name])
 		}
-		s := sighted{chip: x.ChipID}
-		h.Sum(s.image[:0])
-		out = append(out, s)
+		image := [sha256.Size]byte(h.Sum(nil))
+		for _, name := range names(x) {
+			out = append(out, sighted{name, image})
+		}
 	}
 	return out
 }
 
 // count is the number of networks of the chip that has most: those released to lately, and the one that asks now.
 // It is 0 where nobody knows from where the request came.
-func (s *sightings) count(c attest.Claims, from netip.Addr, now time.Time) int {
+func (s *sightings) count(chips []sighted, from netip.Addr, now time.Time) int {
 	network, ok := networkOf(from)
 	if !ok {
 		return 0
@@ -83,7 +81,7 @@ func (s *sightings) count(c attest.Claims, from netip.Addr, now time.Time) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	most := 0
-	for _, x := range chipsOf(c) {
+	for _, x := range chips {
 		n := 1
 		if e := s.chips[x]; e != nil {
 			for seen, at := range e.Value.(sighting).networks {
@@ -97,15 +95,15 @@ func (s *sightings) count(c attest.Claims, from netip.Addr, now time.Time) int {
 	return most
 }
 
-// released notes that something was released to the claims' guest.
-func (s *sightings) released(c attest.Claims, from netip.Addr, now time.Time) {
+// released notes that something was released to the chips' guest.
+func (s *sightings) released(chips []sighted, from netip.Addr, now time.Time) {
 	network, ok := networkOf(from)
 	if !ok {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, x := range chipsOf(c) {
+	for _, x := range chips {
 		e := s.chips[x]
 		if e == nil {
 			if len(s.chips) >= maxChips {

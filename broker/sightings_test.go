@@ -14,8 +14,8 @@ func TestSightings(t *testing.T) {
 	see := func(chip, from string) int {
 		addr, _ := netip.ParseAddr(from)
 		c := attest.Claims{ChipID: chip, Devices: []attest.Claims{{ChipID: "gpu of " + chip}, {}}}
-		n := s.count(c, addr, now)
-		s.released(c, addr, now)
+		n := s.count(chipsOf(c, identitiesOf), addr, now)
+		s.released(chipsOf(c, identitiesOf), addr, now)
 		return n
 	}
 	for _, c := range []struct {
@@ -35,7 +35,7 @@ func TestSightings(t *testing.T) {
 		t.Errorf("later: %d networks", got)
 	}
 	// A device that moved to another machine counts, too.
-	if got := s.count(attest.Claims{ChipID: "c", Devices: []attest.Claims{{ChipID: "gpu of a"}}}, netip.MustParseAddr("10.9.9.9"), now); got != 2 {
+	if got := s.count(chipsOf(attest.Claims{ChipID: "c", Devices: []attest.Claims{{ChipID: "gpu of a"}}}, identitiesOf), netip.MustParseAddr("10.9.9.9"), now); got != 2 {
 		t.Errorf("a device in two networks: %d", got)
 	}
 	for i := range 100 {
@@ -44,7 +44,7 @@ func TestSightings(t *testing.T) {
 		}
 	}
 	for i := range maxChips + 10 {
-		s.released(attest.Claims{ChipID: fmt.Sprint(i)}, netip.MustParseAddr("10.0.0.1"), now)
+		s.released(chipsOf(attest.Claims{ChipID: fmt.Sprint(i)}, identitiesOf), netip.MustParseAddr("10.0.0.1"), now)
 	}
 	if len(s.chips) != maxChips || s.lru.Len() != maxChips {
 		t.Errorf("%d chips are remembered, %d", len(s.chips), s.lru.Len())
@@ -54,8 +54,8 @@ func TestSightings(t *testing.T) {
 // TestSightingsOfOthers: what was denied, and what another image did on the same chip, is nothing against a guest.
 func TestSightingsOfOthers(t *testing.T) {
 	s, now := newSightings(), time.Unix(1e9, 0)
-	good := attest.Claims{ChipID: "host", Measurements: map[string]string{"measurement": "good", "b": "1"}}
-	other := attest.Claims{ChipID: "host", Measurements: map[string]string{"measurement": "other", "b": "1"}}
+	good := chipsOf(attest.Claims{ChipID: "host", Measurements: map[string]string{"measurement": "good", "b": "1"}}, identitiesOf)
+	other := chipsOf(attest.Claims{ChipID: "host", Measurements: map[string]string{"measurement": "other", "b": "1"}}, identitiesOf)
 	at := func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("10.1.%d.1", i)) }
 	for i := range 10 {
 		if got := s.count(good, at(i), now); got != 1 { // asked, and denied
@@ -70,5 +70,10 @@ func TestSightingsOfOthers(t *testing.T) {
 	s.released(good, at(1), now)
 	if got := s.count(good, at(2), now); got != 3 {
 		t.Errorf("the same image in three networks: %d", got)
+	}
+	// One machine by another of its names.
+	names := attest.Claims{ChipID: "Second", Identities: []string{"host"}, Measurements: map[string]string{"measurement": "good", "b": "1"}}
+	if got := s.count(chipsOf(names, identitiesOf), at(3), now); got != 3 {
+		t.Errorf("by another name: %d networks", got)
 	}
 }

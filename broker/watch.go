@@ -352,7 +352,7 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 		rec.withhold()
 		return nil, fmt.Errorf("%w: write session: %w", ErrUnavailable, err)
 	}
-	b.sightings.released(w.a.claims, w.a.req.Peer, now)
+	b.sightings.released(chipsOf(w.a.claims, b.identities), w.a.req.Peer, now)
 	ev.Stage, ev.Outcome = StageReply, Released
 	return out, nil
 }
