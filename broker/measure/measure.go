@@ -58,7 +58,8 @@ func (e *Error) Unwrap() error { return e.Err }
 func bad(field, format string, args ...any) error { return &Error{field, fmt.Errorf(format, args...)} }
 
 // ObservedTPM takes PCRs from the event log of a machine's boot, as Linux shows
-// it in binary_bios_measurements: PCR 0 (firmware), PCR 7 (Secure Boot) and more, as wanted.
+// it in binary_bios_measurements: PCR 0 (firmware), PCR 2 (option ROMs and drivers of
+// devices), PCR 7 (Secure Boot) and more, as wanted.
 func ObservedTPM(log []byte, more ...int) (Values, error) {
 	l, err := eventlog.ParseTPM(log)
 	if err != nil {
@@ -66,7 +67,7 @@ func ObservedTPM(log []byte, more ...int) (Values, error) {
 	}
 	pcr, touched := l.ReplayPCRs()
 	v := Values{}
-	for _, i := range append([]int{0, 7}, more...) {
+	for _, i := range append([]int{0, 2, 7}, more...) {
 		if i < 0 || i >= len(touched) {
 			return nil, bad("observe", "there is no PCR %d", i)
 		}

@@ -276,8 +276,8 @@ func computeTPMCommand(a *adminFlags) *cobra.Command {
              uki_linux and so on; pcr9 and initrd for systemd 252
   --efi      a chain of EFI programs from a disk, in the order they are loaded: pcr4, boot_chain
 
---from-log adds pcr0 (firmware) and pcr7 (Secure Boot) from a machine's event
-log, which cannot be computed: OVMF measures a part of itself after it has run,
+--from-log adds pcr0 (firmware), pcr2 (what devices brought with them) and pcr7
+(Secure Boot) from a machine's event log, which cannot be computed: OVMF measures a part of itself after it has run,
 so that PCR 0 depends on the machine, for example on its memory. Give the log
 of each size of machine. --observe takes more PCRs from the log: what GRUB
 measures (8: commands and command line, 9: files) follows from its scripts, which
@@ -349,7 +349,7 @@ nothing here runs.`,
 	f.StringVar(&uki, "uki", "", "unified kernel image")
 	f.BoolVar(&secureBoot, "secure-boot", false, "Secure Boot is on: the kernel inside of the --uki is not measured by itself")
 	f.StringArrayVar(&programs, "efi", nil, "EFI program; repeat, a program that is loaded twice twice")
-	f.StringArrayVar(&logs, "from-log", nil, "event log of a machine to take pcr0 and pcr7 from (/sys/kernel/security/tpm0/binary_bios_measurements); repeat for other sizes of machine")
+	f.StringArrayVar(&logs, "from-log", nil, "event log of a machine to take pcr0, pcr2 and pcr7 from (/sys/kernel/security/tpm0/binary_bios_measurements); repeat for other sizes of machine")
 	f.IntSliceVar(&more, "observe", nil, "more PCRs to take from the log, as numbers")
 	return c
 }

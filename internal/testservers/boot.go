@@ -129,7 +129,7 @@ func (b Boot) Values() map[string]string {
 	}
 	cmdline := sha256.Sum256(append(wide(b.Cmdline), 0, 0))
 	out := map[string]string{"cmdline": hex.EncodeToString(cmdline[:]), "initrd": hex.EncodeToString(b.Initrd[:])}
-	for _, i := range []int{0, 4} {
+	for _, i := range []int{0, 2, 4, 7} {
 		out["pcr"+strconv.Itoa(i)] = hex.EncodeToString(pcrs[i][:])
 	}
 	return out
