@@ -134,7 +134,7 @@ func (f *fakeRevocations) add(s broker.Subject) {
 
 // examplePolicies is compiled once: it takes longer than the rest of a world.
 var examplePolicies = sync.OnceValues(func() (*policy.Engine, error) {
-	engine, err := policy.New(policy.Config{Dir: "../examples/policies/disks", ExtraData: map[string]any{"allow_simulated": true}})
+	engine, err := policy.New(policy.Config{Dir: "../internal/dev/policies", ExtraData: map[string]any{"allow_simulated": true}})
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func newWorld(t testing.TB, change ...func(*broker.Config)) *world {
 	check()
 	w.root, err = teesim.NewRoot(now)
 	check()
-	w.device, err = w.root.NewDevice(teesim.DeviceOptions{Product: "Milan", TCB: teesim.TCB{Bootloader: 4, SNP: 22, Microcode: 213}})
+	w.device, err = w.root.NewDevice(teesim.DeviceOptions{Product: "Milan", TCB: teesim.TCB{Bootloader: 4, SNP: 24, Microcode: 219}})
 	check()
 	coll, err := w.root.Collateral(now)
 	check()

@@ -1,70 +1,116 @@
 package policy
 
 import (
+	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/claviger/claviger/broker/strictjson"
 )
 
 // takes says what the arguments of the library's helpers are, by kind (see
 // lib/arguments.rego). A helper that is missing here does not load.
 var takes = map[string][]string{
-	"azure.own_denials":             {"text"},
-	"azure.paravisor_denials":       {"texts"},
-	"cca.config_denials":            {"texts"},
-	"cca.personalization_denials":   {"texts"},
-	"cca.platform_signer_denials":   {"texts"},
-	"cca.unextended_denials":        {"numbers"},
-	"common.chip_networks_denials":  {"number"},
-	"common.type_denials":           {"text"},
-	"gce.own_denials":               {"text"},
-	"gce.project_denials":           {"texts"},
-	"keystone.monitor_denials":      {"texts"},
-	"keystone.weak_monitor_denials": {"texts"},
-	"nitro.kind_denials":            {"text"},
-	"nitro.own_denials":             {"text"},
-	"nitro.pcr_denials":             {"values"},
-	"nvidia_gpu.device_denials":     {"text"},
-	"nvidia_gpu.driver_denials":     {"texts"},
-	"nvidia_gpu.gpus_denials":       {"number", "texts"},
-	"nvidia_gpu.mode_denials":       {"texts"},
-	"nvidia_gpu.model_denials":      {"texts"},
-	"psa.own_denials":               {"text"},
-	"psa.signer_denials":            {"texts"},
-	"reference.chip_denials":        {"text"},
-	"reference.denials":             {"text", "texts"},
-	"result.affirming_denials":      {"texts"},
-	"result.claim_denials":          {"values"},
-	"result.denials":                {"texts"},
-	"result.without_denials":        {"texts", "texts"},
-	"result.issuer_denials":         {"texts"},
-	"result.without_cpu_denials":    {"texts"},
-	"sgx.advisory_denials":          {"exceptions"},
-	"sgx.config_denials":            {"texts"},
-	"sgx.identity_denials":          {"texts", "number", "number"},
-	"sgx.tcb_status_denials":        {"texts"},
-	"snp.author_key_denials":        {"texts"},
-	"snp.guest_svn_denials":         {"number"},
-	"snp.id_key_denials":            {"texts"},
-	"snp.signing_key_denials":       {"text"},
-	"snp.tcb_denials":               {"floors"},
-	"snp.vmpl_denials":              {"number"},
-	"tdx.advisory_denials":          {"exceptions"},
-	"tdx.module_denials":            {"texts"},
-	"tdx.owner_denials":             {"text", "texts"},
-	"tdx.tcb_date_denials":          {"time"},
-	"tdx.tcb_status_denials":        {"texts"},
-	"tpm.door_denials":              {"number"},
-	"tpm.log_denials":               {"numbers"},
-	"tpm.own_denials":               {"text"},
+	"azure.own_denials":                  {"text"},
+	"azure.paravisor_denials":            {"texts"},
+	"azure.production_denials":           {"azure"},
+	"cca.config_denials":                 {"texts"},
+	"cca.personalization_denials":        {"texts"},
+	"cca.platform_signer_denials":        {"texts"},
+	"cca.production_denials":             {"cca"},
+	"cca.unextended_denials":             {"numbers"},
+	"cca.version_denials":                {"versions"},
+	"common.chip_networks_denials":       {"number"},
+	"common.collateral_denials":          {"texts"},
+	"common.type_denials":                {"text"},
+	"gce.own_denials":                    {"text"},
+	"gce.production_denials":             {"gce"},
+	"gce.project_denials":                {"texts"},
+	"keystone.monitor_denials":           {"texts"},
+	"keystone.production_denials":        {"keystone"},
+	"keystone.weak_monitor_denials":      {"texts"},
+	"nitro.kind_denials":                 {"text"},
+	"nitro.own_denials":                  {"text"},
+	"nitro.pcr_denials":                  {"values"},
+	"nitro.production_denials":           {"nitro"},
+	"nvidia_gpu.device_denials":          {"text"},
+	"nvidia_gpu.driver_denials":          {"texts"},
+	"nvidia_gpu.gpus_denials":            {"number", "texts"},
+	"nvidia_gpu.mode_denials":            {"texts"},
+	"nvidia_gpu.model_denials":           {"texts"},
+	"nvidia_gpu.production_denials":      {"nvidia"},
+	"nvidia_gpu.production_gpus_denials": {"nvidia_beside"},
+	"nvidia_gpu.vbios_denials":           {"texts"},
+	"psa.client_denials":                 {"texts"},
+	"psa.own_denials":                    {"text"},
+	"psa.production_denials":             {"psa"},
+	"psa.signer_denials":                 {"texts"},
+	"psa.version_denials":                {"versions"},
+	"reference.chip_denials":             {"text"},
+	"reference.denials":                  {"text", "texts"},
+	"result.affirming_denials":           {"texts"},
+	"result.claim_denials":               {"values"},
+	"result.denials":                     {"texts"},
+	"result.issuer_denials":              {"texts"},
+	"result.production_denials":          {"result"},
+	"result.without_denials":             {"texts", "texts"},
+	"result.space_denials":               {"space"},
+	"result.without_cpu_denials":         {"texts"},
+	"sgx.advisory_denials":               {"exceptions"},
+	"sgx.attribute_bit_denials":          {"sgx_attributes"},
+	"sgx.config_denials":                 {"texts"},
+	"sgx.configid_denials":               {"texts"},
+	"sgx.identity_denials":               {"texts", "number", "number"},
+	"sgx.miscselect_denials":             {"texts"},
+	"sgx.production_denials":             {"sgx"},
+	"sgx.tcb_date_denials":               {"time"},
+	"sgx.tcb_evaluation_denials":         {"number"},
+	"sgx.tcb_status_denials":             {"texts"},
+	"sgx.xfrm_denials":                   {"texts"},
+	"snp.author_key_denials":             {"texts"},
+	"snp.committed_tcb_denials":          {"floors"},
+	"snp.csp_denials":                    {"exceptions"},
+	"snp.guest_svn_denials":              {"number"},
+	"snp.host_data_denials":              {"text"},
+	"snp.id_key_denials":                 {"texts"},
+	"snp.launch_tcb_denials":             {"floors"},
+	"snp.mitigation_denials":             {"indices"},
+	"snp.platform_denials":               {"snp"},
+	"snp.platform_info_denials":          {"snp_platform_info"},
+	"snp.policy_bit_denials":             {"snp_policy"},
+	"snp.production_denials":             {"snp"},
+	"snp.report_version_denials":         {"number"},
+	"snp.signing_key_denials":            {"text"},
+	"snp.signing_keys_denials":           {"texts"},
+	"snp.tcb_denials":                    {"floors"},
+	"snp.vmpl_denials":                   {"number"},
+	"tdx.advisory_denials":               {"exceptions"},
+	"tdx.attribute_bit_denials":          {"tdx_attributes"},
+	"tdx.module_denials":                 {"texts"},
+	"tdx.module_svn_denials":             {"minimums"},
+	"tdx.owner_denials":                  {"text", "texts"},
+	"tdx.platform_denials":               {"tdx"},
+	"tdx.production_denials":             {"tdx"},
+	"tdx.tcb_date_denials":               {"time"},
+	"tdx.tcb_evaluation_denials":         {"number"},
+	"tdx.tcb_status_denials":             {"texts"},
+	"tdx.xfam_denials":                   {"texts"},
+	"tpm.door_denials":                   {"number"},
+	"tpm.loader_denials":                 {"text"},
+	"tpm.log_denials":                    {"numbers"},
+	"tpm.own_denials":                    {"text"},
+	"tpm.production_denials":             {"tpm"},
 }
 
 var (
 	argumentsRef = ast.MustParseRef(libPackage + ".arguments.wrong")
 	libRef       = ast.MustParseRef(libPackage)
+	dotted       = regexp.MustCompile(`^[0-9]+([.+][0-9]+)*$`) // a version, MCUboot's build numbers included: 1.2.3+4
 )
 
 // checkArguments is a stage of the compiler, behind the one that resolves names.
@@ -72,6 +118,10 @@ var (
 // calls whose arguments are constants of another kind.
 func checkArguments(c *ast.Compiler) *ast.Error {
 	named := constants(c)
+	shapes, err := shapesOf(named)
+	if err != nil {
+		return ast.NewError(ast.CompileErr, nil, "%v", err)
+	}
 	for _, key := range sortedKeys(c.Modules) {
 		m := c.Modules[key]
 		if m.Package.Path.HasPrefix(libRef) || strings.HasSuffix(key, "_test.rego") { // tests call helpers as they are
@@ -114,13 +164,12 @@ func checkArguments(c *ast.Compiler) *ast.Error {
 				return fail(t.Location, "%s takes %d arguments, not %d", name, len(kinds), len(args))
 			}
 			for i, a := range args {
-				value := a
-				if ref, ok := a.Value.(ast.Ref); ok && named[ref.String()] != nil {
-					value = named[ref.String()]
-				}
-				if isConstant(value) {
-					if !isKind(kinds[i], value.Value) {
-						return fail(t.Location, "%s: argument %d is %v, want %s", name, i+1, value, kindWords[kinds[i]])
+				if value := resolve(a, named); isConstant(value) {
+					if !shapes.isKind(kinds[i], value.Value) {
+						return fail(t.Location, "%s: argument %d is %s, want %s", name, i+1, shapes.fault(kinds[i], value.Value), shapes.words(kinds[i]))
+					}
+					if shapes.membersOf(kinds[i]) != nil {
+						call[i+1] = shapes.demanded(kinds[i], value)
 					}
 					continue
 				}
@@ -153,6 +202,7 @@ func checkArguments(c *ast.Compiler) *ast.Error {
 // full name: floors := {"Milan": …}. A name that another rule adds to is none.
 func constants(c *ast.Compiler) map[string]*ast.Term {
 	out, rules := map[string]*ast.Term{}, map[string]int{}
+	made := map[string]*ast.Term{} // of other constants: {"tcb": floors, …}
 	for _, m := range c.Modules {
 		for _, r := range m.Rules {
 			ref := r.Head.Ref()
@@ -162,9 +212,14 @@ func constants(c *ast.Compiler) map[string]*ast.Term {
 				continue
 			}
 			always := len(r.Body) == 1 && !r.Body[0].Negated && len(r.Body[0].With) == 0
-			if t, ok := r.Body[0].Terms.(*ast.Term); always && ok && isBool(t, true) && len(ref) == 1 && len(r.Head.Args) == 0 && !r.Default &&
-				r.Else == nil && r.Head.RuleKind() == ast.SingleValue && r.Head.Value != nil && isConstant(r.Head.Value) {
+			if t, ok := r.Body[0].Terms.(*ast.Term); !always || !ok || !isBool(t, true) || len(ref) != 1 || len(r.Head.Args) > 0 || r.Default ||
+				r.Else != nil || r.Head.RuleKind() != ast.SingleValue || r.Head.Value == nil {
+				continue
+			}
+			if isConstant(r.Head.Value) {
 				out[name] = r.Head.Value
+			} else {
+				made[name] = r.Head.Value
 			}
 		}
 	}
@@ -180,7 +235,30 @@ func constants(c *ast.Compiler) map[string]*ast.Term {
 			}
 		}
 	}
+	for found := true; found; {
+		found = false
+		for name, t := range made {
+			if value := resolve(t, out); rules[name] == 1 && out[name] == nil && isConstant(value) {
+				out[name], found = value, true
+			}
+		}
+	}
 	return out
+}
+
+// resolve writes constants in place of their names.
+func resolve(t *ast.Term, named map[string]*ast.Term) *ast.Term {
+	value := func(ref ast.Ref) (ast.Value, error) {
+		if c := named[ref.String()]; c != nil {
+			return c.Value, nil
+		}
+		return ref, nil
+	}
+	out, err := ast.TransformRefs(t.Copy().Value, value)
+	if v, ok := out.(ast.Value); ok && err == nil {
+		return &ast.Term{Value: v, Location: t.Location}
+	}
+	return t
 }
 
 // argument is one entry of what arguments.wrong is given.
@@ -303,9 +381,121 @@ var kindWords = map[string]string{
 	"text": "a text", "texts": "a set or list of texts with one at least", "exceptions": "a set or list of texts",
 	"number": "a whole number from 0 on", "numbers": "a set or list of whole numbers from 0 on, with one at least",
 	"floors": "a minimum for each component, by model, with one at least", "values": "the accepted values by name, with one at least each", "time": "a time in RFC 3339",
+	"indices": "a set or list of whole numbers from 0 on", "minimums": "a whole number from 0 on by name, with one at least", "versions": "a version (1.2.3) by name, with one at least",
+	"bit": "true, false or \"any\"",
+}
+
+// shapes are the tables of lib/arguments.rego that say what requirements are made of.
+type shapes struct {
+	members  map[string]map[string]string // the kind of each member, by kind of requirements
+	bits     map[string][]string          // names, by kind
+	optional map[string]string            // requirements that may be "none", and what they are else
+}
+
+func shapesOf(named map[string]*ast.Term) (shapes, error) {
+	var out shapes
+	for name, to := range map[string]any{"shapes": &out.members, "bits": &out.bits, "optional": &out.optional} {
+		t := named[libPackage+".arguments."+name]
+		if t == nil {
+			return shapes{}, fmt.Errorf("policy library: arguments.%s is not a constant", name)
+		}
+		v, err := ast.JSON(t.Value)
+		if err != nil {
+			return shapes{}, fmt.Errorf("policy library: arguments.%s: %w", name, err)
+		}
+		b, err := json.Marshal(v)
+		if err == nil {
+			err = strictjson.Unmarshal(b, to)
+		}
+		if err != nil {
+			return shapes{}, fmt.Errorf("policy library: arguments.%s: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
+// membersOf are the kinds of what requirements, or an object of bits, consist of; nil for other kinds.
+func (s shapes) membersOf(kind string) map[string]string {
+	if other := s.optional[kind]; other != "" {
+		kind = other
+	}
+	if members := s.members[kind]; members != nil {
+		return members
+	}
+	if s.bits[kind] == nil {
+		return nil
+	}
+	members := map[string]string{}
+	for _, bit := range s.bits[kind] {
+		members[bit] = "bit"
+	}
+	return members
+}
+
+// demanded are requirements without the bits that are "any": nothing looks at
+// these, and the helpers are quick where all that they are given has to be so.
+func (s shapes) demanded(kind string, t *ast.Term) *ast.Term {
+	members := s.membersOf(kind)
+	o, ok := t.Value.(ast.Object)
+	if members == nil || !ok {
+		return t
+	}
+	out := ast.NewObject()
+	o.Foreach(func(k, x *ast.Term) {
+		member := members[string(k.Value.(ast.String))]
+		if member != "bit" || s.members[kind] != nil || x.Value.Compare(ast.String("any")) != 0 {
+			out.Insert(k, s.demanded(member, x))
+		}
+	})
+	return &ast.Term{Value: out, Location: t.Location}
+}
+
+func (s shapes) words(kind string) string {
+	if w := kindWords[kind]; w != "" {
+		return w
+	}
+	return "an object of exactly " + strings.Join(sortedKeys(s.membersOf(kind)), ", ")
+}
+
+// fault says of requirements which members are wrong, and of other values what they are.
+func (s shapes) fault(kind string, v ast.Value) string {
+	members := s.membersOf(kind)
+	o, ok := v.(ast.Object)
+	if members == nil || !ok {
+		return v.String()
+	}
+	var wrong []string
+	for _, name := range sortedKeys(members) {
+		if x := o.Get(ast.StringTerm(name)); x == nil {
+			wrong = append(wrong, "without "+name)
+		} else if !s.isKind(members[name], x.Value) {
+			wrong = append(wrong, fmt.Sprintf("one whose %s is %s, want %s", name, s.fault(members[name], x.Value), s.words(members[name])))
+		}
+	}
+	for _, k := range o.Keys() {
+		if name, ok := k.Value.(ast.String); !ok || members[string(name)] == "" {
+			wrong = append(wrong, fmt.Sprintf("one with %v, which nothing reads", k))
+		}
+	}
+	return strings.Join(wrong, "; ")
 }
 
 // isKind says what is_kind of lib/arguments.rego says.
+func (s shapes) isKind(kind string, v ast.Value) bool {
+	if members := s.membersOf(kind); members != nil {
+		if none, ok := v.(ast.String); ok && none == "none" && s.optional[kind] != "" {
+			return true
+		}
+		o, ok := v.(ast.Object)
+		return ok && o.Len() == len(members) && !o.Until(func(k, x *ast.Term) bool {
+			name, ok := k.Value.(ast.String)
+			return !ok || members[string(name)] == "" || !s.isKind(members[string(name)], x.Value)
+		})
+	}
+	return isKind(kind, v)
+}
+
+// isKind is that of kinds that are no requirements.
 func isKind(kind string, v ast.Value) bool {
 	switch kind {
 	case "any":
@@ -326,6 +516,16 @@ func isKind(kind string, v ast.Value) bool {
 	case "numbers":
 		n, ok := each(v, func(x ast.Value) bool { return isKind("number", x) })
 		return ok && n > 0
+	case "indices":
+		_, ok := each(v, func(x ast.Value) bool { return isKind("number", x) })
+		return ok
+	case "minimums":
+		return eachMember(v, func(x ast.Value) bool { return isKind("number", x) })
+	case "versions":
+		return eachMember(v, func(x ast.Value) bool { s, ok := x.(ast.String); return ok && dotted.MatchString(string(s)) })
+	case "bit":
+		_, ok := v.(ast.Boolean)
+		return ok || v.Compare(ast.String("any")) == 0
 	case "floors":
 		return eachMember(v, func(floor ast.Value) bool {
 			return eachMember(floor, func(x ast.Value) bool { return isKind("number", x) })

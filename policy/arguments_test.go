@@ -12,6 +12,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
 )
 
 // bad are values that are not of a kind, in Rego.
@@ -24,11 +25,98 @@ var bad = map[string][]string{
 	"floors":     {`null`, `9`, `"Milan"`, `[]`, `{}`, `{"Milan": {}}`, `{"Milan": []}`, `{"Milan": 9}`, `{"Milan": {"snp": null}}`, `{"Milan": {"snp": "9"}}`, `{"Milan": {"snp": [9]}}`, `{"Milan": {"snp": 9}, "Genoa": {}}`},
 	"values":     {`null`, `9`, `"8"`, `[]`, `{}`, `{"8": {}}`, `{"8": set()}`, `{"8": []}`, `{"8": "a"}`, `{"8": [null]}`, `["8"]`},
 	"time":       {`null`, `9`, `""`, `"today"`, `"2026-01-01"`, `[]`, `{}`},
+	"indices":    {`9`, `"9"`, `null`, `{}`, `["9"]`, `[null]`, `[-1]`, `[0.5]`},
+	"minimums":   {`null`, `9`, `"a"`, `[]`, `{}`, `{"a": null}`, `{"a": "9"}`, `{"a": -1}`, `{"a": [9]}`},
+	"versions":   {`null`, `9`, `"1.2.3"`, `[]`, `{}`, `{"a": null}`, `{"a": 1}`, `{"a": ""}`, `{"a": "v1"}`, `{"a": "1."}`, `{"a": ["1"]}`},
+	"bit":        {`null`, `0`, `1`, `"true"`, `"some"`, `[]`, `{}`, `{true}`},
 }
 
 var good = map[string][]string{
 	"text": {`"a"`}, "texts": {`{"a"}`, `["a", "b"]`}, "exceptions": {`set()`, `[]`, `{"a"}`}, "number": {`0`, `9`}, "numbers": {`[0, 7]`, `{9}`},
 	"floors": {`{"Milan": {"snp": 0}}`}, "values": {`{"8": {"a"}}`, `{"a/b": [1, true]}`}, "time": {`"2026-01-01T00:00:00Z"`},
+	"indices": {`[]`, `set()`, `{0, 7}`}, "minimums": {`{"a": 0}`}, "versions": {`{"a": "1.2.3"}`, `{"a": "0", "b": "1.0.0+7"}`}, "bit": {`"any"`, `false`, `true`},
+}
+
+func libShapes(t *testing.T) shapes {
+	t.Helper()
+	lib, err := loadLib(capabilities())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCompiler(capabilities())
+	if err := compile(c, lib); err != nil {
+		t.Fatal(err)
+	}
+	s, err := shapesOf(constants(c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// kinds are all that a helper may be given; optional ones are members of others.
+func (s shapes) kinds() []string {
+	return slices.Concat(sortedKeys(kindWords), sortedKeys(s.members), sortedKeys(s.bits))
+}
+
+// object writes an object in Rego.
+func object(members map[string]string) string {
+	var out []string
+	for _, k := range sortedKeys(members) {
+		out = append(out, fmt.Sprintf("%q: %s", k, members[k]))
+	}
+	return "{" + strings.Join(out, ", ") + "}"
+}
+
+// goodMembers is an object of a kind, by member.
+func (s shapes) goodMembers(kind string) map[string]string {
+	out := map[string]string{}
+	for name, member := range s.membersOf(kind) {
+		all := s.good(member)
+		out[name] = all[len(all)-1]
+		if s.optional[member] != "" {
+			out[name] = all[0]
+		}
+	}
+	return out
+}
+
+// good are values of a kind, in Rego.
+func (s shapes) good(kind string) []string {
+	if s.membersOf(kind) == nil {
+		return good[kind]
+	}
+	out := []string{object(s.goodMembers(kind))}
+	if s.optional[kind] != "" {
+		out = append(out, `"none"`)
+	}
+	return out
+}
+
+// bad are values that are not of a kind, in Rego: of requirements, those that lack
+// a member, have one that nothing reads, or one of another kind.
+func (s shapes) bad(kind string) []string {
+	members := s.membersOf(kind)
+	if members == nil {
+		return bad[kind]
+	}
+	out := []string{`null`, `9`, `"any"`, `[]`, `{}`, `{"a": 9}`}
+	m := s.goodMembers(kind)
+	m["unknown"] = `"any"`
+	out = append(out, object(m))
+	for _, name := range sortedKeys(members) {
+		m := s.goodMembers(kind)
+		delete(m, name)
+		out = append(out, object(m))
+		for _, v := range s.bad(members[name]) {
+			m[name] = v
+			out = append(out, object(m))
+		}
+	}
+	if s.optional[kind] == "" && s.bits[kind] == nil {
+		out = append(out, `"none"`)
+	}
+	return out
 }
 
 func resourceInput(t *testing.T, policy string) broker.PolicyInput {
@@ -39,29 +127,32 @@ func resourceInput(t *testing.T, policy string) broker.PolicyInput {
 
 // TestKinds: the two readings of a kind, at loading and at a decision, are one.
 func TestKinds(t *testing.T) {
-	body := "default allow := false\n\nallow if input.attestation.bound == true\n\n"
-	want := map[string]bool{} // by "kind value"
-	for kind := range kindWords {
-		if good[kind] == nil || bad[kind] == nil {
-			t.Errorf("no values for kind %s", kind)
-		}
-		for i, v := range slices.Concat(good[kind], bad[kind]) {
-			name := kind + " " + v
-			want[name] = i < len(good[kind])
-			if isKind(kind, ast.MustParseTerm(v).Value) != want[name] {
-				t.Errorf("%s: %t", name, !want[name])
+	shapes := libShapes(t)
+	for _, kind := range shapes.kinds() {
+		t.Run(kind, func(t *testing.T) {
+			good, bad := shapes.good(kind), shapes.bad(kind)
+			if len(good) == 0 || kind != "any" && len(bad) < 4 {
+				t.Errorf("values of the kind: %q, of others: %q", good, bad)
 			}
-			body += fmt.Sprintf("deny contains %q if data.claviger.lib.arguments.wrong([[\"f\", 1, %q, [%s]]]) == set()\n\n", name, kind, v)
-		}
-	}
-	d, err := ask(t, newEngine(t, Config{Dir: one(t, body)}), "p")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, is := range want {
-		if slices.ContainsFunc(d.Reasons, func(r broker.DecisionReason) bool { return r.Message == name }) != is {
-			t.Errorf("in Rego, %s: %t", name, !is)
-		}
+			body := "default allow := false\n\nallow if input.attestation.bound == true\n\nwrong contains n if {\n\tsome n, v in values\n\tdata.claviger.lib.arguments.wrong([[\"f\", 1, kind, [v]]]) != set()\n}\n\n" +
+				"deny contains sprintf(\"%d\", [count(values) - count(wrong)])\n\ndeny contains sprintf(\"good %d\", [n]) if { some n in wrong; n < goods }\n\n" +
+				fmt.Sprintf("kind := %q\n\ngoods := %d\n\nvalues := [%s]\n", kind, len(good), strings.Join(append(slices.Clone(good), bad...), ", "))
+			d, err := ask(t, newEngine(t, Config{Dir: one(t, body)}), "p")
+			if err != nil || len(d.Reasons) != 1 || d.Reasons[0].Message != fmt.Sprint(len(good)) {
+				t.Errorf("in Rego, want %d good ones of %d: %+v, %v", len(good), len(good)+len(bad), d.Reasons, err)
+			}
+			for _, v := range good {
+				if !shapes.isKind(kind, ast.MustParseTerm(v).Value) {
+					t.Errorf("%s is not of the kind: %s", v, shapes.fault(kind, ast.MustParseTerm(v).Value))
+				}
+			}
+			for _, v := range bad {
+				x := ast.MustParseTerm(v).Value
+				if shapes.isKind(kind, x) || shapes.fault(kind, x) == "" {
+					t.Errorf("%s is of the kind", v)
+				}
+			}
+		})
 	}
 }
 
@@ -69,6 +160,7 @@ func TestKinds(t *testing.T) {
 // each wrong shape: as a constant the policy does not load; from data, it denies
 // and says which argument is wrong.
 func TestHelpersFailClosed(t *testing.T) {
+	shapes := libShapes(t)
 	for name, kinds := range takes {
 		t.Run(name, func(t *testing.T) {
 			pkg, rule, _ := strings.Cut(name, ".")
@@ -79,23 +171,40 @@ func TestHelpersFailClosed(t *testing.T) {
 				}
 				return fmt.Sprintf("package claviger.release.p\n\nimport data.claviger.lib.%s\n\ndefault allow := false\n\nallow if input.attestation.bound == true\n\ndeny contains r if some r in %s.%s(%s)\n", pkg, pkg, rule, strings.Join(args, ", ")) + more
 			}
+			// Without claims there is a reason, whatever is demanded: no helper is undefined.
+			var demands []string
+			for _, k := range kinds {
+				all := shapes.good(k)
+				demands = append(demands, all[len(all)-1])
+			}
+			e := newEngine(t, Config{Dir: write(t, map[string]string{"p.rego": policy(demands)})})
+			in := resourceInput(t, "p")
+			in.Attestation, in.Resource.Params, in.Chip = attest.Claims{}, nil, broker.PolicyChip{}
+			if d, err := e.Decide(t.Context(), in); err != nil || (len(d.Reasons) == 0 || d.Reasons[0].Rule == "no_rule_allowed") && name != "tdx.advisory_denials" { // there are no advisories
+				t.Errorf("without claims: %+v, %v", d, err)
+			}
 			for i := range kinds {
 				args := func(v string) []string {
 					var out []string
 					for _, k := range kinds {
-						out = append(out, good[k][0])
+						out = append(out, shapes.good(k)[0])
 					}
 					out[i] = v
 					return out
 				}
-				for _, v := range bad[kinds[i]] {
+				wrong := shapes.bad(kinds[i])
+				some := wrong[:3] // TestKinds has them all
+				if shapes.membersOf(kinds[i]) != nil {
+					some = wrong[5:8]
+				}
+				for _, v := range some {
 					if _, err := New(Config{Dir: write(t, map[string]string{"p.rego": policy(args(v))})}); err == nil || !strings.Contains(err.Error(), name) {
 						t.Errorf("argument %d is %s: %v", i+1, v, err)
 					}
 				}
 				// The guest chooses the name. All in one policy: the last two are undefined.
 				values := map[string]any{}
-				for j, v := range bad[kinds[i]] {
+				for j, v := range wrong {
 					x, err := ast.JSON(ast.MustParseTerm(v).Value)
 					if err != nil {
 						t.Fatal(err)
@@ -123,7 +232,7 @@ func TestHelpersFailClosed(t *testing.T) {
 					if d.Allow || !slices.ContainsFunc(d.Reasons, func(r broker.DecisionReason) bool {
 						return r.Rule == "argument" && strings.Contains(r.Message, fmt.Sprintf("%s: argument %d", name, i+1))
 					}) {
-						t.Errorf("argument %d is %v: allow %t, %+v", i+1, values[tenant], d.Allow, d.Reasons)
+						t.Errorf("argument %d is %v: allow %t, %.300v", i+1, values[tenant], d.Allow, d.Reasons)
 					}
 				}
 			}

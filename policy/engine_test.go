@@ -112,8 +112,8 @@ func fixtureInput(t testing.TB, name string) broker.PolicyInput {
 		*v.doc = v.to
 	}
 	in.Time = testTime
-	in.Resource = broker.PolicyResource{Path: "disks/vm-17", Policy: "disks", Params: map[string]string{"vm": "vm-17", "workload": "payments"}, Labels: map[string]string{}}
-	in.Request = broker.PolicyRequest{Resources: []string{"disks/vm-17"}, KeyAlgorithm: "HPKE", PostQuantum: true}
+	in.Resource = broker.PolicyResource{Path: "disks/payments", Policy: "disks", Params: map[string]string{"vm": "payments", "workload": "payments"}, Labels: map[string]string{}}
+	in.Request = broker.PolicyRequest{Resources: []string{"disks/payments"}, KeyAlgorithm: "HPKE", PostQuantum: true}
 	return in
 }
 

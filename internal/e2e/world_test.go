@@ -113,6 +113,7 @@ func (w *world) startBroker(t *testing.T, v *testservers.Vault) {
 		t.Fatal(err)
 	}
 	w.ca = w.path("files", "ca.pem")
+	w.withoutSecureBoot(t)
 	w.laterPolicy(t)
 	listen, admin := freePort(t), freePort(t)
 	_, w.port, _ = net.SplitHostPort(listen)
@@ -177,6 +178,23 @@ func (w *world) startBroker(t *testing.T, v *testservers.Vault) {
 	w.identity = status.Identity
 	if der, err := base64.StdEncoding.DecodeString(w.identity); err != nil || len(der) == 0 {
 		t.Fatalf("status says identity %q: %v", w.identity, err)
+	}
+}
+
+// withoutSecureBoot takes the demand for Secure Boot out of measured_boot: the firmware of most of these machines has no keys.
+func (w *world) withoutSecureBoot(t *testing.T) {
+	t.Helper()
+	file := w.path("files", "policies", "measured_boot", "measured_boot.rego")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(b), `"secure_boot": true`, `"secure_boot": "any"`, 1)
+	if text == string(b) {
+		t.Fatal("measured_boot does not demand Secure Boot")
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

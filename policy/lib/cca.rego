@@ -12,6 +12,33 @@ import input.attestation.cca as token
 # denials are the baseline, for CCA.
 denials := common.baseline_denials | common.type_denials("cca")
 
+# production_denials(r): all that an expert would demand of a realm and its platform,
+# but for reference values. r has each of these:
+#   signers          as of platform_signer_denials
+#   versions         as of version_denials
+#   config           as of config_denials
+#   personalization  as of personalization_denials
+#   unextended       as of unextended_denials, or []
+production_denials(r) := ((denials | platform_signer_denials(r.signers)) | (version_denials(r.versions) | config_denials(r.config))) | (personalization_denials(r.personalization) | unextended_denials(r.unextended))
+
+# version_denials(minimums): every software component has a minimum for its type,
+# and at least that version, number by number: {"RMM": "1.4.2"}. One without a
+# minimum, or whose version is no such number, is denied; so is a type that is not there.
+version_denials(minimums) := {r |
+	some i, c in token.platform.sw_components
+	not new_enough(c, minimums)
+	r := object.union(
+		common.reason("component_version", "a software component is older than the policy's minimum, or has none", sprintf("attestation.cca.platform.sw_components[%d].version", [i]), common.shown([v | v := c.version])),
+		{"nearest": sprintf("%s %s", [common.shown([v | v := c.measurement_type]), object.get(minimums, common.shown([v | v := c.measurement_type]), "has no minimum")])},
+	)
+} | {r |
+	some type in object.keys(minimums)
+	not type in {c.measurement_type | some c in token.platform.sw_components}
+	r := common.reason("component_missing", "a software component is missing", "attestation.cca.platform.sw_components", type)
+}
+
+new_enough(c, minimums) if common.version(c.version) >= common.version(minimums[c.measurement_type])
+
 # platform_signer_denials(signers): every software component of the platform was
 # signed with one of these keys (signer ids, lower-case hex), and there is one at least.
 platform_signer_denials(signers) := set() if {

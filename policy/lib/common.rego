@@ -16,7 +16,7 @@ baseline_denials := set() if {
 	input.attestation.simulated == false
 	input.attestation.collateral.state in {"fresh", "stale"}
 	input.attestation.bound_to_cpu_tee == true
-	input.attestation.tcb.status in known_statuses
+	input.attestation.tcb.status in {"UpToDate", "Unknown"} # the other known_statuses are rarer
 	input.attestation.type != "attestation-result"
 	not input.attestation.unstated
 	not input.attestation.devices
@@ -25,7 +25,9 @@ baseline_denials := set() if {
 # floor_denials hold for every policy, also one that does not ask for them, but for
 # those whose rule it names in waived (ADR 0036). What stands behind the evidence,
 # whose word it is, and what that leaves unsaid, is for each policy to say.
-floor_denials := {r |
+floor_denials := set() if {
+	baseline_denials == set()
+} else := {r |
 	some r in baseline_denials
 	not r.rule in {"not_bound_to_cpu_tee", "attestation_result", "unstated"}
 }
@@ -82,8 +84,10 @@ devices_of(type) := [device | some device in input.attestation.devices; device.t
 # that moves has two for a while; so has one whose key was stolen. A chip is the host's:
 # guests of one image on one host count together, so most is at least the number of networks
 # that a host's guests have.
+# 0 is where the evidence does not say which chip it is: that denies.
 chip_networks_denials(most) := set() if {
 	is_number(most) # a number is less than any set or text
+	input.chip.networks >= 1
 	input.chip.networks <= most
 } else := {reason("chip_networks", "the chip was seen in several networks at once", "chip.networks", sprintf("%v", [shown([v | v := input.chip.networks])]))}
 
@@ -133,11 +137,26 @@ type_denials(type) := set() if {
 	input.attestation.type == type
 } else := {reason("evidence_type", sprintf("the policy is for %s evidence", [type]), "attestation.type", shown([v | v := input.attestation.type]))}
 
+# collateral_denials(states): the vendor's collateral is "fresh", or "stale" (past
+# its refresh age), as the policy lists.
+collateral_denials(states) := set() if {
+	input.attestation.collateral.state in states
+} else := {collateral_stale}
+
+collateral_stale := reason("collateral_stale", "the collateral is past its refresh age", "attestation.collateral.state", shown([v | v := input.attestation.collateral.state]))
+
 # pq_denials: the guest must have offered the hybrid post-quantum wrap. The
 # obligation require_pq says the same; this one explains itself.
 pq_denials := set() if {
 	input.request.post_quantum == true
 } else := {reason("post_quantum_required", "the key is not a hybrid post-quantum one", "request.post_quantum", "false")}
+
+# version("1.2.3+4") is [1, 2, 3, 4], to be compared; undefined for what is no version.
+# (MCUboot writes a build's number behind a plus.)
+version(text) := [to_number(n) | some n in split(replace(text, "+", "."), ".")] if {
+	is_string(text)
+	regex.match(`^[0-9]+([.+][0-9]+)*$`, text)
+}
 
 # at_least_one(reasons, fallback): where the positive check failed, there is a
 # reason, even if none of the negative ones found out why.

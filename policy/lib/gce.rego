@@ -7,7 +7,24 @@
 package claviger.lib.gce
 
 import data.claviger.lib.common
+import data.claviger.lib.snp
+import data.claviger.lib.tdx
 import input.attestation.gce_vtpm as gce
+
+# production_denials(r): all that an expert would demand of an instance, but for
+# reference values. r has each of these:
+#   projects     as of project_denials
+#   sev_snp, tdx requirements as of snp.production_denials and tdx.production_denials, or "none" if no such instance will do
+production_denials(r) := ((common.baseline_denials | common.type_denials("gce-vtpm")) | project_denials(r.projects)) | hardware_reasons(r)
+
+# hardware_reasons: the CPU is as demanded, and of a kind that is.
+hardware_reasons(r) := snp.platform_denials(r.sev_snp) if {
+	gce.hardware == "sev-snp"
+	is_object(r.sev_snp)
+} else := tdx.platform_denials(r.tdx) if {
+	gce.hardware == "tdx"
+	is_object(r.tdx)
+} else := {common.reason("hardware", "the policy accepts no such CPU", "attestation.gce_vtpm.hardware", common.shown([v | v := gce.hardware]))}
 
 # project_denials(allowed): the vTPM is of an instance of one of these projects (ids).
 project_denials(allowed) := set() if {

@@ -16,6 +16,12 @@ enclave_denials := without_cpu | kind_denials("enclave")
 # enclave, an instance may have a way in for whoever administers it: its image decides.
 tpm_denials := without_cpu | kind_denials("nitrotpm")
 
+# production_denials(r): all that an expert would demand, but for reference values
+# (pcr0 to pcr2 of an enclave). r has each of these:
+#   kind  "enclave" or "nitrotpm"
+#   pcrs  as of pcr_denials: whose enclave it is, above all
+production_denials(r) := (without_cpu | kind_denials(r.kind)) | pcr_denials(r.pcrs)
+
 without_cpu := {r |
 	some r in common.baseline_denials
 	r.rule != "not_bound_to_cpu_tee"

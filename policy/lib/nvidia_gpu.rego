@@ -21,6 +21,21 @@ without_cpu := (({r |
 	r.rule != "not_bound_to_cpu_tee"
 } | common.type_denials("nvidia-gpu")) | rim_denials) | revocation_denials
 
+# production_denials(r): all that an expert would demand of a GPU whose report came
+# alone. r has each of these:
+#   models   "Hopper", "Blackwell"
+#   modes    as of mode_denials
+#   drivers  versions
+#   vbioses  versions
+production_denials(r) := ((gpu_denials | model_denials(r.models)) | (mode_denials(r.modes) | driver_denials(r.drivers))) | vbios_denials(r.vbioses)
+
+# production_gpus_denials(r): the same for all GPUs beside a CPU's evidence, of which
+# there are at least r.least, linked to each other and to nothing else.
+production_gpus_denials(r) := (gpus_denials(r.least, r.modes) | topology_denials) | {x |
+	some device in gpus
+	some x in ((model_denials(r.models) | driver_denials(r.drivers)) | vbios_denials(r.vbioses)) with input.attestation as device
+}
+
 device_denials(device) := set() if {
 	report.device == device
 } else := {object.union(
@@ -54,6 +69,11 @@ mode_denials(modes) := set() if {
 driver_denials(versions) := set() if {
 	report.driver_version in versions
 } else := {common.reason("driver_version", "the driver is of another version", "attestation.nvidia_gpu.driver_version", common.shown([v | v := report.driver_version]))}
+
+# vbios_denials(versions): the VBIOS is one of these, as driver_denials says of drivers.
+vbios_denials(versions) := set() if {
+	report.vbios_version in versions
+} else := {common.reason("vbios_version", "the VBIOS is of another version", "attestation.nvidia_gpu.vbios_version", common.shown([v | v := report.vbios_version]))}
 
 # Devices beside a CPU's evidence (docs/evidence/composite.md): input.attestation.devices.
 

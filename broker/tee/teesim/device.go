@@ -203,7 +203,7 @@ type ReportOptions struct {
 	GuestSVN        uint32
 	Policy          uint64 // 0 means 0x30000: SMT allowed, reserved bit 17
 	VMPL            uint32
-	PlatformInfo    uint64
+	PlatformInfo    uint64 // 0 means 0x25: SMT, ECC, alias check complete
 	Measurement     [48]byte
 	HostData        [32]byte
 	FamilyID        [16]byte
@@ -247,6 +247,9 @@ func (d *Device) report(reportData [64]byte, o ReportOptions) []byte {
 	}
 	if o.Policy == 0 {
 		o.Policy = 0x30000
+	}
+	if o.PlatformInfo == 0 {
+		o.PlatformInfo = 0x25
 	}
 	b := make([]byte, reportSize)
 	le := binary.LittleEndian

@@ -6,6 +6,7 @@
 #   "google" is the name of that issuer in the broker's configuration:
 #     evidence: {results: [{name: google, dialect: google,
 #       issuer: "https://confidentialcomputing.googleapis.com", audience: …, roots: google.pem}]}
+#   README.md lists what the policy pins and what it leaves to others.
 #
 #   Reference sets of type attestation-result list the digests of images, without
 #   "sha256:":  {"values": {"image_digest": […]}}
@@ -18,24 +19,25 @@ default allow := false
 
 measured := ["image_digest"]
 
-# Google does not say whether a guest may be migrated. Who trusts it with the rest, trusts it with that.
-
-# Anybody can run our image in a project of his own, and with arguments of his own
-# if its launch policy lets him. STABLE leaves out images of Confidential Space
-# that Google no longer supports.
-claims := {
-	"swname": {"CONFIDENTIAL_SPACE"},
-	"submods/confidential_space/support_attributes": {"STABLE"},
-	"submods/gce/project_id": {"example"},
-	"google_service_accounts": {"worker@example.iam.gserviceaccount.com"},
-}
-
 allow if reference.match("attestation-result", measured)
 
-deny contains r if some r in result.without_denials({"google"}, {"migratable"})
+# Anybody can run our image in a project of his own, and with arguments and variables
+# of his own if its launch policy lets him. STABLE leaves out images of Confidential
+# Space that Google no longer supports.
+requirements := {
+	"issuers": {"google"},
+	"hwmodels": {"GCP_INTEL_TDX"},
+	"tcb_statuses": {"UpToDate"},
+	"tcb_date": "2024-03-13T00:00:00Z",
+	"swversion": 250800,
+	"support": {"STABLE"},
+	"projects": {"example"},
+	"service_accounts": {"worker@example.iam.gserviceaccount.com"},
+	"env_overrides": set(),
+}
+
+deny contains r if some r in result.space_denials(requirements)
 
 deny contains r if some r in reference.denials("attestation-result", measured)
-
-deny contains r if some r in result.claim_denials(claims)
 
 obligations := {"ttl": "1h"}

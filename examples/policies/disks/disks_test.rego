@@ -2,55 +2,103 @@ package claviger.release.disks_test
 
 import data.claviger.release.disks
 
-image := data.fixtures.snp_milan.attestation.measurements.measurement
+# The fixture's HOST_DATA is SHA-256("payments").
+request := object.union(data.fixtures.snp_milan, {"time": "2026-11-24T12:00:00Z", "resource": {"path": "disks/payments", "params": {"vm": "payments"}}})
 
-references := {"fleet-1.4.0": {"name": "fleet-1.4.0", "type": "sev-snp", "state": "active", "values": {"measurement": [image]}, "provenance": {"added_at": "2026-11-01T00:00:00Z"}}}
+references := {"fleet-1.4.0": {"name": "fleet-1.4.0", "type": "sev-snp", "state": "active", "provenance": {"added_at": "2026-11-01T00:00:00Z"}, "values": {"measurement": [request.attestation.measurements.measurement]}}}
 
-request := object.union(data.fixtures.snp_milan, {"time": "2026-11-24T12:00:00Z", "resource": {"path": "disks/vm-17", "params": {"vm": "vm-17"}}})
+# edit(changes): the request with other values, by path.
+edit(changes) := json.patch(request, [{"op": "add", "path": c[0], "value": c[1]} | some c in changes])
 
-edit(path, value) := json.patch(request, [{"op": "replace", "path": concat("/", ["attestation", path]), "value": value}])
+released(doc) if released_by(doc, references)
 
-released(doc) if {
-	disks.allow with input as doc with data.reference as references
-	count(disks.deny) == 0 with input as doc with data.reference as references
+released_by(doc, refs) if {
+	disks.allow with input as doc with data.reference as refs
+	count(disks.deny) == 0 with input as doc with data.reference as refs
 }
 
-rules(doc) := found if {
-	found := {r.rule | some r in disks.deny} with input as doc with data.reference as references
+rules(doc) := rules_by(doc, references)
+
+rules_by(doc, refs) := found if {
+	found := {r.rule | some r in disks.deny} with input as doc with data.reference as refs
 }
 
-test_fleet_image_is_allowed if released(request)
+# refused(changes, because): nothing is released, for just these reasons.
+refused(changes, because) if {
+	print(changes, rules(edit(changes)))
+	not released(edit(changes))
+	rules(edit(changes)) == because
+}
+
+# left(changes): the change does not matter, as it is left to others.
+left(changes) if {
+	print(changes, rules(edit(changes)))
+	edit(changes) != request
+	released(edit(changes))
+}
+
+test_allowed if released(request)
+
+test_nothing_is_denied if not released({})
 
 test_obligations if disks.obligations == {"ttl": "1h"}
 
-test_other_image_is_denied if {
-	doc := edit("measurements/measurement", "00")
-	not released(doc)
-	not disks.allow with input as doc with data.reference as references
-	rules(doc) == {"measurement_unknown"}
-}
+# Each row of README.md has its test here.
 
-test_each_demand_counts if {
-	every c in [
-		["bound", false, "not_bound"],
-		["debuggable", true, "debuggable"],
-		["simulated", true, "simulated"],
-		["collateral/state", "expired", "collateral_expired"],
-		["sev_snp/vmpl", 2, "vmpl"],
-		["sev_snp/policy/debug", true, "policy_debug"],
-		["sev_snp/policy/migrate_ma", true, "policy_migrate_ma"],
-		["sev_snp/reported_tcb/snp", 7, "tcb_floor"],
-		["sev_snp/reported_tcb/microcode", 114, "tcb_floor"],
-		["hardware_model", "Turin", "tcb_no_floor"],
-		["type", "tdx", "evidence_type"],
-	] {
-		print(c)
-		not released(edit(c[0], c[1]))
-		rules(edit(c[0], c[1])) == {c[2]}
-	}
-}
+test_measurement if refused([["attestation/measurements/measurement", "00"]], {"measurement_unknown"})
 
-test_nothing_is_denied if {
-	not released({})
-	not released({"time": "2026-11-24T12:00:00Z"})
-}
+test_another_vm if refused([["resource/params/vm", "vm-18"]], {"host_data_other_name"})
+
+test_no_vm if refused([["resource/params", {}]], {"argument"})
+
+test_left_name if left([["resource/params/vm", "vm-18"], ["attestation/host_data", crypto.sha256("vm-18")]])
+
+test_left_chip if left([["attestation/chip_id", "00"]])
+
+test_type if refused([["attestation/type", "tdx"]], {"evidence_type"})
+
+test_bound if refused([["attestation/bound", false]], {"not_bound"})
+
+test_debuggable if refused([["attestation/debuggable", true]], {"debuggable"})
+
+test_not_migratable if refused([["attestation/migratable", true]], {"migratable"})
+
+test_simulated if refused([["attestation/simulated", true]], {"simulated"})
+
+test_reported_tcb if refused([["attestation/sev_snp/reported_tcb/microcode", 218]], {"tcb_floor"})
+
+test_launch_tcb if refused([["attestation/sev_snp/launch_tcb/snp", 0]], {"launch_tcb_floor"})
+
+test_committed_tcb if refused([["attestation/sev_snp/committed_tcb/snp", 23]], {"committed_tcb_floor"})
+
+test_model if refused([["attestation/hardware_model", "Turin"]], {"tcb_no_floor"})
+
+test_report_version if refused([["attestation/sev_snp/version", 2]], {"report_version"})
+
+test_vmpl if refused([["attestation/sev_snp/vmpl", 2]], {"vmpl"})
+
+test_policy_debug if refused([["attestation/sev_snp/policy/debug", true]], {"policy_debug"})
+
+test_migration_agent if refused([["attestation/sev_snp/policy/migrate_ma", true]], {"policy_migrate_ma"})
+
+test_policy_cxl if refused([["attestation/sev_snp/policy/cxl_allow", true]], {"policy_cxl_allow"})
+
+test_unknown_bits if refused([["attestation/sev_snp/policy/unknown_bits", "1099511627776"]], {"policy_unknown_bits"})
+
+test_ecc if refused([["attestation/sev_snp/platform_info/ecc_en", false]], {"platform_info_ecc_en"})
+
+test_alias_check if refused([["attestation/sev_snp/platform_info/alias_check_complete", false]], {"platform_info_alias_check_complete"})
+
+test_signing_key if refused([["attestation/sev_snp/signing_key", "VLEK"], ["attestation/sev_snp/csp_id", "CN=cloud"]], {"csp_unknown", "signing_key"})
+
+test_collateral if refused([["attestation/collateral/state", "expired"]], {"collateral_expired", "collateral_stale"})
+
+test_left_smt if left([["attestation/sev_snp/policy/smt", false], ["attestation/sev_snp/platform_info/smt_en", false]])
+
+test_left_single_socket if left([["attestation/sev_snp/policy/single_socket", true]])
+
+test_left_new_bits if left([["attestation/sev_snp/policy/mem_aes_256_xts", true], ["attestation/sev_snp/policy/ciphertext_hiding_dram", true], ["attestation/sev_snp/policy/page_swap_disable", true], ["attestation/sev_snp/policy/rapl_dis", true], ["attestation/sev_snp/platform_info/ciphertext_hiding_dram_en", true], ["attestation/sev_snp/platform_info/rapl_dis", true]])
+
+test_left_platform if left([["attestation/sev_snp/platform_info/tsme_en", true], ["attestation/sev_snp/platform_info/tio_en", true]])
+
+test_left_mitigations if left([["attestation/sev_snp/launch_mit_vector", "0"]])

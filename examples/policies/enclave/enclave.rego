@@ -4,9 +4,9 @@
 #   Enclaves of our signer, by product and minimum security version, or of a
 #   release that is listed by MRENCLAVE. Reference sets of type sgx list one:
 #     {"values": {"mrenclave": […]}}
+#   README.md lists what the policy pins and what it leaves to the host.
 package claviger.release.enclave
 
-import data.claviger.lib.common
 import data.claviger.lib.reference
 import data.claviger.lib.sgx
 
@@ -35,17 +35,24 @@ deny contains r if {
 	some r in (sgx.identity_denials(signers, product, minimum) | reference.denials("sgx", ["mrenclave"]))
 }
 
-deny contains r if some r in common.type_denials("sgx")
-
-deny contains r if some r in common.baseline_denials
-
-deny contains r if some r in sgx.attribute_denials
-
 # The enclave is built with the mitigations for these advisories, so that a
 # platform which needs them in software will do. One whose BIOS is to be set up
 # otherwise, or is out of date, will not.
-deny contains r if some r in sgx.tcb_status_denials({"UpToDate", "SWHardeningNeeded"})
+requirements := {
+	"tcb_statuses": {"UpToDate", "SWHardeningNeeded"},
+	"advisories": {"INTEL-SA-00615"},
+	"tcb_date": "2024-03-13T00:00:00Z",
+	"tcb_evaluation": 17,
+	"attributes": {"mode64bit": true, "provisionkey": false, "einittoken_key": false, "cet": "any", "kss": "any", "aex_notify": "any"},
+	"xfrm": {"0300000000000000", "0700000000000000", "e700000000000000"},
+	"miscselect": {"00000000"},
+	"configid": {unset},
+	"collateral": {"fresh", "stale"},
+}
 
-deny contains r if some r in sgx.advisory_denials({"INTEL-SA-00615"})
+# CONFIGID: ours are built without key separation and sharing.
+unset := "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+
+deny contains r if some r in sgx.production_denials(requirements)
 
 obligations := {"ttl": "1h"}

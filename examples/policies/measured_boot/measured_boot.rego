@@ -4,13 +4,14 @@
 #   A machine gets the key of its own disk if it booted firmware, boot loader,
 #   kernel, command line and initrd that we built, and asks once per boot.
 #   This is measured boot, not confidential computing: whoever runs the host
-#   can read the machine's memory.
+#   can read the machine's memory. README.md lists what the policy pins and what
+#   it leaves open.
 #
 #   Resources are named after the TPM: disks/{chip}, where chip is the SHA-256
 #   of its endorsement key (`claviger-agent unlock --resource 'disks/{chip}'`).
 #
-#   Reference sets of type tpm list what `claviger reference compute` predicts:
-#     {"values": {"pcr0": […], "pcr4": […], "cmdline": […], "initrd": […]}}
+#   Reference sets of type tpm list what `claviger reference compute` predicts (tpm.boot_direct):
+#     {"values": {"pcr0": […], "pcr2": […], "pcr4": […], "pcr7": […], "cmdline": […], "initrd": […]}}
 package claviger.release.measured_boot
 
 import data.claviger.lib.reference
@@ -18,21 +19,14 @@ import data.claviger.lib.tpm
 
 default allow := false
 
-# pcr0 is the firmware; pcr4 the boot loader and kernel, which are what measured the rest.
-measured := ["pcr0", "pcr4", "cmdline", "initrd"]
-
 # All in one set: the kernel of one release with the initrd of another is not a release.
-allow if reference.match("tpm", measured)
+allow if reference.match("tpm", tpm.boot_direct)
 
-deny contains r if some r in tpm.alone_denials
+requirements := {"loader": "direct", "secure_boot": true}
 
-deny contains r if some r in tpm.ak_denials
+deny contains r if some r in tpm.production_denials(requirements)
 
 deny contains r if some r in tpm.own_denials("chip")
-
-deny contains r if some r in reference.denials("tpm", measured)
-
-deny contains r if some r in tpm.log_denials([0, 4, 9])
 
 # Once per boot: the agent extends PCR 15 when it has the key.
 deny contains r if some r in tpm.door_denials(15)

@@ -3,7 +3,8 @@
 # description: |
 #   Enclaves whose image somebody listed, started by an instance with our IAM
 #   role. The policy trusts AWS: its hypervisor keeps the enclave apart, and
-#   nothing but its signature says so.
+#   nothing but its signature says so. README.md lists what the policy pins and
+#   what it leaves to AWS.
 #
 #   Reference sets of type nitro list what `nitro-cli build-enclave` prints:
 #     {"values": {"pcr0": […], "pcr1": […], "pcr2": […]}}
@@ -17,16 +18,14 @@ default allow := false
 # The image, its kernel and boot ramdisk, and the application, all of one release.
 measured := ["pcr0", "pcr1", "pcr2"]
 
-# PCR3 is the SHA-384 of 48 zero bytes and the role's ARN (arn:aws:iam::…:role/…):
-# another customer of AWS can run our image, but not in our role.
-roles := {"3": {"333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333"}}
-
 allow if reference.match("nitro", measured)
 
-deny contains r if some r in nitro.enclave_denials
+# PCR3 is the SHA-384 of 48 zero bytes and the role's ARN (arn:aws:iam::…:role/…):
+# another customer of AWS can run our image, but not in our role.
+requirements := {"kind": "enclave", "pcrs": {"3": {"333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333"}}}
+
+deny contains r if some r in nitro.production_denials(requirements)
 
 deny contains r if some r in reference.denials("nitro", measured)
-
-deny contains r if some r in nitro.pcr_denials(roles)
 
 obligations := {"ttl": "1h"}
