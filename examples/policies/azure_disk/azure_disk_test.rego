@@ -76,6 +76,8 @@ test_left_pcr0 if left([["attestation/measurements/pcr0", "00"]])
 
 test_left_vm if left([["resource/params/vm", "another"], ["attestation/azure_vtpm/vm_configuration/vm_unique_id", "another"]])
 
+test_left_console if left([["attestation/azure_vtpm/vm_configuration/console_enabled", false]])
+
 test_left_report if left([["attestation/azure_vtpm/user_data_bound", true]])
 
 test_type if refused([["attestation/type", "sev-snp"]], {"evidence_type"})
