@@ -26,6 +26,7 @@ import (
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/internal/grant"
 	"github.com/claviger/claviger/internal/testservers"
+	"github.com/claviger/claviger/policy"
 )
 
 // deployed is a Vault that deploy/vault/setup.sh has set up, and a Source with
@@ -165,9 +166,16 @@ func TestSetupCatalog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	policies, err := policy.New(policy.Config{Dir: "../../examples/policies"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	kinds := map[broker.Kind]bool{}
 	for _, e := range catalog.Entries() {
-		path := strings.NewReplacer("{vm}", "vm-1", "{name}", "vm-1").Replace(e.Pattern)
+		if err := policies.Fits(e); err != nil {
+			t.Errorf("with the example policies: %v", err)
+		}
+		path := strings.NewReplacer("{vm}", "vm-1", "{workload}", "vm-1").Replace(e.Pattern)
 		e, _, ok := catalog.Lookup(path)
 		if !ok {
 			t.Fatalf("%s is not in the catalog", path)

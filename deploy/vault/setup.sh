@@ -132,24 +132,25 @@ vault:
     approle:
       role_id: $("$vault" read -field=role_id auth/approle/role/claviger/role-id)
       secret_id_file: $secret_id_file
-# Examples; what the policies in deploy/vault allow. "policy" is your Rego package under claviger.release.
+# Examples; what the policies in deploy/vault allow. "policy" is your Rego package under claviger.release:
+# those of \`claviger policy init\` named here ask for {vm}, or for {workload}.
 catalog:
-  - {pattern: "disks/{vm}", source: vault, key: "disks/{vm}", policy: workload, create_bytes: 32}
-  - {pattern: "db/{name}", source: vault, key: "db/{name}", policy: workload}
-  - {pattern: "wrapped/{name}", source: vault, kind: wrapped, key: "db/{name}", policy: workload, options: {wrap_ttl: 2m}}
-  - {pattern: "login", source: vault, kind: login, key: claviger-login, policy: workload}
+  - {pattern: "disks/{vm}", source: vault, key: "disks/{vm}", policy: disks, create_bytes: 32}
+  - {pattern: "db/{workload}", source: vault, key: "db/{workload}", policy: workload}
+  - {pattern: "wrapped/{workload}", source: vault, kind: wrapped, key: "db/{workload}", policy: workload, options: {wrap_ttl: 2m}}
+  - {pattern: "login/{workload}", source: vault, kind: login, key: claviger-login, policy: workload}
 YAML
 if want database; then
-  echo '  - {pattern: "postgres/app", source: vault, kind: database, key: app, policy: workload}'
+  echo '  - {pattern: "postgres/{workload}/app", source: vault, kind: database, key: app, policy: workload}'
   [[ -z ${POSTGRES_STATIC_USER:-} ]] ||
-    echo '  - {pattern: "postgres/static", source: vault, kind: database_static, key: app-static, policy: workload, rotatable: true}'
+    echo '  - {pattern: "postgres/{workload}/static", source: vault, kind: database_static, key: app-static, policy: workload, rotatable: true}'
 fi
 if want pki; then cat <<YAML; fi
-  - {pattern: "certificates/{vm}", source: vault, kind: pki, key: workload, policy: workload,
+  - {pattern: "certificates/{vm}", source: vault, kind: pki, key: workload, policy: disks,
      options: {common_name: "{vm}.$domain", dns_sans: "{vm}.$domain", uri_sans: "spiffe://$domain/{vm}", ttl: 1h}}
 YAML
 if want transit; then cat <<YAML; fi
-  - {pattern: "transit/decrypt", source: vault, kind: transit_decrypt, key: app, policy: workload}
-  - {pattern: "transit/datakey", source: vault, kind: transit_datakey, key: app, policy: workload}
-  - {pattern: "transit/export", source: vault, kind: transit_export, key: export, policy: workload}
+  - {pattern: "transit/{workload}/decrypt", source: vault, kind: transit_decrypt, key: app, policy: workload}
+  - {pattern: "transit/{workload}/datakey", source: vault, kind: transit_datakey, key: app, policy: workload}
+  - {pattern: "transit/{workload}/export", source: vault, kind: transit_export, key: export, policy: workload}
 YAML
