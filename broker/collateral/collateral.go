@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -95,6 +96,7 @@ const (
 // Source is an attest.Collateral.
 type Source struct {
 	cfg     Config
+	bundle  atomic.Pointer[Bundle]
 	flight  singleflight.Group
 	limiter *rate.Limiter // of requests to services
 	chips   *rate.Limiter // of those for VCEKs: who makes up chip ids must not keep CRLs from being fetched
@@ -169,6 +171,7 @@ func New(cfg Config) (*Source, error) {
 		}
 	}
 	s := &Source{cfg: cfg, limiter: rate.NewLimiter(10, 50), chips: rate.NewLimiter(10, 50), quiet: map[service]time.Time{}}
+	s.bundle.Store(cfg.Bundle)
 	if cfg.CacheDir != "" {
 		var err error
 		if s.chipFiles, err = chipsOnDisk(cfg.CacheDir); err != nil {
@@ -300,10 +303,13 @@ func (s *Source) operators(ref attest.CollateralRef) (found []piece, refused err
 	return found, refused
 }
 
+// SetBundle replaces Config.Bundle. What is newer elsewhere stays in use.
+func (s *Source) SetBundle(b *Bundle) { s.bundle.Store(b) }
+
 // local looks in the bundle and the folder.
 func (s *Source) local(ref attest.CollateralRef) (found []attest.CollateralItem) {
-	if s.cfg.Bundle != nil {
-		if it, ok := s.cfg.Bundle.items[fileName(ref)]; ok {
+	if b := s.bundle.Load(); b != nil {
+		if it, ok := b.items[fileName(ref)]; ok {
 			found = append(found, it)
 		}
 	}

@@ -647,3 +647,26 @@ func tempDir(t testing.TB) string {
 	})
 	return dir
 }
+
+// TestSetBundle: another bundle counts from the next question on, also where nothing was found before.
+func TestSetBundle(t *testing.T) {
+	v, dir := newVendor(t), tempDir(t)
+	if err := writeFolder(t, filepath.Join(dir, "pack"), milanCRL, attest.CollateralItem{Data: v.snpCRL}); err != nil {
+		t.Fatal(err)
+	}
+	pub, key, _ := ed25519.GenerateKey(nil)
+	path := filepath.Join(dir, "b.tar.gz")
+	if err := WriteBundle(path, filepath.Join(dir, "pack"), key); err != nil {
+		t.Fatal(err)
+	}
+	b, err := ReadBundle(path, pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSource(t, Config{})
+	wantReason(t, s, milanCRL, attest.ReasonCollateralMissing)
+	s.SetBundle(b)
+	if it := mustGet(t, s, milanCRL); it.Source != "bundle" {
+		t.Errorf("from %s", it.Source)
+	}
+}

@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/claviger/claviger/broker/collateral"
 	"github.com/claviger/claviger/broker/state"
 	"github.com/claviger/claviger/policy"
 )
@@ -78,11 +77,8 @@ func Check(ctx context.Context, cfg Config, opt Options) error {
 		bad("evidence.folder", err)
 	}
 	if e := cfg.Evidence; e.Bundle != "" {
-		key, err := ed25519PublicKey(e.BundleKey)
-		bad("evidence.bundle_key", err)
-		if err == nil {
-			_, err = collateral.ReadBundle(e.Bundle, key)
-			bad("evidence.bundle", err)
+		if _, err := e.readBundle(); err != nil {
+			errs = append(errs, cfg.Origin.at(err))
 		}
 	}
 	return errors.Join(errs...)

@@ -34,6 +34,19 @@ func (s *Server) trustFiles() []*trustFile {
 			s.broker.SetVerifiers(vs.Verifiers, vs.TPM)
 			return nil
 		}},
+		{name: "evidence.bundle", paths: func() []string {
+			if s.cfg.Evidence.Bundle == "" {
+				return nil
+			}
+			return []string{s.cfg.Evidence.Bundle, s.cfg.Evidence.Bundle + ".sig", s.cfg.Evidence.BundleKey}
+		}, apply: func(context.Context) error {
+			b, err := s.cfg.Evidence.readBundle()
+			if err != nil {
+				return err
+			}
+			s.collateral.SetBundle(b)
+			return nil
+		}},
 		{name: "policy.verification_keys", paths: func() (out []string) {
 			for _, f := range s.cfg.Policy.VerificationKeys {
 				out = append(out, f)

@@ -536,6 +536,18 @@ func (s *Server) followAudit(run context.Context, v Vault) {
 	})
 }
 
+func (e Evidence) readBundle() (*collateral.Bundle, error) {
+	key, err := ed25519PublicKey(e.BundleKey)
+	if err != nil {
+		return nil, fmt.Errorf("evidence.bundle_key: %w", err)
+	}
+	b, err := collateral.ReadBundle(e.Bundle, key)
+	if err != nil {
+		return nil, fmt.Errorf("evidence.bundle: %w", err)
+	}
+	return b, nil
+}
+
 func (s *Server) openCollateral(checker collateral.Checker) (*collateral.Source, error) {
 	e := s.cfg.Evidence
 	c := collateral.Config{
@@ -548,12 +560,9 @@ func (s *Server) openCollateral(checker collateral.Checker) (*collateral.Source,
 		c.Ages[k] = collateral.Age{Refresh: time.Duration(a.Refresh), Max: time.Duration(a.Max)}
 	}
 	if e.Bundle != "" {
-		key, err := ed25519PublicKey(e.BundleKey)
-		if err != nil {
-			return nil, fmt.Errorf("evidence.bundle_key: %w", err)
-		}
-		if c.Bundle, err = collateral.ReadBundle(e.Bundle, key); err != nil {
-			return nil, fmt.Errorf("evidence.bundle: %w", err)
+		var err error
+		if c.Bundle, err = e.readBundle(); err != nil {
+			return nil, err
 		}
 	}
 	src, err := collateral.New(c)
