@@ -323,7 +323,7 @@ func referencesOf(m *ast.Module) (names []string, err error) {
 // and asks for nothing before: where one is missing, that denies (checkArguments).
 func wantedArguments(m *ast.Module) (paths []string) {
 	for _, r := range m.Rules {
-		if r.Head.Ref().GroundPrefix().String() != "deny" || len(r.Body) != 1 || r.Body[0].Negated {
+		if r.Head.Ref().GroundPrefix().String() != "deny" || len(r.Body) != 1 || r.Body[0].Negated || len(r.Body[0].With) > 0 {
 			continue
 		}
 		decl, ok := r.Body[0].Terms.(*ast.SomeDecl)
@@ -335,7 +335,7 @@ func wantedArguments(m *ast.Module) (paths []string) {
 			continue
 		}
 		call, ok := member[len(member)-1].Value.(ast.Call)
-		if !ok {
+		if !ok || ast.BuiltinMap[call[0].Value.String()] != nil { // OPA's own, undefined where an argument is, denies nothing
 			continue
 		}
 		for _, arg := range call[1:] {

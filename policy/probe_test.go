@@ -60,6 +60,8 @@ func TestFits(t *testing.T) {
 		"param":     "allow if { reference.match(\"sev-snp\", [\"measurement\"]); input.attestation.host_data == data.vms[input.resource.params.vm] }",
 		"deny":      match + "deny contains \"x\" if not input.resource.params.vm",
 		"argument":  match + "deny contains d if some d in azure.own_denials(input.resource.params.vm)",
+		"builtin":   match + "deny contains d if some d in object.get(data.frozen, input.resource.labels.tier, [])",
+		"stated":    match + "deny contains d if some d in azure.own_denials(input.resource.params.host) with input.resource.params.host as \"vm-1\"",
 		"either":    match + "allow if input.attestation.chip_id == input.resource.params.chip",
 		"optional":  match + "deny contains \"x\" if { input.resource.params.vm == \"bad\" }",
 		"fallback":  match + "deny contains \"x\" if { object.get(input.resource.params, \"vm\", \"bad\") == input.attestation.chip_id }",
@@ -69,7 +71,7 @@ func TestFits(t *testing.T) {
 		"computed":  "allow if { reference.match(\"sev-snp\", [\"measurement\"]); input.resource.params[concat(\"\", [\"v\", \"m\"])] == input.attestation.chip_id }",
 		"workload2": "allow if { some name in reference.matching(\"sev-snp\", [\"measurement\"]); input.resource.params.workload in data.reference[name].values.workload }",
 	}
-	all := map[string]string{"data.json": `{"vms": {"vm-1": "00"}}`}
+	all := map[string]string{"data.json": `{"vms": {"vm-1": "00"}, "frozen": {"old": ["it is frozen"]}}`}
 	for name, body := range files {
 		h := head
 		if name == "label" || !strings.Contains(body, "azure.") {
@@ -100,6 +102,8 @@ func TestFits(t *testing.T) {
 		{"computed", "disks/{vm}", "", ""},
 		{"workload2", "w/{workload}", "", ""},
 		{"workload2", "w/{name}", "", "{workload} in the pattern"},
+		{"builtin", "disks/{vm}", "", ""},
+		{"stated", "disks/{vm}", "", ""},
 		{"gone", "disks/{vm}", "", "no such policy"},
 	} {
 		entry := broker.CatalogEntry{Pattern: tc.pattern, Policy: tc.policy}
