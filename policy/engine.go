@@ -266,12 +266,18 @@ func (s *snapshot) failed(name string, err error) (broker.Decision, error) {
 func pkgName(policy string) string { return "claviger.release." + policy }
 
 func (s *snapshot) ask(ctx context.Context, store storage.Store, query ast.Body, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (answer, error) {
+	a, _, err := s.counted(ctx, store, query, input, now, tracer)
+	return a, err
+}
+
+// counted is ask, with the steps that are left.
+func (s *snapshot) counted(ctx context.Context, store storage.Store, query ast.Body, input *ast.Term, now time.Time, tracer topdown.QueryTracer) (_ answer, left int, _ error) {
 	if err := ctx.Err(); err != nil {
-		return answer{}, fmt.Errorf("evaluating policy: %w", err)
+		return answer{}, s.steps, fmt.Errorf("evaluating policy: %w", err)
 	}
 	txn, err := store.NewTransaction(ctx)
 	if err != nil {
-		return answer{}, fmt.Errorf("evaluating policy: %w", err)
+		return answer{}, s.steps, fmt.Errorf("evaluating policy: %w", err)
 	}
 	defer store.Abort(ctx, txn)
 	stop := &budget{steps: s.steps}
@@ -299,18 +305,18 @@ func (s *snapshot) ask(ctx context.Context, store storage.Store, query ast.Body,
 	})
 	if cerr := ctx.Err(); cerr != nil {
 		// Late is late, even if an answer came: the time limit must not depend on luck.
-		return answer{}, fmt.Errorf("evaluating policy: %w", cerr)
+		return answer{}, stop.steps, fmt.Errorf("evaluating policy: %w", cerr)
 	}
 	if stop.steps < 0 {
-		return answer{}, fmt.Errorf("evaluating policy: %w: more than %d steps", ErrTooCostly, s.steps)
+		return answer{}, stop.steps, fmt.Errorf("evaluating policy: %w: more than %d steps", ErrTooCostly, s.steps)
 	}
 	if err != nil {
-		return answer{}, fmt.Errorf("evaluating policy: %w", err)
+		return answer{}, stop.steps, fmt.Errorf("evaluating policy: %w", err)
 	}
 	if n != 1 {
-		return answer{}, fmt.Errorf("evaluating policy: %d answers", n)
+		return answer{}, stop.steps, fmt.Errorf("evaluating policy: %d answers", n)
 	}
-	return a, nil
+	return a, stop.steps, nil
 }
 
 // only is the single element of the array that compileQuery wraps an answer in.

@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage"
 
 	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
 )
 
 // probeTime bounds one question to one policy. Who cannot be answered in that time is not refused for it.
@@ -21,25 +23,41 @@ const probeTime = 2 * time.Second
 type stranger struct {
 	says   string // how a message names it
 	claims map[string]any
+	names  bool // it names itself, so that a request could be for that very name, as a policy may ask: host_data == params.vm
 }
 
-// strangers are the guests that no policy may release to, whatever they ask for.
+// strangers are the guests that no policy may release to, whatever they ask for. The
+// last one is there for what only says what must not be: type != "tdx".
 func strangers() []stranger {
-	bad := map[string]any{"state": "expired", "age": 1}
-	return []stranger{
-		{"without any claims", map[string]any{}},
-		{"whose claims are all bad", map[string]any{
+	all := func() map[string]any {
+		return map[string]any{
 			"bound": false, "debuggable": true, "migratable": true, "simulated": true, "bound_to_cpu_tee": false,
-			"tcb": map[string]any{"status": "Revoked"}, "collateral": bad, "measurements": map[string]any{},
-		}},
+			"tcb": map[string]any{"status": attest.TCBRevoked}, "collateral": map[string]any{"state": "expired", "age_seconds": 1}, "measurements": map[string]any{},
+		}
+	}
+	unheard, measurements := all(), map[string]any{}
+	for _, name := range []string{"measurement", "mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "mrenclave", "mrsigner", "pcr0", "pcr4", "pcr7", "pcr11", "boot_chain", "cmdline", "initrd"} {
+		measurements[name] = unheardOf + "-" + name // no two are the same
+	}
+	for _, name := range []string{"type", "hardware_model", "chip_id", "host_data", "report_data"} {
+		unheard[name] = unheardOf + "-" + name
+	}
+	unheard["measurements"] = measurements
+	return []stranger{
+		{"without any claims", map[string]any{}, false},
+		{"whose claims are all bad", all(), false},
+		{"whose claims are all bad, and of nothing that anybody has heard of", unheard, true},
 	}
 }
+
+// unheardOf is what no policy means.
+const unheardOf = "claviger-probe"
 
 // probe asks the policies whether they allow a stranger, with the resource and the
 // request left open, and refuses those of which OPA's partial evaluation leaves a way to
 // say yes. It finds what no look at single conditions does: that all of them
 // together ask nothing of the evidence.
-func (v *vetter) probe(store storage.Store) {
+func (v *vetter) probe(store, others storage.Store) {
 	asked := map[string]bool{}
 	for _, key := range sortedKeys(v.src.modules) {
 		m := v.src.modules[key]
@@ -49,7 +67,11 @@ func (v *vetter) probe(store storage.Store) {
 		}
 		asked[name] = true
 		for _, s := range strangers() {
-			if way, ok := v.allows(store, m.Package.Path, s.claims); ok {
+			way, ok := v.allows(store, m.Package.Path, s)
+			if !ok { // where there are reference sets, none of which is the guest's
+				way, ok = v.guess(others, m.Package.Path, s.claims, nil)
+			}
+			if ok {
 				at := m.Package.Location
 				for _, r := range m.Rules {
 					if r.Head.Ref().String() == "allow" && !r.Default {
@@ -67,16 +89,20 @@ func (v *vetter) probe(store storage.Store) {
 	}
 }
 
-// allows is what it takes for the policy to release to a guest with these
-// claims, if it can be done: what is left of its conditions on all else, or "".
-func (v *vetter) allows(store storage.Store, pkg ast.Ref, claims map[string]any) (way string, ok bool) {
+// allows is what it takes for the policy to release to a stranger, if it can be done: what is left of its conditions on all else, or "".
+func (v *vetter) allows(store storage.Store, pkg ast.Ref, who stranger) (way string, ok bool) {
+	claims := who.claims
 	q := partly{v.compiler, store, map[string]any{
 		"attestation": claims, "chip": broker.PolicyChip{Networks: 1}, "time": time.Now().UTC(),
 	}, []string{"input.resource", "input.request"}}
 	ways, known := q.allow(pkg)
-	if !known {
-		return "", false
+	if known && len(ways) == 0 {
+		return v.guess(store, pkg, claims, nil)
 	}
+	if !known || who.names { // (what is left open has the guest's own names)
+		return v.guess(store, pkg, claims, constantsOf(v.src.modules))
+	}
+	open := slices.Clone(ways)
 	decided := slices.DeleteFunc(ways, func(b ast.Body) bool { // what is left to a rule may never be true
 		left := false
 		ast.WalkRefs(b, func(ref ast.Ref) bool {
@@ -86,9 +112,153 @@ func (v *vetter) allows(store storage.Store, pkg ast.Ref, claims map[string]any)
 		return left
 	})
 	if len(decided) == 0 {
-		return "", false
+		return v.guess(store, pkg, claims, constantsOf(v.src.modules, open...))
 	}
 	return slices.MinFunc(decided, func(a, b ast.Body) int { return len(a.String()) - len(b.String()) }).String(), true
+}
+
+// guesses bounds how many requests guess makes up for one policy and one stranger, and
+// guessSteps what they take together.
+const (
+	guesses    = 400
+	guessSteps = 4 * defaultSteps
+)
+
+// guess asks the policy itself, in whole, for requests that are made up of the words that it
+// has: what partial evaluation leaves to rules (else, default, not of several
+// conditions, a set) it leaves open, and so it does where it takes too long. Who is allowed
+// here is allowed.
+func (v *vetter) guess(store storage.Store, pkg ast.Ref, claims map[string]any, words []string) (way string, ok bool) {
+	query, err := compileQuery(v.compiler, pkg)
+	if err != nil {
+		return "", false
+	}
+	s := snapshot{compiled: &compiled{compiler: v.compiler}}
+	resource, _ := readsOf(v.rules, pkg).member("resource")
+	var members []string
+	for _, path := range resource.paths() {
+		if kind, name, ok := strings.Cut(path, "."); ok && (kind == "params" || kind == "labels") {
+			members = append(members, kind+"."+name)
+		}
+	}
+	slices.Sort(members)
+	members = append([]string{"path"}, slices.Compact(members)...)
+	words = append([]string{"", unheardOf}, words...)
+	left, deadline := guessSteps, time.Now().Add(probeTime)
+	ask := func(word func(member int) string, pq bool, at time.Time, networks int) (string, bool) {
+		params, labels, path := map[string]any{}, map[string]any{}, unheardOf
+		for i, m := range members {
+			w := word(i)
+			kind, name, _ := strings.Cut(m, ".")
+			switch {
+			case w == "": // as it is where there is none
+			case kind == "params":
+				params[name] = w
+			case kind == "labels":
+				labels[name] = w
+			default:
+				path = w
+			}
+		}
+		input, err := ast.InterfaceToValue(map[string]any{
+			"attestation": claims, "chip": map[string]any{"networks": networks}, "time": at.UTC().Format(time.RFC3339),
+			"resource": map[string]any{"path": path, "policy": policyOf(pkg), "params": params, "labels": labels},
+			"request":  map[string]any{"resources": []any{path}, "key_algorithm": "X25519", "post_quantum": pq},
+		})
+		if err != nil {
+			return "", false
+		}
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		defer cancel()
+		s.steps = min(left, defaultSteps)
+		a, used, err := s.contained(ctx, store, query, ast.NewTerm(input), at)
+		left -= used
+		if err != nil || a.allow == nil || a.allow.Compare(ast.Boolean(true)) != 0 {
+			return "", false
+		}
+		if set, ok := a.deny.(ast.Set); a.deny != nil && (!ok || set.Len() > 0) {
+			return "", false
+		}
+		return fmt.Sprintf("it asks for %q", path), true
+	}
+	now := time.Now()
+	same := func(w string) func(int) string { return func(int) string { return w } }
+	for _, at := range []time.Time{now, now.AddDate(-50, 0, 0), now.AddDate(50, 0, 0)} {
+		for _, networks := range []int{0, 1, 1000} {
+			if way, ok := ask(same(""), networks > 0, at, networks); ok {
+				return way, true
+			}
+		}
+	}
+	if len(words) == 2 {
+		return "", false
+	}
+	for i := range members { // one of them
+		for _, w := range words[:min(len(words), guesses/len(members)+1)] {
+			if way, ok := ask(func(j int) string {
+				if j == i {
+					return w
+				}
+				return ""
+			}, true, now, 1); ok {
+				return way, true
+			}
+		}
+	}
+	random := rand.New(rand.NewPCG(1, 2)) // the same ones each time
+	for range guesses {
+		if left <= 0 || time.Now().After(deadline) {
+			break
+		}
+		if way, ok := ask(func(int) string { return words[random.IntN(len(words))] }, random.IntN(2) == 0, now, 1); ok {
+			return way, true
+		}
+	}
+	return "", false
+}
+
+// contained is ask, with what it took; a panic is an error.
+func (s *snapshot) contained(ctx context.Context, store storage.Store, query ast.Body, input *ast.Term, now time.Time) (a answer, used int, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	a, left, err := s.counted(ctx, store, query, input, now, nil)
+	return a, s.steps - left, err
+}
+
+func policyOf(pkg ast.Ref) string { name, _ := policyName(pkg); return name }
+
+// ofOthers are reference sets of guests of every type, and of no stranger.
+func ofOthers() []broker.ReferenceSet {
+	var sets []broker.ReferenceSet
+	for _, t := range []attest.Type{attest.TypeSNP, attest.TypeTDX, attest.TypeTPM, attest.TypeSGX} {
+		sets = append(sets, broker.ReferenceSet{
+			Name: unheardOf + "-" + string(t), Type: t, State: broker.ReferenceActive,
+			Values: map[string][]string{"measurement": {"00"}, "chip_id": {"00"}},
+		})
+	}
+	return sets
+}
+
+// constantsOf are the texts that stand in what partial evaluation left open, and in the modules: what a
+// condition may compare a request with.
+func constantsOf(modules map[string]*ast.Module, open ...ast.Body) (words []string) {
+	const most = 100
+	add := func(t *ast.Term) bool {
+		if s, ok := t.Value.(ast.String); ok && len(words) < most && !slices.Contains(words, string(s)) {
+			words = append(words, string(s))
+		}
+		return false
+	}
+	for _, b := range open {
+		ast.WalkTerms(b, add)
+	}
+	for _, key := range sortedKeys(modules) {
+		ast.WalkTerms(modules[key], add)
+	}
+	return words
 }
 
 // Fits says why the policy in force could never release a resource of the

@@ -26,6 +26,31 @@ func TestProbe(t *testing.T) {
 		"allow if { input.time > \"2020-01-01T00:00:00Z\"; is_object(input.attestation) }":                            "without any claims",
 		"allow if json.marshal(input.attestation) != \"null\"":                                                        "without any claims",
 
+		// What partial evaluation leaves to rules of its own.
+		"allow if { not input.attestation.debuggable; tier == \"gold\" }\ntier := \"gold\" if input.resource.labels.tier == \"gold\" else := \"iron\"":                                   "without any claims",
+		"allow if { not input.attestation.debuggable; tier == \"gold\" }\ndefault tier := \"gold\"\ntier := \"iron\" if input.resource.labels.tier == \"iron\"":                          "without any claims",
+		"allow if { not input.attestation.debuggable; not shut }\nshut if { input.resource.path == \"a\"; startswith(input.resource.path, \"b\"); input.resource.labels.tier == \"x\" }": "without any claims",
+		"allow if { not input.attestation.debuggable; ok(input.resource) }\nok(r) if { r.path == \"a\" } else := false":                                                                  "it asks for \"a\"",
+		"allow if { not input.attestation.debuggable; count(mine) == 1 }\nmine contains r if { some r in input.request.resources; r != \"x\" }":                                          "without any claims",
+		"allow if { not input.attestation.debuggable } else := false if { input.resource.path == \"x\" }":                                                                                "without any claims",
+		"allow if { not input.attestation.debuggable; f(input.resource.path) }\ndefault f(_) := true\nf(x) := false if x == \"q\"":                                                       "without any claims",
+		"allow if { good with input.attestation as {\"debuggable\": false} }\ngood if { input.attestation.debuggable == false; input.resource.path }":                                    "without any claims",
+		"allow if { not input.attestation.debuggable; input.resource.labels.a == \"x\"; two }\ntwo if { input.resource.path == \"p/q\" } else := false":                                  "it asks for \"p/q\"",
+		// At another time, in other networks, and beside reference sets of others.
+		"allow if { input.time > \"2060-01-01T00:00:00Z\"; not input.attestation.debuggable }":       "without any claims",
+		"allow if { input.chip.networks > 1; not input.attestation.debuggable }":                     "without any claims",
+		"allow if { not input.attestation.debuggable; some s in data.reference; s.type == \"tdx\" }": "without any claims",
+		// Partial evaluation takes too long.
+		"allow if { not input.attestation.debuggable; some i in numbers.range(1, 60); some j in numbers.range(1, 60); some k in numbers.range(1, 60); input.resource.path != sprintf(\"%d%d%d\", [i, j, k]) }": "without any claims",
+		// It says what must not be, and nothing that must.
+		"allow if input.attestation.type != \"tdx\"":                                       "nothing that anybody has heard of",
+		"allow if { input.attestation.chip_id; not input.attestation.chip_id in {\"a\"} }": "nothing that anybody has heard of",
+		"allow if input.attestation.measurements.measurement != \"00\"":                    "nothing that anybody has heard of",
+
+		"allow if { input.attestation.chip_id == input.resource.params.chip }":                                                                                            "",
+		"allow if { count(faults) == 0 }\nfaults contains \"no\" if common.debuggable\nfaults contains \"path\" if input.resource.path == \"x\"":                          "",
+		"allow if { good; tier == \"gold\" }\ntier := \"gold\" if input.resource.labels.tier == \"gold\" else := \"iron\"\ngood if input.attestation.debuggable == false": "",
+
 		"allow if input.attestation.type == \"sev-snp\"":                                                           "",
 		"allow if input.attestation.debuggable == false":                                                           "",
 		"allow if reference.match(\"sev-snp\", [\"measurement\"])":                                                 "",

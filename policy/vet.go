@@ -55,13 +55,33 @@ func vet(s *sources, c *ast.Compiler, config map[string]any) Problems {
 	v.defaults()
 	v.owners()
 	v.testFiles()
-	if store, err := newStore(s.data, seen{}, config); err == nil && len(v.found) == 0 {
-		v.probe(store)
+	if len(v.found) == 0 {
+		if err := v.probes(config); err != nil {
+			v.found = append(v.found, Problem{Message: err.Error()})
+		}
 	}
 	slices.SortFunc(v.found, func(a, b Problem) int {
 		return cmp.Or(strings.Compare(a.File, b.File), a.Row-b.Row, strings.Compare(a.Message, b.Message))
 	})
 	return slices.Compact(v.found)
+}
+
+// probes makes the data that policies are probed with: without reference sets, and with sets of others.
+func (v *vetter) probes(config map[string]any) error {
+	none, err := newStore(v.src.data, seen{}, config)
+	if err != nil {
+		return err
+	}
+	refs, err := newReferences(ofOthers(), nil)
+	if err != nil {
+		return err
+	}
+	others, err := newStore(v.src.data, refs.of(func(broker.ReferenceSet) bool { return true }), config)
+	if err != nil {
+		return err
+	}
+	v.probe(none, others)
+	return nil
 }
 
 type vetter struct {
