@@ -27,7 +27,7 @@ import (
 type State interface {
 	PutReferenceSet(context.Context, broker.ReferenceSet) error
 	// ChangeReferenceSet changes a set that exists: broker.ErrNoSecret if it does not.
-	ChangeReferenceSet(ctx context.Context, name string, change func(*broker.ReferenceSet)) (broker.ReferenceSet, error)
+	ChangeReferenceSet(ctx context.Context, name string, change func(*broker.ReferenceSet) error) (broker.ReferenceSet, error)
 	DeleteReferenceSet(ctx context.Context, name string) (bool, error)
 	// ReferenceSet is one that exists: broker.ErrNoSecret if it does not.
 	ReferenceSet(ctx context.Context, name string) (broker.ReferenceSet, error)
@@ -239,7 +239,7 @@ func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSet
 			return nil, err
 		}
 	}
-	changed, err := a.State.ChangeReferenceSet(ctx, r.GetName(), func(s *broker.ReferenceSet) {
+	changed, err := a.State.ChangeReferenceSet(ctx, r.GetName(), func(s *broker.ReferenceSet) error {
 		if r.State != nil {
 			s.State = broker.ReferenceState(r.GetState())
 		}
@@ -256,9 +256,13 @@ func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSet
 			s.Provenance.Comment = r.GetComment()
 		}
 		if r.Owner != nil {
+			if len(s.Resources) > 0 && len(r.GetOwner().GetResources()) == 0 {
+				return fmt.Errorf("%w: owner.resources: missing, and the set is for %s only: say for which it is (or put it anew, with its values, for all that the policies release)", broker.ErrRefused, strings.Join(s.Resources, ", "))
+			}
 			s.Policies, s.Resources = r.GetOwner().GetPolicies(), r.GetOwner().GetResources()
 		}
 		s.Provenance.AddedBy, s.Provenance.AddedAt = operator(ctx), a.Now().UTC()
+		return nil
 	})
 	if errors.Is(err, broker.ErrNoSecret) {
 		return nil, status.Errorf(codes.NotFound, "no reference set %q; one that is new needs values", r.GetName())
@@ -272,13 +276,10 @@ func (a *Admin) ChangeReferenceSet(ctx context.Context, r *pb.ChangeReferenceSet
 // PutReferenceSet implements Admin.
 func (a *Admin) PutReferenceSet(ctx context.Context, r *pb.PutReferenceSetRequest) (*pb.PutReferenceSetResponse, error) {
 	m := r.GetSet()
-	if m.GetOwner() == nil { // new values of a set that has an owner
-		if old, err := a.State.ReferenceSet(ctx, m.GetName()); err == nil {
-			m.Owner = &pb.ReferenceOwner{Policies: old.Policies, Resources: old.Resources}
+	if m.GetOwner() != nil {
+		if err := a.owner(m.GetOwner()); err != nil {
+			return nil, err
 		}
-	}
-	if err := a.owner(m.GetOwner()); err != nil {
-		return nil, err
 	}
 	s := broker.ReferenceSet{
 		Name: m.GetName(), Type: attest.Type(m.GetType()), State: broker.ReferenceState(m.GetState()), Values: map[string][]string{},
@@ -288,6 +289,23 @@ func (a *Admin) PutReferenceSet(ctx context.Context, r *pb.PutReferenceSetReques
 	}
 	for k, v := range m.GetValues() {
 		s.Values[k] = v.GetValues()
+	}
+	if m.GetOwner() == nil { // new values of a set that has an owner, whoever changes that meanwhile
+		_, err := a.State.ChangeReferenceSet(ctx, s.Name, func(old *broker.ReferenceSet) error {
+			if err := a.owner(&pb.ReferenceOwner{Policies: old.Policies}); err != nil {
+				return err
+			}
+			s.Policies, s.Resources = old.Policies, old.Resources
+			*old = s
+			return nil
+		})
+		if errors.Is(err, broker.ErrNoSecret) {
+			err = a.owner(nil)
+		}
+		if _, told := status.FromError(err); told {
+			return &pb.PutReferenceSetResponse{}, err
+		}
+		return &pb.PutReferenceSetResponse{}, a.adminError(err)
 	}
 	return &pb.PutReferenceSetResponse{}, a.adminError(a.State.PutReferenceSet(ctx, s))
 }

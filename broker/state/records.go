@@ -95,14 +95,17 @@ func (s *State) PutReferenceSet(ctx context.Context, r broker.ReferenceSet) erro
 
 // ChangeReferenceSet changes a set that exists, whoever else changes it; on
 // return the change is in force here. ErrNoSecret if there is no such set.
-func (s *State) ChangeReferenceSet(ctx context.Context, name string, change func(*broker.ReferenceSet)) (broker.ReferenceSet, error) {
+func (s *State) ChangeReferenceSet(ctx context.Context, name string, change func(*broker.ReferenceSet) error) (broker.ReferenceSet, error) {
 	key := references + name
 	for range 10 {
-		r, rev, err := getJSON[broker.ReferenceSet](ctx, s.kv, key)
+		r, rev, err := s.referenceSet(ctx, name)
 		if err != nil {
 			return r, err
 		}
-		change(&r)
+		if err := change(&r); err != nil {
+			return r, err
+		}
+		r = r.Normal()
 		if err := r.Validate(); err != nil {
 			return r, fmt.Errorf("%w: %w", broker.ErrRefused, err)
 		}
@@ -124,8 +127,25 @@ func (s *State) ChangeReferenceSet(ctx context.Context, name string, change func
 
 // ReferenceSet is one from the store; ErrNoSecret if there is none of the name.
 func (s *State) ReferenceSet(ctx context.Context, name string) (broker.ReferenceSet, error) {
-	r, _, err := getJSON[broker.ReferenceSet](ctx, s.kv, references+name)
+	r, _, err := s.referenceSet(ctx, name)
 	return r, err
+}
+
+// referenceSet reads a set as the brokers do that put it in force: of one that has members that this broker does
+// not know (they may restrict it), what is written back would lack them.
+func (s *State) referenceSet(ctx context.Context, name string) (r broker.ReferenceSet, revision int64, err error) {
+	b, revision, err := s.kv.Get(ctx, references+name)
+	if err != nil {
+		return r, 0, err
+	}
+	if revision == 0 {
+		return r, 0, fmt.Errorf("%s: %w", references+name, broker.ErrNoSecret)
+	}
+	if d := decode(Pair{Key: references + name, Value: b}); d.problem == nil {
+		return d.set, revision, nil
+	} else {
+		return r, 0, fmt.Errorf("%w: reference set %s: %s: put it anew, with an owner and values", broker.ErrRefused, name, d.problem.Reason)
+	}
 }
 
 // DeleteReferenceSet says whether there was one.

@@ -167,6 +167,25 @@ func TestUnusableRecords(t *testing.T) {
 }
 
 // TestOneOfTwoBadRecords: mending one does not make the other good.
+// TestChangeOfUnusableSet: a set that stops decisions because it has a member that this broker does not
+// know is not written back without it.
+func TestChangeOfUnusableSet(t *testing.T) {
+	for _, stored := range []string{
+		`{"name":"a","type":"sev-snp","state":"active","policies":["disks"],"only_on_tuesdays":true,"values":{"measurement":["` + strings.Repeat("00", 48) + `"]}}`,
+		`{"name":"b","type":"sev-snp","state":"active","policies":["disks"],"values":{"measurement":["` + strings.Repeat("00", 48) + `"]}}`,
+	} {
+		kv := &fake{items: map[string][]byte{references + "a": []byte(stored)}}
+		s := open(t, kv, nil)
+		_, err := s.ChangeReferenceSet(t.Context(), "a", func(*broker.ReferenceSet) error { return nil })
+		if !errors.Is(err, broker.ErrRefused) || string(kv.items[references+"a"]) != stored {
+			t.Errorf("%v; stored is now %s", err, kv.items[references+"a"])
+		}
+		if _, err := s.ReferenceSet(t.Context(), "a"); !errors.Is(err, broker.ErrRefused) {
+			t.Errorf("read as if it could be used: %v", err)
+		}
+	}
+}
+
 func TestOneOfTwoBadRecords(t *testing.T) {
 	s := open(t, nil, nil)
 	s.alive(time.Now())

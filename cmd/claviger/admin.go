@@ -368,7 +368,13 @@ policies that see it, from --policy or from the file's policies.`,
 			if state != "" {
 				m.State = state
 			}
-			if o := owner.message(); o != nil {
+			if o := owner.message(); o != nil { // each for itself: a policy of the command's does not make the file's set one for all resources
+				if len(o.Policies) == 0 {
+					o.Policies = m.GetOwner().GetPolicies()
+				}
+				if len(o.Resources) == 0 {
+					o.Resources = m.GetOwner().GetResources()
+				}
 				m.Owner = o
 			}
 			return a.call(cmd.Context(), func(ctx context.Context, c pb.AdminClient) error {

@@ -201,6 +201,7 @@ func TestReferenceSet(t *testing.T) {
 		"--type is missing":            {"r9", "--value", "measurement=" + digest},
 		"owner.policies: missing":      {"r9", "--type", "sev-snp", "--value", "measurement=" + digest},
 		"there is no policy":           {"r7", "--policy", "diskz"},
+		"owner.resources: missing":     {"r7", "--policy", "disks"},
 		"as in the catalog":            {"r7", "--policy", "disks", "--resource", "disks/*"},
 		"no type of evidence":          {"r9", "--policy", "*", "--type", "sev_snp", "--value", "measurement=" + digest},
 		"48 bytes in hex":              {"r9", "--policy", "*", "--type", "sev-snp", "--value", "measurement=5b3c"},
@@ -226,7 +227,7 @@ func TestReferenceSet(t *testing.T) {
 	if u := uses(); !strings.Contains(u, "owner") || !strings.Contains(u, "disks/{vm}") || strings.Contains(u, "workload") || strings.Contains(u, "shared/{key}") {
 		t.Error(u)
 	}
-	set("r7", "--policy", "*").want(t, 0)
+	set("r7", "--policy", "*", "--resource", "{any}/{name}").want(t, 0)
 	if u := uses(); !strings.Contains(u, "every policy") || !strings.Contains(u, "workload") {
 		t.Error(u)
 	}
