@@ -173,7 +173,14 @@ type entry struct{ path, content string }
 // only: otherwise a second bundle could add an allow rule to another team's policy.
 func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capabilities, limits Limits) (*sources, error) {
 	s := &sources{modules: map[string]*ast.Module{}, tests: map[string]*ast.Module{}, loose: map[string]bool{}, data: map[string]any{}}
-	owner := map[string]string{}
+	owner := map[string]string{} // of packages' roots and, in the same way, of data's
+	own := func(root, bundle string) (other string, ok bool) {
+		if o := owner[root]; o != "" && o != bundle {
+			return o, false
+		}
+		owner[root] = bundle
+		return "", true
+	}
 	var revisions []string
 	for _, raw := range bundles {
 		b, err := parseBundle(raw, keys, caps, limits)
@@ -193,10 +200,9 @@ func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capa
 				continue
 			}
 			root := packageRoot(m.Parsed.Package.Path)
-			if o, ok := owner[root]; ok && o != raw.name {
+			if o, ok := own(root, raw.name); !ok {
 				return nil, fmt.Errorf("%s: package %s is also in %s", key, root, o)
 			}
-			owner[root] = raw.name
 			s.modules[key] = m.Parsed
 			s.loose[key] = raw.loose
 			s.entries = append(s.entries, entry{"rego:" + strings.TrimPrefix(m.RelativePath, "/"), string(m.Raw)})
@@ -205,8 +211,9 @@ func gather(bundles []rawBundle, keys *bundle.VerificationConfig, caps *ast.Capa
 			if k == "claviger" || k == "reference" || k == "reference_index" || k == "fixtures" {
 				return nil, fmt.Errorf("%s: data.%s does not belong to bundles", raw.name, k)
 			}
-			if _, ok := s.data[k]; ok {
-				return nil, fmt.Errorf("%s: data.%s is also in another bundle", raw.name, k)
+			// (A package of that name would stand before the data, or add to it.)
+			if o, ok := own(ast.DefaultRootRef.Append(ast.StringTerm(k)).String(), raw.name); !ok {
+				return nil, fmt.Errorf("%s: data.%s is also in another bundle, %s", raw.name, k, o)
 			}
 			s.data[k] = v
 		}
@@ -249,6 +256,18 @@ func packageRoot(p ast.Ref) string {
 	return p[:n].String()
 }
 
+// taken says that data stands at the path: a rule there would be seen in its stead.
+func (s *sources) taken(path []string) (bool, error) {
+	var at any = s.data
+	for _, name := range path {
+		object, _ := at.(map[string]any)
+		if at = object[name]; at == nil {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // compileSources makes a bundle askable.
 func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabilities, config map[string]any, now time.Time, vetted bool) (*compiled, error) {
 	mods := make(map[string]*ast.Module, len(s.modules)+len(lib))
@@ -258,7 +277,7 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 	for k, m := range s.modules {
 		mods[k] = m
 	}
-	c := newCompiler(caps)
+	c := newCompiler(caps).WithPathConflictsCheck(s.taken)
 	if err := compile(c, mods); err != nil {
 		return nil, fmt.Errorf("compiling policies: %w", err)
 	}

@@ -410,7 +410,7 @@ func Check(paths []string) ([]Problem, error) {
 		}
 	}
 	var out []Problem
-	c := newCompiler(caps).WithEnablePrintStatements(true)
+	c := newCompiler(caps).WithEnablePrintStatements(true).WithPathConflictsCheck(s.taken)
 	if err := compile(c, mods); err != nil {
 		if out = problems(err); len(out) == 0 {
 			return nil, fmt.Errorf("compiling policies: %w", err)
