@@ -69,9 +69,11 @@ func TestFloor(t *testing.T) {
 		})
 	}
 	for body, want := range map[string]string{
-		`waived := {"debuggable"}`:    "waived must be a set",
-		`waived contains "debugable"`: "cannot be waived",
-		`waived contains 1`:           "cannot be waived",
+		`waived := {"debuggable"}`:                                        "waived must be a set",
+		`waived contains "debugable"`:                                     "cannot be waived",
+		`denials contains "x" if input.attestation.devices`:               "nobody asks for denials",
+		`refuse contains "x" if input.attestation.devices`:                "nobody asks for refuse",
+		`waived contains 1`:                                               "cannot be waived",
 		`waives contains "debuggable" if input.attestation.type == "tdx"`: "do you mean waived",
 	} {
 		_, err := New(Config{Dir: one(t, "default allow := false\nallow if input.attestation.type == \"sev-snp\"\n"+body)})

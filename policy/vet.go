@@ -131,6 +131,8 @@ func (v *vetter) rule(r *ast.Rule, release bool) {
 	switch ref := r.Head.Ref().GroundPrefix().String(); {
 	case meant(ref) != "" && !v.used(r):
 		v.say(r.Location, "nobody asks for %s: do you mean %s?", ref, meant(ref))
+	case r.Head.RuleKind() == ast.MultiValue && !slices.Contains(answers, ref) && ref != referencesRule && !v.used(r):
+		v.say(r.Location, "nobody asks for %s, so that what it says denies nothing: the engine asks for %s", ref, strings.Join(answers, ", "))
 	case ref == "allow" && r.Default:
 		if !isBool(r.Head.Value, false) {
 			v.say(r.Location, "the default of allow must be false")
