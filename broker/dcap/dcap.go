@@ -235,7 +235,8 @@ func (a *appraisal) newest(check string, issuer *x509.Certificate, ref attest.Co
 	if rootCRL != nil {
 		revoked = func(signer string) bool { return rootCRL.revoked[signer] }
 	}
-	if err := a.v.newest.Use(memo.Key(issuer.Raw, []byte(ref.Kind), []byte(ref.Key)), e, revoked); err != nil {
+	e.Until = next
+	if err := a.v.newest.Use(memo.Key(issuer.Raw, []byte(ref.Kind), []byte(ref.Key)), e, now, revoked); err != nil {
 		return a.t.Fail(check, attest.ReasonCollateralExpired, "%s %s was replaced: %w", ref.Kind, ref.Key, err)
 	}
 	return nil

@@ -10,8 +10,9 @@ import (
 // Edition says how new a signed document is, by what its issuer signed.
 type Edition struct {
 	Issued time.Time
-	Number *big.Int // CRL number, TCB evaluation data number; nil: it has none
-	Signer string   // serial number of the signer's certificate, where that can be revoked
+	Until  time.Time // nextUpdate; zero: for ever
+	Number *big.Int  // CRL number, TCB evaluation data number; nil: it has none
+	Signer string    // serial number of the signer's certificate, where that can be revoked
 }
 
 // Newest remembers the newest edition that was used of each document. What an
@@ -27,12 +28,14 @@ type Newest struct {
 
 // Use notes an edition of the document that key names, or says how it is older
 // than one that was used before. A held edition whose signer is revoked by now, as
-// revoked tells (nil: none is), counts for nothing: who stole that key could have dated it ahead of all others.
-func (n *Newest) Use(key [32]byte, e Edition, revoked func(signer string) bool) error {
+// revoked tells (nil: none is), counts for nothing: who stole that key could have dated it ahead of all others. Nor does one whose
+// own time is over: Intel signs an early edition of a document, with a higher number, beside the standard one, and whoever
+// showed it once would otherwise keep the standard one out, for months and without showing anything more.
+func (n *Newest) Use(key [32]byte, e Edition, now time.Time, revoked func(signer string) bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	held, ok := n.held[key]
-	if ok && revoked != nil && revoked(held.Signer) {
+	if ok && (revoked != nil && revoked(held.Signer) || !held.Until.IsZero() && !now.Before(held.Until)) {
 		ok = false
 	}
 	switch {

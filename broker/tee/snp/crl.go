@@ -70,7 +70,7 @@ func (v *Verifier) crl(ctx context.Context, ch *chain, c attest.Collateral, now 
 	if !now.Before(rl.nextUpdate) {
 		return rl, attest.Errorf(checkCRL, attest.ReasonCollateralExpired, "CRL of %s: nextUpdate was %s", ch.line, rl.nextUpdate.UTC())
 	}
-	if err := v.newest.Use(memo.Key(ch.root.cert.Raw, []byte(ref.Key)), memo.Edition{Issued: rl.thisUpdate, Number: rl.number}, nil); err != nil {
+	if err := v.newest.Use(memo.Key(ch.root.cert.Raw, []byte(ref.Key)), memo.Edition{Issued: rl.thisUpdate, Until: rl.nextUpdate, Number: rl.number}, now, nil); err != nil {
 		return nil, attest.Errorf(checkCRL, attest.ReasonCollateralExpired, "CRL of %s was replaced: %w", ch.line, err)
 	}
 	return rl, nil
