@@ -95,7 +95,7 @@ func (v *vetter) allows(store storage.Store, pkg ast.Ref, who stranger) (way str
 	q := partly{v.compiler, store, map[string]any{
 		"attestation": claims, "chip": broker.PolicyChip{Networks: 1}, "time": time.Now().UTC(),
 	}, []string{"input.resource", "input.request"}}
-	ways, known := q.allow(pkg)
+	ways, known, mayDeny := q.allow(pkg)
 	if known && len(ways) == 0 {
 		return v.guess(store, pkg, claims, nil)
 	}
@@ -111,7 +111,7 @@ func (v *vetter) allows(store storage.Store, pkg ast.Ref, who stranger) (way str
 		})
 		return left
 	})
-	if len(decided) == 0 {
+	if len(decided) == 0 || mayDeny {
 		return v.guess(store, pkg, claims, constantsOf(v.src.modules, open...))
 	}
 	return slices.MinFunc(decided, func(a, b ast.Body) int { return len(a.String()) - len(b.String()) }).String(), true
@@ -299,7 +299,7 @@ func (e *Engine) Fits(entry broker.CatalogEntry) error {
 	}
 	missing := lacks(s.wants[entry.Policy])
 	if len(missing) == 0 {
-		if ways, known := q.allow(pkg); !known || len(ways) > 0 {
+		if ways, known, _ := q.allow(pkg); !known || len(ways) > 0 {
 			return nil
 		}
 		if resource, ok := s.reads[entry.Policy].member("resource"); ok {
@@ -322,17 +322,17 @@ type partly struct {
 
 // allow are the conditions on what is open under which the policy allows, an
 // empty one being none; known if that could be found out. A policy that is sure to deny
-// does not allow.
-func (q partly) allow(pkg ast.Ref) (ways []ast.Body, known bool) {
+// does not allow; one that may deny is open.
+func (q partly) allow(pkg ast.Ref) (ways []ast.Body, known, open bool) {
 	ways, known = q.ways(pkg.String() + ".allow == true")
 	if !known || len(ways) == 0 {
-		return nil, known
+		return nil, known, false
 	}
 	denied, ok := q.ways("some _ in " + pkg.String() + ".deny")
 	if ok && slices.ContainsFunc(denied, func(b ast.Body) bool { return len(b) == 0 }) {
-		return nil, true
+		return nil, true, false
 	}
-	return ways, true
+	return ways, true, !ok || len(denied) > 0
 }
 
 func (q partly) ways(query string) (ways []ast.Body, known bool) {

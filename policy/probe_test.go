@@ -47,6 +47,10 @@ func TestProbe(t *testing.T) {
 		"allow if { input.attestation.chip_id; not input.attestation.chip_id in {\"a\"} }": "nothing that anybody has heard of",
 		"allow if input.attestation.measurements.measurement != \"00\"":                    "nothing that anybody has heard of",
 
+		// What denies a stranger whatever he asks for, though partial evaluation does not see that.
+		"allow if not input.attestation.debuggable\ndeny contains d if some d in snp.signing_key_denials(input.resource.params.kind)":                                     "",
+		"allow if not input.attestation.debuggable\ndeny contains d if some d in common.type_denials(input.resource.labels.type)":                                         "",
+		"allow if not input.attestation.debuggable\ndeny contains \"x\" if { input.resource.path == \"x\"; not input.attestation.bound }":                                 "without any claims",
 		"allow if { input.attestation.chip_id == input.resource.params.chip }":                                                                                            "",
 		"allow if { count(faults) == 0 }\nfaults contains \"no\" if common.debuggable\nfaults contains \"path\" if input.resource.path == \"x\"":                          "",
 		"allow if { good; tier == \"gold\" }\ntier := \"gold\" if input.resource.labels.tier == \"gold\" else := \"iron\"\ngood if input.attestation.debuggable == false": "",
