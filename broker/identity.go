@@ -50,6 +50,11 @@ func (b *Broker) bindIdentities(ctx context.Context, c attest.Claims) error {
 		return nil
 	}
 	for _, of := range append([]attest.Claims{c}, c.Devices...) {
+		// The further names in another verifier's token are of parts that it does not call genuine: good for a denial,
+		// and not for making two machines one, so that whoever revokes the guest's hits the other.
+		if of.Type == attest.TypeResult {
+			continue
+		}
 		if ids := identitiesOf(of); len(ids) > 1 {
 			if err := b.cfg.Identities.Bind(ctx, ids); err != nil {
 				return fmt.Errorf("%w: remember that identities are one machine's: %w", ErrUnavailable, err)
