@@ -393,12 +393,14 @@ func newCompiler(caps *ast.Capabilities) *ast.Compiler {
 
 // policyName is "disks" for data.claviger.release.disks.
 func policyName(p ast.Ref) (string, bool) {
-	if len(p) != 4 || !p[:3].Equal(ast.MustParseRef(releasePackage)) {
+	if len(p) != 4 || !p[:3].Equal(releaseRef) {
 		return "", false
 	}
 	s, ok := p[3].Value.(ast.String)
 	return string(s), ok && identifier.MatchString(string(s))
 }
+
+var releaseRef = ast.MustParseRef(releasePackage)
 
 var identifier = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 

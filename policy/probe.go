@@ -66,10 +66,14 @@ func (v *vetter) probe(store, others storage.Store) {
 			continue
 		}
 		asked[name] = true
+		p, err := v.probed(name, m.Package.Path)
+		if err != nil {
+			continue // does not compile
+		}
 		for _, s := range strangers() {
-			way, ok := v.allows(store, m.Package.Path, s)
+			way, ok := v.allows(store, p, s)
 			if !ok { // where there are reference sets, none of which is the guest's
-				way, ok = v.guess(others, m.Package.Path, s.claims, nil)
+				way, ok = v.guess(others, p, s.claims, nil)
 			}
 			if ok {
 				at := m.Package.Location
@@ -89,18 +93,42 @@ func (v *vetter) probe(store, others storage.Store) {
 	}
 }
 
+// probed is a policy that is asked, whole or in part.
+type probed struct {
+	name    string
+	pkg     ast.Ref
+	query   ast.Body
+	members []string // of input.resource: "path", and the params and labels that it reads, as "params.vm"
+}
+
+func (v *vetter) probed(name string, pkg ast.Ref) (probed, error) {
+	query, err := compileQuery(v.compiler, pkg)
+	if err != nil {
+		return probed{}, err
+	}
+	resource, _ := readsOf(v.rules, pkg).member("resource")
+	var members []string
+	for _, path := range resource.paths() {
+		if kind, name, ok := strings.Cut(path, "."); ok && (kind == "params" || kind == "labels") {
+			members = append(members, kind+"."+name)
+		}
+	}
+	slices.Sort(members)
+	return probed{name, pkg, query, append([]string{"path"}, slices.Compact(members)...)}, nil
+}
+
 // allows is what it takes for the policy to release to a stranger, if it can be done: what is left of its conditions on all else, or "".
-func (v *vetter) allows(store storage.Store, pkg ast.Ref, who stranger) (way string, ok bool) {
+func (v *vetter) allows(store storage.Store, p probed, who stranger) (way string, ok bool) {
 	claims := who.claims
 	q := partly{v.compiler, store, map[string]any{
 		"attestation": claims, "chip": broker.PolicyChip{Networks: 1}, "time": time.Now().UTC(),
 	}, []string{"input.resource", "input.request"}}
-	ways, known, mayDeny := q.allow(pkg)
+	ways, known, mayDeny := q.allow(p.pkg)
 	if known && len(ways) == 0 {
-		return v.guess(store, pkg, claims, nil)
+		return v.guess(store, p, claims, nil)
 	}
 	if !known || who.names { // (what is left open has the guest's own names)
-		return v.guess(store, pkg, claims, constantsOf(v.src.modules))
+		return v.guess(store, p, claims, constantsOf(v.src.modules))
 	}
 	open := slices.Clone(ways)
 	decided := slices.DeleteFunc(ways, func(b ast.Body) bool { // what is left to a rule may never be true
@@ -112,7 +140,7 @@ func (v *vetter) allows(store storage.Store, pkg ast.Ref, who stranger) (way str
 		return left
 	})
 	if len(decided) == 0 || mayDeny {
-		return v.guess(store, pkg, claims, constantsOf(v.src.modules, open...))
+		return v.guess(store, p, claims, constantsOf(v.src.modules, open...))
 	}
 	return slices.MinFunc(decided, func(a, b ast.Body) int { return len(a.String()) - len(b.String()) }).String(), true
 }
@@ -128,21 +156,9 @@ const (
 // has: what partial evaluation leaves to rules (else, default, not of several
 // conditions, a set) it leaves open, and so it does where it takes too long. Who is allowed
 // here is allowed.
-func (v *vetter) guess(store storage.Store, pkg ast.Ref, claims map[string]any, words []string) (way string, ok bool) {
-	query, err := compileQuery(v.compiler, pkg)
-	if err != nil {
-		return "", false
-	}
+func (v *vetter) guess(store storage.Store, p probed, claims map[string]any, words []string) (way string, ok bool) {
 	s := snapshot{compiled: &compiled{compiler: v.compiler}}
-	resource, _ := readsOf(v.rules, pkg).member("resource")
-	var members []string
-	for _, path := range resource.paths() {
-		if kind, name, ok := strings.Cut(path, "."); ok && (kind == "params" || kind == "labels") {
-			members = append(members, kind+"."+name)
-		}
-	}
-	slices.Sort(members)
-	members = append([]string{"path"}, slices.Compact(members)...)
+	members := p.members
 	words = append([]string{"", unheardOf}, words...)
 	left, deadline := guessSteps, time.Now().Add(probeTime)
 	ask := func(word func(member int) string, pq bool, at time.Time, networks int) (string, bool) {
@@ -162,7 +178,7 @@ func (v *vetter) guess(store storage.Store, pkg ast.Ref, claims map[string]any, 
 		}
 		input, err := ast.InterfaceToValue(map[string]any{
 			"attestation": claims, "chip": map[string]any{"networks": networks}, "time": at.UTC().Format(time.RFC3339),
-			"resource": map[string]any{"path": path, "policy": policyOf(pkg), "params": params, "labels": labels},
+			"resource": map[string]any{"path": path, "policy": p.name, "params": params, "labels": labels},
 			"request":  map[string]any{"resources": []any{path}, "key_algorithm": "X25519", "post_quantum": pq},
 		})
 		if err != nil {
@@ -171,7 +187,7 @@ func (v *vetter) guess(store storage.Store, pkg ast.Ref, claims map[string]any, 
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
 		defer cancel()
 		s.steps = min(left, defaultSteps)
-		a, used, err := s.contained(ctx, store, query, ast.NewTerm(input), at)
+		a, used, err := s.contained(ctx, store, p.query, ast.NewTerm(input), at)
 		left -= used
 		if err != nil || a.allow == nil || a.allow.Compare(ast.Boolean(true)) != 0 {
 			return "", false
@@ -228,8 +244,6 @@ func (s *snapshot) contained(ctx context.Context, store storage.Store, query ast
 	return a, s.steps - left, err
 }
 
-func policyOf(pkg ast.Ref) string { name, _ := policyName(pkg); return name }
-
 // ofOthers are reference sets of guests of every type, and of no stranger.
 func ofOthers() []broker.ReferenceSet {
 	var sets []broker.ReferenceSet
@@ -285,7 +299,7 @@ func (e *Engine) Fits(entry broker.CatalogEntry) error {
 	// Reference sets come and go: whether there are any does not count.
 	open = append(open, "data.reference", "data.reference_index")
 	q := partly{s.compiler, store, map[string]any{"resource": map[string]any{"policy": entry.Policy, "labels": labels, "params": map[string]any{}}}, open}
-	pkg := ast.MustParseRef(releasePackage).Append(ast.StringTerm(entry.Policy))
+	pkg := releaseRef.Append(ast.StringTerm(entry.Policy))
 	lacks := func(paths []string) (missing []string) {
 		for _, path := range paths {
 			if name, ok := strings.CutPrefix(path, "params."); ok && !names[name] {
