@@ -1,0 +1,318 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/claviger/claviger/broker"
+	"github.com/claviger/claviger/broker/attest"
+)
+
+// watched is a leaseWorld, in a bubble of its own time, whose disks are in r, which tells of their versions, and whose events are kept.
+type watched struct {
+	*leaseWorld
+	r *rotated
+
+	mu     sync.Mutex
+	events []broker.Event
+}
+
+func watching(t *testing.T, test func(t *testing.T, w *watched), change ...func(*broker.Config)) {
+	t.Helper()
+	w := &watched{r: &rotated{version: "1"}}
+	w.leaseWorld = newLeaseWorld(t, append([]func(*broker.Config){func(c *broker.Config) {
+		c.Sources["local"], c.Versions = w.r, w.r
+		c.Observe = func(_ context.Context, e broker.Event) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.events = append(w.events, e)
+		}
+	}}, change...)...)
+	synctest.Test(t, func(t *testing.T) {
+		w.restart(t)
+		test(t, w)
+	})
+}
+
+// answers has the disks' source answer so.
+func (w *watched) answers(answer func(g broker.Granted, v string) (broker.Secret, error)) {
+	w.r.mu.Lock()
+	defer w.r.mu.Unlock()
+	w.r.answer = answer
+}
+
+func (w *watched) lastEvent() broker.Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.events[len(w.events)-1]
+}
+
+func (w *watched) lastRecord() broker.Record {
+	rs := w.records()
+	return rs[len(rs)-1]
+}
+
+// holds starts a session for the resources, and has the guest acknowledge what it is sent.
+func (w *watched) holds(t *testing.T, a *attempt) (st *fakeStream, s broker.SessionStarted, hangUp func()) {
+	t.Helper()
+	st, hangUp = w.subscribe(t, broker.Subscription{Request: a.req})
+	s = st.start(t)
+	for r, v := range st.secrets(t, len(a.req.Resources)) {
+		st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: r, Version: v}}
+	}
+	synctest.Wait()
+	return st, s, hangUp
+}
+
+func (w *watched) set(t *testing.T, entries ...broker.CatalogEntry) {
+	t.Helper()
+	c, err := broker.NewCatalog(entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.SetCatalog(c)
+}
+
+// TestPushThatFails: a version that cannot be read leaves a record and an event, and the guest keeps what it has, until it can.
+func TestPushThatFails(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, s, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		w.answers(func(broker.Granted, string) (broker.Secret, error) {
+			return broker.Secret{}, errors.New("vault is sealed")
+		})
+		w.r.rotate("2")
+		synctest.Wait()
+		st.quiet(t)
+		rec, ev := w.lastRecord(), w.lastEvent()
+		if rec.Outcome != broker.Failed || rec.Session != s.ID || rec.Resources[0].Version != "1" || !rec.Resources[0].Unchanged ||
+			len(rec.Resources[0].Reasons) != 1 || rec.Resources[0].Reasons[0].Rule != "not_fetched" {
+			t.Errorf("record %+v", rec)
+		}
+		if ev.Stage != broker.StageFetch || ev.Outcome != broker.Failed || ev.RecordID != rec.ID || ev.Type != attest.TypeSNP {
+			t.Errorf("event %+v", ev)
+		}
+		if h := w.sessions.get(t, s.ID).Holdings[0]; h.Version != "1" || h.Pending != "" {
+			t.Errorf("holding %+v", h)
+		}
+		w.answers(nil)
+		wait(3 * time.Second)
+		if got := st.secrets(t, 1); got["disks/vm-1"] != "2" {
+			t.Errorf("sent %v", got)
+		}
+		if ev := w.lastEvent(); ev.Stage != broker.StageReply || ev.Outcome != broker.Released {
+			t.Errorf("event %+v", ev)
+		}
+	})
+}
+
+// TestRetriesBecomeRarer while a source is down, and start over once it was back.
+func TestRetriesBecomeRarer(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, _, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		tries := 0
+		down := func(broker.Granted, string) (broker.Secret, error) {
+			tries++
+			return broker.Secret{}, errors.New("vault is sealed")
+		}
+		for range 2 {
+			w.answers(down)
+			tries = 0
+			w.r.rotate(fmt.Sprint(time.Now().Unix()))
+			wait(9 * time.Second)
+			if tries < 2 || tries > 5 { // after 0 s, 1 to 3, 3 to 9
+				t.Errorf("%d tries in 9 s", tries)
+			}
+			wait(2 * time.Minute)
+			before := tries
+			wait(4 * time.Minute)
+			if n := tries - before; n < 5 || n > 17 { // every 15 to 45 s
+				t.Errorf("%d tries in 4 minutes", n)
+			}
+			w.answers(nil)
+			wait(45 * time.Second)
+			st.secrets(t, 1)
+		}
+	}, func(c *broker.Config) { c.SessionTTL = 10 * time.Hour })
+}
+
+// TestDeniedPush: a rotation at which the policy says no ends the session, and record and event say so.
+func TestDeniedPush(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, s, hangUp := w.holds(t, w.guest(t, "disks/vm-1"))
+		w.decisions.set(true, nil)
+		w.r.rotate("2")
+		st.ended(t, broker.EndDenied)
+		hangUp()
+		if rec := w.lastRecord(); rec.Outcome != broker.Denied || rec.Session != s.ID {
+			t.Errorf("record %+v", rec)
+		}
+		if ev := w.lastEvent(); ev.Stage != broker.StageDecide || ev.Outcome != broker.Denied || !errors.Is(ev.Err, broker.ErrDenied) || ev.RecordID != w.lastRecord().ID {
+			t.Errorf("event %+v", ev)
+		}
+		if _, err := w.sessions.GetSession(context.Background(), s.ID); !errors.Is(err, broker.ErrNoSecret) {
+			t.Error("the session is still known")
+		}
+	})
+}
+
+// TestFeedThatForgets: where the newest version is not known any more, nothing is read.
+func TestFeedThatForgets(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, _, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		reads := 0
+		w.answers(func(broker.Granted, string) (broker.Secret, error) {
+			reads++
+			return broker.Secret{Value: []byte("x"), Version: "2"}, nil
+		})
+		w.r.rotate("")
+		w.Changed()
+		wait(10 * time.Second)
+		st.quiet(t)
+		if reads != 0 {
+			t.Errorf("%d reads", reads)
+		}
+	})
+}
+
+// TestSameVersionAgain: where the feed tells of another version and the source has the one that the guest has, nothing is sent, nor recorded.
+func TestSameVersionAgain(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, s, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		w.answers(func(broker.Granted, string) (broker.Secret, error) {
+			return broker.Secret{Value: []byte("x"), Version: "1"}, nil
+		})
+		records, events := len(w.records()), len(w.events)
+		w.r.rotate("2")
+		wait(time.Minute)
+		st.quiet(t)
+		if len(w.records()) != records || len(w.events) != events || w.sessions.get(t, s.ID).Sequence != 1 {
+			t.Errorf("%d records and %d events more", len(w.records())-records, len(w.events)-events)
+		}
+	})
+}
+
+// TestFollowers: what a session follows it follows once, and not after its end.
+func TestFollowers(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		followers := func() int {
+			w.r.mu.Lock()
+			defer w.r.mu.Unlock()
+			return len(w.r.wakes)
+		}
+		_, _, hangUp := w.holds(t, w.guest(t, "disks/vm-1", "db/orders"))
+		if n := followers(); n != 1 {
+			t.Errorf("%d followers of one disk", n)
+		}
+		for range 3 {
+			w.Changed()
+			wait(5 * time.Second)
+		}
+		if n := followers(); n != 1 {
+			t.Errorf("%d followers after changes", n)
+		}
+		hangUp()
+		if n := followers(); n != 0 {
+			t.Errorf("%d followers of a session that ended", n)
+		}
+	})
+}
+
+// TestWithoutGrace: nobody says until when the version before may be used.
+func TestWithoutGrace(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, s, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		w.r.rotate("2")
+		u := st.next(t)
+		if h := w.sessions.get(t, s.ID).Holdings[0]; u.Secret == nil || !u.Secret.PreviousRetiresAt.IsZero() || !h.RetiresAt.IsZero() || h.Pending != "2" {
+			t.Errorf("got %+v, holding %+v", u.Secret, h)
+		}
+	})
+}
+
+// TestSecretsThatRunOut: what runs out is replaced after two thirds of its time, kept while it cannot be, and left alone once it does not run out any more.
+func TestSecretsThatRunOut(t *testing.T) {
+	src := &expiring{life: 90 * time.Second}
+	watching(t, func(t *testing.T, w *watched) {
+		w.set(t, broker.CatalogEntry{Pattern: "tokens/{vm}", Source: "tokens", Kind: broker.KindWrapped, Key: "{vm}", Policy: "any"})
+		a := w.guest(t, "tokens/vm-1")
+		st, s, _ := w.holds(t, a)
+		wait(59 * time.Second)
+		st.quiet(t)
+		st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: w.fresh(t, a).req}}
+		st.start(t)
+		synctest.Wait()
+		st.quiet(t)
+		if rec := w.lastRecord(); src.read() != 1 || !rec.Resources[0].Unchanged {
+			t.Errorf("%d reads, record %+v", src.read(), rec)
+		}
+		wait(time.Second)
+		st.secrets(t, 1)
+		if n := w.sessions.get(t, s.ID).Sequence; n != 2 || src.read() != 2 {
+			t.Errorf("sequence %d after %d reads", n, src.read())
+		}
+		src.set(time.Second, nil) // one that lives for a moment only is kept for a second
+		wait(time.Minute)
+		st.secrets(t, 1)
+		wait(999 * time.Millisecond)
+		st.quiet(t)
+		src.set(time.Minute, errors.New("vault is sealed"))
+		wait(time.Millisecond)
+		st.quiet(t)
+		before := src.read()
+		wait(10 * time.Minute)
+		if n := src.read() - before; n < 13 || n > 50 {
+			t.Errorf("%d tries in 10 minutes", n)
+		}
+		if rec := w.lastRecord(); rec.Outcome != broker.Failed || rec.Resources[0].Reasons[0].Rule != "not_fetched" {
+			t.Errorf("record %+v", rec)
+		}
+		src.set(0, nil)
+		wait(45 * time.Second)
+		st.secrets(t, 1)
+		before = src.read()
+		wait(10 * time.Minute)
+		st.quiet(t)
+		if n := src.read() - before; n != 0 {
+			t.Errorf("read %d times what does not run out", n)
+		}
+	}, func(c *broker.Config) { c.Sources["tokens"], c.SessionTTL = src, 10*time.Hour })
+}
+
+// expiring is a source of what lives so long; zero: for ever.
+type expiring struct {
+	mu    sync.Mutex
+	life  time.Duration
+	fault error
+	reads int
+}
+
+func (e *expiring) Fetch(_ context.Context, g *broker.Grant) (broker.Secret, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, err := g.Redeem(); err != nil {
+		return broker.Secret{}, err
+	}
+	e.reads++
+	s := broker.Secret{Value: []byte("token")}
+	if e.life != 0 {
+		s.Expires = time.Now().Add(e.life)
+	}
+	return s, e.fault
+}
+
+func (e *expiring) set(life time.Duration, fault error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.life, e.fault = life, fault
+}
+
+func (e *expiring) read() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.reads
+}
