@@ -100,7 +100,11 @@ func (o *owners) add(ctx context.Context, source, path string) error {
 	}
 	owner.Source = source
 	o.bySource[source] = &owner
-	return o.save(ctx)
+	if err := o.save(ctx); err != nil {
+		delete(o.bySource, source) // nothing may belong to what is not written down: it ends by itself
+		return err
+	}
+	return nil
 }
 
 // of is the owner for an entry, nil where the kind is not leased.

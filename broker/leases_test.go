@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -246,6 +247,14 @@ type switchPolicy struct {
 	no  bool
 	ttl time.Duration
 	in  []broker.PolicyInput
+
+	digest string // of the bundle; anyPolicy if empty
+}
+
+func (p *switchPolicy) setDigest(d string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.digest = d
 }
 
 func (p *switchPolicy) set(no bool, err error) {
@@ -258,7 +267,7 @@ func (p *switchPolicy) Decide(_ context.Context, in broker.PolicyInput) (broker.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.in = append(p.in, in)
-	return broker.Decision{Allow: !p.no, Package: "any", PolicyDigest: anyPolicy, Obligations: broker.Obligations{TTL: p.ttl}}, p.err
+	return broker.Decision{Allow: !p.no, Package: "any", PolicyDigest: cmp.Or(p.digest, anyPolicy), Obligations: broker.Obligations{TTL: p.ttl}}, p.err
 }
 
 type leaseWorld struct {

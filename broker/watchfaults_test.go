@@ -2,8 +2,11 @@ package broker_test
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,6 +14,7 @@ import (
 
 	"github.com/claviger/claviger/broker"
 	"github.com/claviger/claviger/broker/attest"
+	"github.com/claviger/claviger/broker/seal"
 )
 
 // watched is a leaseWorld, in a bubble of its own time, whose disks are in r, which tells of their versions, and whose events are kept.
@@ -315,4 +319,231 @@ func (e *expiring) read() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.reads
+}
+
+// TestReattestationsGoOn: fresh evidence is asked for in each period, for the reason that is left, until it came.
+func TestReattestationsGoOn(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		a := w.guest(t, "disks/vm-1")
+		st, _, _ := w.holds(t, a)
+		for range 3 {
+			wait(10*time.Minute - time.Second)
+			st.quiet(t)
+			wait(time.Second)
+			if u := st.next(t); u.Reattest == nil || u.Reattest.Reason != broker.ReattestExpires {
+				t.Fatalf("got %+v", u)
+			}
+			st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: w.fresh(t, a).req}}
+			st.start(t)
+		}
+		// Another policy is the reason, also where the first answer came too late and the time has come besides.
+		w.decisions.setDigest("sha256:00bb")
+		w.Changed()
+		wait(3 * time.Second)
+		if u := st.next(t); u.Reattest == nil || u.Reattest.Reason != broker.ReattestPolicy {
+			t.Fatalf("got %+v", u)
+		}
+		wait(10 * time.Minute)
+		st.quiet(t)
+		late := w.fresh(t, a)
+		late.req.Nonce = a.req.Nonce
+		st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: late.req}}
+		synctest.Wait()
+		if u := st.next(t); u.Reattest == nil || u.Reattest.Reason != broker.ReattestPolicy {
+			t.Fatalf("got %+v", u)
+		}
+		if ev := w.lastEvent(); ev.Stage != broker.StageAdmit || ev.Outcome != broker.Denied || !errors.Is(ev.Err, broker.ErrChallenge) {
+			t.Errorf("event %+v", ev)
+		}
+		st.quiet(t)
+	})
+}
+
+// TestDenialIsAboutWhatWasAppraised: the proof that a session ended names the request that it was believed for, or the one
+// that was denied; one that only came too late is neither.
+func TestDenialIsAboutWhatWasAppraised(t *testing.T) {
+	for name, tt := range map[string]struct {
+		second func(w *watched, t *testing.T, a *attempt) *attempt // fresh evidence in between
+		revoke bool
+		want   func(first, second *attempt) *attempt
+	}{
+		"the first": {nil, true, func(first, _ *attempt) *attempt { return first }},
+		"fresh evidence": {func(w *watched, t *testing.T, a *attempt) *attempt { return w.fresh(t, a) }, true,
+			func(_, second *attempt) *attempt { return second }},
+		"one that came too late": {func(w *watched, t *testing.T, a *attempt) *attempt {
+			b := w.fresh(t, a)
+			b.req.Nonce = a.req.Nonce
+			return b
+		}, true, func(first, _ *attempt) *attempt { return first }},
+		"the one that is denied": {func(w *watched, t *testing.T, a *attempt) *attempt {
+			w.decisions.set(true, nil)
+			return w.fresh(t, a)
+		}, false, func(_, second *attempt) *attempt { return second }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			watching(t, func(t *testing.T, w *watched) {
+				a := w.guest(t, "disks/vm-1")
+				st := &fakeStream{make(chan broker.WatchMessage, 1), make(chan broker.WatchUpdate, 10)}
+				st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: a.req}}
+				done := make(chan error, 1)
+				go func() { done <- w.Watch(t.Context(), st) }()
+				st.start(t)
+				st.secrets(t, 1)
+				var second *attempt
+				if tt.second != nil {
+					second = tt.second(w, t, a)
+					st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: second.req}}
+					synctest.Wait()
+				}
+				if tt.revoke {
+					w.revoked.add(broker.Subject{Kind: broker.RevokeChip, Value: theCPU.ChipID})
+					w.Changed()
+				}
+				err := <-done
+				d, ok := errors.AsType[*broker.Denial](err)
+				if !ok || d.ID != w.lastRecord().ID {
+					t.Fatalf("got %v", err)
+				}
+				payload, err := seal.Verify(w.Identity(), seal.TypeDenial, d.Statement)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var said broker.DenialStatement
+				if err := json.Unmarshal(payload, &said); err != nil {
+					t.Fatal(err)
+				}
+				about := tt.want(a, second)
+				whole := about.bind.Whole(attest.PurposeWatch, about.req.Evidence)
+				if said.Request != base64.RawURLEncoding.EncodeToString(whole[:]) {
+					t.Error("it is about another request")
+				}
+				close(st.in)
+			})
+		})
+	}
+}
+
+// TestStartThatFails: nobody can go on with a session that never began, and nothing is left of it; one that was there stays.
+func TestStartThatFails(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		a := w.guest(t, "logins/app", "db/orders")
+		w.vault.fail(func() { w.vault.fault.fetch = errors.New("vault is sealed") })
+		err := w.refused(t, broker.WatchMessage{Subscribe: &broker.Subscription{Request: a.req}})
+		if !errors.Is(err, broker.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		w.sessions.m.Range(func(id, _ any) bool { t.Errorf("session %s is left", id); return true })
+		if live := append(w.vault.owners(), w.other.owners()...); len(live) > 0 || len(w.book.all()) > 0 {
+			t.Errorf("left behind: %v, %+v", live, w.book.all())
+		}
+		w.vault.fail(func() { w.vault.fault.fetch = nil })
+		a = w.fresh(t, a)
+		_, s, hangUp := w.holds(t, a)
+		hangUp()
+		w.r.answer = nil
+		w.vault.fail(func() { w.vault.fault.fetch = errors.New("vault is sealed") })
+		err = w.refused(t, broker.WatchMessage{Subscribe: &broker.Subscription{Request: w.fresh(t, a).req, Session: s.ID}})
+		if !errors.Is(err, broker.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		w.sessions.get(t, s.ID)
+		w.decisions.set(true, nil)
+		err = w.refused(t, broker.WatchMessage{Subscribe: &broker.Subscription{Request: w.fresh(t, a).req, Session: s.ID}})
+		if !errors.Is(err, broker.ErrDenied) {
+			t.Fatal(err)
+		}
+		if _, err := w.sessions.GetSession(t.Context(), s.ID); !errors.Is(err, broker.ErrNoSecret) {
+			t.Error("a session that is denied is still known")
+		}
+	})
+}
+
+// TestMissedLeaseKeepsTheRest: a guest that comes back without one of its leases gets all leases anew, and nothing else.
+func TestMissedLeaseKeepsTheRest(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		a := w.guest(t, "disks/vm-1", "db/orders", "db/users")
+		st, hangUp := w.subscribe(t, broker.Subscription{Request: a.req})
+		s := st.start(t)
+		held := st.secrets(t, 3)
+		hangUp()
+		delete(held, "db/users")
+		reads := 0
+		w.answers(func(_ broker.Granted, v string) (broker.Secret, error) {
+			reads++
+			return broker.Secret{Value: []byte("x"), Version: v}, nil
+		})
+		st, _ = w.subscribe(t, broker.Subscription{Request: w.fresh(t, a).req, Session: s.ID, Held: held})
+		if !st.start(t).Resumed {
+			t.Fatal("not resumed")
+		}
+		got := st.secrets(t, 2)
+		synctest.Wait()
+		st.quiet(t)
+		if got["db/orders"] == "" || got["db/users"] == "" || !w.lastRecord().Resources[0].Unchanged || w.sessions.get(t, s.ID).Holdings[0].Version != "1" {
+			t.Errorf("sent %v, record %+v", got, w.lastRecord())
+		}
+	})
+}
+
+// TestComesBackToRetiredOwners: leases that run out where they are get a successor, and are not ended under the guest.
+func TestComesBackToRetiredOwners(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		a := w.guest(t, "db/orders")
+		st, hangUp := w.subscribe(t, broker.Subscription{Request: a.req})
+		s := st.start(t)
+		held := st.secrets(t, 1)
+		hangUp()
+		r := w.book.all()[0]
+		r.Retiring, r.Owners = r.Owners, nil
+		if _, err := w.book.PutLease(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		w.restart(t)
+		st, _ = w.subscribe(t, broker.Subscription{Request: w.fresh(t, a).req, Session: s.ID, Held: held})
+		st.start(t)
+		if got := st.secrets(t, 1); got["db/orders"] != "vault-lease-2" || len(w.vault.owners()) != 2 {
+			t.Errorf("sent %v, owners %v", got, w.vault.owners())
+		}
+		synctest.Wait()
+		if r := w.book.all()[0]; len(r.Owners) != 1 || r.Owners[0].ID != "vault-2" || len(r.Retiring) != 1 || r.Retiring[0].ID != "vault-1" {
+			t.Errorf("leases %+v", r)
+		}
+	})
+}
+
+// TestSecondOwnerFails: a session that cannot make an owner, or not write one down, keeps what it has and comes back to it.
+func TestSecondOwnerFails(t *testing.T) {
+	for name, fault := range map[string]func(*watched, error){
+		"source": func(w *watched, err error) { w.other.fail(func() { w.other.fault.owner = err }) },
+		"memory": func(w *watched, err error) { w.book.fail(func() { w.book.fault = err }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			watching(t, func(t *testing.T, w *watched) {
+				st, s, _ := w.holds(t, w.guest(t, "db/orders", "logins/app"))
+				r := w.book.all()[0]
+				r.Owners = slices.DeleteFunc(r.Owners, func(o broker.Owner) bool { return o.Source == "other" })
+				if _, err := w.book.PutLease(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+				fault(w, errors.New("no leader"))
+				w.Changed()
+				wait(20 * time.Second)
+				st.quiet(t)
+				if !slices.Equal(w.vault.owners(), []string{"vault-1"}) || w.other.fetches != 1 {
+					t.Errorf("owners %v, %d reads", w.vault.owners(), w.other.fetches)
+				}
+				rec := w.lastRecord()
+				if rec.Outcome != broker.Failed || rec.Session != s.ID || len(rec.Resources) != 1 || rec.Resources[0].Path != "logins/app" {
+					t.Errorf("record %+v", rec)
+				}
+				fault(w, nil)
+				wait(45 * time.Second)
+				if got := st.secrets(t, 1); got["logins/app"] != "other-lease-2" {
+					t.Errorf("sent %v", got)
+				}
+				synctest.Wait()
+				st.quiet(t)
+			})
+		})
+	}
 }
