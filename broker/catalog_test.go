@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestCatalogLookup(t *testing.T) {
@@ -409,6 +410,70 @@ func TestCatalogAmbiguous(t *testing.T) {
 			if err != nil && (!strings.Contains(err.Error(), p[0]) || !strings.Contains(err.Error(), p[1])) {
 				t.Errorf("%v does not name both %q and %q", err, p[0], p[1])
 			}
+		}
+	}
+}
+
+// TestAmbiguousPatternsAreNamed: the message is the same each time, whatever the order of a map.
+func TestAmbiguousPatternsAreNamed(t *testing.T) {
+	entry := func(pattern string) CatalogEntry {
+		return CatalogEntry{Pattern: pattern, Source: "local", Key: "k", Policy: "p"}
+	}
+	for range 20 {
+		_, err := NewCatalog([]CatalogEntry{
+			entry("{a}/prod/x"), entry("{a}/dev/x"), entry("{a}/test/x"), entry("{a}/aaa/y"), entry("us/{b}/x"), entry("eu/{b}/x"), entry("ap/{b}/x"), entry("aa/{b}/z"),
+		})
+		if err == nil || !strings.Contains(err.Error(), `"ap/{b}/x"`) || !strings.Contains(err.Error(), `"{a}/dev/x"`) {
+			t.Fatal(err)
+		}
+	}
+	for _, patterns := range [][]string{
+		{"{a}/prod/x", "eu/{b}/y"},                // differ in what is fixed in both
+		{"{a}/prod", "{a}/{b}"}, {"a/b", "{a}/b"}, // one is the narrower
+		{"{a}/prod", "eu/{b}/x"},
+	} {
+		if _, err := NewCatalog([]CatalogEntry{entry(patterns[0]), entry(patterns[1])}); err != nil {
+			t.Errorf("%v: %v", patterns, err)
+		}
+	}
+}
+
+// TestSomeOptionsAreFilledIn, one or more; without any there are none.
+func TestSomeOptionsAreFilledIn(t *testing.T) {
+	for _, options := range []map[string]string{nil, {"common_name": "{vm}.corp"}, {"common_name": "{vm}.corp", "uri_sans": "spiffe://corp/{vm}", "ttl": "1h"}} {
+		c, err := NewCatalog([]CatalogEntry{{Pattern: "certs/{vm}", Source: "vault", Kind: KindPKI, Key: "role", Policy: "p", Options: options}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{}
+		for k, v := range options {
+			want[k] = strings.ReplaceAll(v, "{vm}", "a-b")
+		}
+		e, _, ok := c.Lookup("certs/a-b")
+		if d := cmp.Diff(want, e.Options, cmpopts.EquateEmpty()); !ok || d != "" {
+			t.Error(d)
+		}
+		if len(options) == 0 && e.Options != nil {
+			t.Error("a map of nothing")
+		}
+	}
+}
+
+// TestEncodingOfOneField: base64 is of one field, of a source that holds text.
+func TestEncodingOfOneField(t *testing.T) {
+	for name, tt := range map[string]struct {
+		source, field, encoding string
+		ok                      bool
+	}{
+		"one field":  {"vault", "key", "base64", true},
+		"default":    {"vault", "", "base64", true},
+		"all fields": {"vault", "*", "base64", false},
+		"local":      {"local", "", "base64", false},
+		"hex":        {"vault", "key", "hex", false},
+	} {
+		e := CatalogEntry{Pattern: "a", Source: tt.source, Key: "a", Policy: "p", Field: tt.field, Options: map[string]string{"encoding": tt.encoding}}
+		if err := e.Validate(); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
