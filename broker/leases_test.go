@@ -27,6 +27,7 @@ type fakeLeases struct {
 	before     func(map[string]broker.LeaseRecord) // runs once before a write, as another broker would
 	puts       int
 	unreadable error // of every read of one
+	faultAt    int   // the write, counted from 1, that fails
 }
 
 func copyRecord(r broker.LeaseRecord) broker.LeaseRecord {
@@ -51,6 +52,9 @@ func (f *fakeLeases) PutLease(_ context.Context, r broker.LeaseRecord) (broker.L
 	}
 	if f.fault != nil {
 		return r, f.fault
+	}
+	if f.tries == f.faultAt {
+		return r, errors.New("no leader")
 	}
 	if f.records[r.Session].Revision != r.Revision {
 		return r, broker.ErrChanged

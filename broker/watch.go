@@ -285,9 +285,9 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 			had := h.Version
 			u, err := w.lease(ctx, g, h, rec, &rec.Resources[i], held(g.path), now, ev)
 			if had = cmp.Or(had, w.lost[g.path]); had != "" && (errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoSecret)) {
-				w.later(ctx, g.path, &rec.Resources[i], "", err)
+				w.later(ctx, g.path, &rec.Resources[i], h.Version, err)
 				w.lost[g.path] = had
-				failed = err
+				failed = notNow(err)
 				continue
 			}
 			if err != nil {
@@ -310,7 +310,7 @@ func (w *watch) release(ctx context.Context, rec *Record, fresh bool, held func(
 		_, sent := w.renew[g.path]
 		if lost := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoSecret); lost && (h.Version != "" || sent) {
 			w.later(ctx, g.path, &rec.Resources[i], h.Version, err)
-			failed = err
+			failed = notNow(err)
 			continue
 		}
 		if err != nil {
@@ -365,6 +365,14 @@ func (w *watch) later(ctx context.Context, path string, rr *RecordResource, held
 	delete(w.seen, path)
 	w.pushLater()
 	w.b.cfg.Logger.WarnContext(ctx, "a session keeps the version before, trying again", "session", w.s.ID, "resource", path, "error", err)
+}
+
+// notNow is why something comes later, which denies nothing: what the guest has of it, it keeps.
+func notNow(err error) error {
+	if errors.Is(err, ErrDenied) {
+		return fmt.Errorf("%w: %v", ErrUnavailable, err)
+	}
+	return err
 }
 
 // pushLater sets when to try again, less often after each failure: each leaves a record.
@@ -446,9 +454,12 @@ func (w *watch) lease(ctx context.Context, g allowed, h *Holding, rec *Record, r
 				w.leases = &owners{b: b, bySource: map[string]*Owner{}, known: map[string]bool{}}
 			}
 			w.leases.adopt(r)
+			if err := w.extend(ctx); err != nil {
+				return nil, err
+			}
 			if h.Version != "" && r.leases(g.entry.Source, g.path, h.Version) {
 				rr.Version, rr.Unchanged = h.Version, true
-				return nil, w.extend(ctx)
+				return nil, nil
 			}
 		}
 		h.Version, h.Pending = "", ""
@@ -744,7 +755,7 @@ func (w *watch) reattested(ctx context.Context, sub Subscription) (err error) {
 		if err != nil {
 			return b.refuse(ctx, rec, err, now)
 		}
-		return w.extend(ctx)
+		return nil
 	}()
 	b.observe(ctx, ev, err, now)
 	if err != nil {
@@ -886,7 +897,7 @@ func (w *watch) pushAll(ctx context.Context) error {
 	now := w.b.cfg.Now()
 	for _, h := range w.s.Holdings {
 		at, expires := w.renew[h.Resource]
-		if e, _, ok := w.b.Catalog().Lookup(h.Resource); ok && (e.Kind.Watched() || e.Kind.Leased() && h.Version == "" && h.Pending == "" || expires && !now.Before(at)) {
+		if e, _, ok := w.b.Catalog().Lookup(h.Resource); ok && (e.Kind.Watched() || e.Kind.Leased() && (h.Version == "" && h.Pending == "" || w.lost[h.Resource] != "") || expires && !now.Before(at)) {
 			paths = append(paths, h.Resource)
 		}
 	}

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -546,4 +549,265 @@ func TestSecondOwnerFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMemoryFailsAtTheStart: whichever write of its leases fails, a session that did not begin leaves nothing behind, and sends nothing.
+func TestMemoryFailsAtTheStart(t *testing.T) {
+	for write := 1; ; write++ {
+		over := false
+		watching(t, func(t *testing.T, w *watched) {
+			w.book.faultAt = write
+			a := w.guest(t, "disks/vm-1", "db/orders", "logins/app")
+			st := &fakeStream{make(chan broker.WatchMessage, 1), make(chan broker.WatchUpdate, 10)}
+			st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: a.req}}
+			close(st.in)
+			err := w.Watch(t.Context(), st)
+			if w.book.tries < write {
+				over = true
+				return
+			}
+			if err == nil { // the session had begun
+				over = true
+				return
+			}
+			if !errors.Is(err, broker.ErrUnavailable) || len(st.out) > 0 || w.lastRecord().Outcome != broker.Failed || len(w.records()) != 1 {
+				t.Errorf("write %d: %v, %d messages, records %+v", write, err, len(st.out), w.records())
+			}
+			w.sessions.m.Range(func(id, _ any) bool { t.Errorf("write %d: session %s is left", write, id); return true })
+			if live := append(w.vault.owners(), w.other.owners()...); len(live) > 0 || len(w.book.all()) > 0 {
+				t.Errorf("write %d: left behind: %v, %+v", write, live, w.book.all())
+			}
+		})
+		if over {
+			if write < 4 { // the owners, how long they live, and the two leases
+				t.Errorf("only %d writes", write-1)
+			}
+			return
+		}
+	}
+}
+
+// TestMemoryFailsAtTheReturn: a guest that comes back while its leases cannot be extended keeps them, for as long as its session lives.
+func TestMemoryFailsAtTheReturn(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		go func() { _ = w.KeepLeases(t.Context()) }()
+		a := w.guest(t, "db/orders")
+		st, hangUp := w.subscribe(t, broker.Subscription{Request: a.req})
+		s := st.start(t)
+		held := st.secrets(t, 1)
+		hangUp()
+		w.book.fail(func() { w.book.fault = errors.New("no leader") })
+		st, _ = w.subscribe(t, broker.Subscription{Request: w.fresh(t, a).req, Session: s.ID, Held: held})
+		again := st.start(t)
+		if !again.Resumed || again.ID != s.ID {
+			t.Errorf("got %+v", again)
+		}
+		if r := w.lastRecord().Resources[0]; r.Version != "vault-lease-1" || !r.Unchanged || len(r.Reasons) != 1 {
+			t.Errorf("record %+v", r)
+		}
+		wait(10 * time.Second)
+		w.book.fail(func() { w.book.fault = nil })
+		wait(5 * time.Minute) // the minute in which it could come back is over
+		st.quiet(t)
+		if rs := w.book.all(); len(rs) != 1 || !rs[0].ExpiresAt.Equal(again.ExpiresAt.Add(time.Minute)) || !slices.Equal(w.vault.owners(), []string{"vault-1"}) || w.vault.fetches != 1 {
+			t.Errorf("leases %+v, owners %v, %d reads", rs, w.vault.owners(), w.vault.fetches)
+		}
+		records := len(w.records())
+		wait(5 * time.Minute)
+		if n := len(w.records()); n != records {
+			t.Errorf("%d more records: it goes on trying", n-records)
+		}
+	})
+}
+
+// TestSecretLostAtAPush: what its source lost as a new version was to go out ends no session that has the one before.
+func TestSecretLostAtAPush(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		a := w.guest(t, "disks/vm-1")
+		st, s, _ := w.holds(t, a)
+		w.answers(func(broker.Granted, string) (broker.Secret, error) {
+			return broker.Secret{}, fmt.Errorf("version 2 is deleted: %w", broker.ErrNoSecret)
+		})
+		w.r.rotate("2")
+		wait(3 * time.Minute)
+		st.quiet(t)
+		if rec := w.lastRecord(); rec.Outcome != broker.Failed || !strings.Contains(rec.Error, "version 2 is deleted") || rec.Session != s.ID {
+			t.Errorf("record %+v", rec)
+		}
+		st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: w.fresh(t, a).req}}
+		st.start(t)
+		wait(3 * time.Minute)
+		st.quiet(t)
+		w.answers(nil)
+		w.r.rotate("3")
+		synctest.Wait()
+		if got := st.secrets(t, 1); got["disks/vm-1"] != "3" {
+			t.Errorf("sent %v", got)
+		}
+	})
+}
+
+// TestReattestedWhileMemoryFails: a version that was to go out with the answer to fresh evidence is not lost with the answer.
+func TestReattestedWhileMemoryFails(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		a := w.guest(t, "db/orders", "disks/vm-1")
+		st, s, _ := w.holds(t, a)
+		wait(time.Minute)
+		w.r.set("2")
+		w.r.onFetch = func() { w.book.fail(func() { w.book.fault = errors.New("no leader") }) }
+		st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: w.fresh(t, a).req}}
+		synctest.Wait()
+		w.book.fail(func() { w.book.fault = nil })
+		w.r.onFetch = nil
+		wait(2 * time.Minute)
+		sent := false
+		for len(st.out) > 0 {
+			if u := <-st.out; u.Secret != nil && u.Secret.Version == "2" {
+				sent = true
+			}
+		}
+		if h := w.sessions.get(t, s.ID).Holdings[1]; !sent {
+			t.Errorf("not sent; holding %+v", h)
+		}
+	})
+}
+
+// TestLeasesCannotBeRead: a session that cannot tell whether its leases live looks again.
+func TestLeasesCannotBeRead(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, s, _ := w.holds(t, w.guest(t, "db/orders"))
+		w.book.fail(func() { w.book.unreadable = errors.New("no leader") })
+		w.Changed()
+		wait(5 * time.Second)
+		st.quiet(t)
+		_ = w.book.DeleteLease(t.Context(), s.ID)
+		w.book.fail(func() { w.book.unreadable = nil })
+		wait(3 * time.Second)
+		if got := st.secrets(t, 1); got["db/orders"] != "vault-lease-2" {
+			t.Errorf("sent %v", got)
+		}
+	})
+}
+
+// TestRoleIsGone: a workload whose lease ended, and whose role is not there any more, keeps its session and the rest.
+func TestRoleIsGone(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, s, _ := w.holds(t, w.guest(t, "db/orders", "disks/vm-1"))
+		_ = w.book.DeleteLease(t.Context(), s.ID)
+		w.vault.fail(func() { w.vault.fault.fetch = fmt.Errorf("no such role: %w", broker.ErrNoSecret) })
+		w.Changed()
+		wait(time.Minute)
+		st.quiet(t)
+		w.r.rotate("2")
+		synctest.Wait()
+		if got := st.secrets(t, 1); got["disks/vm-1"] != "2" {
+			t.Errorf("sent %v", got)
+		}
+		w.vault.fail(func() { w.vault.fault.fetch = nil })
+		wait(45 * time.Second)
+		if got := st.secrets(t, 1); got["db/orders"] == "" {
+			t.Errorf("sent %v", got)
+		}
+	})
+}
+
+// TestLogFailsAtAPush: an operator sees that it was the log.
+func TestLogFailsAtAPush(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		st, _, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		fail := func(err error) {
+			w.log.mu.Lock()
+			defer w.log.mu.Unlock()
+			w.log.fault = err
+		}
+		fail(errors.New("disk full"))
+		w.r.rotate("2")
+		synctest.Wait()
+		st.quiet(t)
+		if ev := w.lastEvent(); ev.Stage != broker.StageRecord || ev.Outcome != broker.Failed {
+			t.Errorf("event %+v", ev)
+		}
+		fail(nil)
+		wait(3 * time.Second)
+		st.secrets(t, 1)
+	})
+}
+
+// TestHangUpBeforeTheEnd: the time to come back ends with the evidence, and the leases with it.
+func TestHangUpBeforeTheEnd(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		_, s, hangUp := w.holds(t, w.guest(t, "db/orders"))
+		wait(time.Until(s.ExpiresAt) - 20*time.Second)
+		hangUp()
+		if got := w.sessions.get(t, s.ID); !got.ExpiresAt.Equal(s.ExpiresAt) || !w.book.all()[0].ExpiresAt.Equal(s.ExpiresAt) {
+			t.Errorf("it waits until %s, its leases until %s, its evidence %s", got.ExpiresAt, w.book.all()[0].ExpiresAt, s.ExpiresAt)
+		}
+	})
+}
+
+// TestSequenceOfAGuest: what nobody signed uses up no sequence, and takes nothing back.
+func TestSequenceOfAGuest(t *testing.T) {
+	for said, want := range map[uint64]uint64{0: 2, 1: 2, 7: 8, 1 << 32: 1<<32 + 1, 1<<32 + 1: 1<<32 + 1, 1 << 63: 1<<32 + 1} {
+		watching(t, func(t *testing.T, w *watched) {
+			a := w.guest(t, "disks/vm-1")
+			_, s, hangUp := w.holds(t, a)
+			hangUp()
+			st, _ := w.subscribe(t, broker.Subscription{Request: w.fresh(t, a).req, Session: s.ID, Sequence: said})
+			st.start(t)
+			st.secrets(t, 1)
+			if got := w.sessions.get(t, s.ID).Sequence; got != want {
+				t.Errorf("the guest said %d: sequence %d, want %d", said, got, want)
+			}
+		})
+	}
+}
+
+// countedVerifier counts what it verifies.
+type countedVerifier struct {
+	attest.Verifier
+	n *atomic.Int32
+}
+
+func (c countedVerifier) Verify(ctx context.Context, e attest.Evidence, b attest.Binding, coll attest.Collateral, now time.Time) (attest.Claims, error) {
+	c.n.Add(1)
+	return c.Verifier.Verify(ctx, e, b, coll, now)
+}
+
+// TestVerifiedOnceByEach: evidence is held against verifiers once when they come into force, then every five minutes or so.
+func TestVerifiedOnceByEach(t *testing.T) {
+	var n atomic.Int32
+	watching(t, func(t *testing.T, w *watched) {
+		n.Store(0)
+		w.holds(t, w.guest(t, "disks/vm-1"))
+		w.SetVerifiers(w.cfg.Verifiers, nil)
+		for range 5 {
+			wait(3 * time.Second)
+			w.Changed()
+		}
+		wait(3 * time.Second)
+		if got := n.Load(); got != 2 {
+			t.Errorf("verified %d times, want at the start and by the new ones", got)
+		}
+		wait(time.Hour)
+		if got := n.Load(); got < 2+9 || got > 2+12 {
+			t.Errorf("verified %d times in an hour", got)
+		}
+	}, func(c *broker.Config) {
+		c.Verifiers[0] = countedVerifier{c.Verifiers[0], &n}
+		c.SessionTTL = 10 * time.Hour
+	})
+}
+
+// TestSessionsAreSeenFrom: a session counts for the networks that a chip was seen in, as a release does.
+func TestSessionsAreSeenFrom(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		for i, peer := range []string{"192.0.2.1", "198.51.100.1"} {
+			a := w.guest(t, "disks/vm-1")
+			a.req.Peer = netip.MustParseAddr(peer)
+			w.holds(t, a)
+			if got := w.decisions.in[len(w.decisions.in)-1].Chip.Networks; got != i+1 {
+				t.Errorf("%d networks", got)
+			}
+		}
+	})
 }
