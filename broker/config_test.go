@@ -233,6 +233,13 @@ func TestAttest(t *testing.T) {
 		if !errors.Is(err, want) || (err == nil) != (len(resp.Secrets) == 1) {
 			t.Errorf("%v: %v", resources, err)
 		}
+		if d, ok := errors.AsType[*broker.Denial](err); ok { // the proof is of what was asked for: a token, not a release
+			payload, err := seal.Verify(w.Identity(), seal.TypeDenial, d.Statement)
+			whole := a.bind.Whole(attest.PurposeAttest, a.req.Evidence)
+			if err != nil || !strings.Contains(string(payload), base64.RawURLEncoding.EncodeToString(whole[:])) {
+				t.Errorf("the denial says %s: %v", payload, err)
+			}
+		}
 	}
 	if r := w.records()[0]; w.source.touched != 1 || len(w.records()) != 2 {
 		t.Errorf("%d reads, record %+v", w.source.touched, r)

@@ -20,7 +20,7 @@ type fakeKeys struct {
 	items  map[string]broker.KeyRecord
 	puts   int
 	gets   int
-	faults struct{ get, put error }
+	faults struct{ get, put, forget error }
 }
 
 func (f *fakeKeys) GetKey(_ context.Context, name broker.KeyRecord) (broker.KeyRecord, error) {
@@ -49,6 +49,9 @@ func (f *fakeKeys) PutKey(_ context.Context, r broker.KeyRecord) error {
 func (f *fakeKeys) ForgetKey(_ context.Context, name broker.KeyRecord) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.faults.forget != nil {
+		return f.faults.forget
+	}
 	f.items[name.Key] = broker.KeyRecord{Key: name.Key}
 	return nil
 }
@@ -309,3 +312,149 @@ type oneVersion string
 
 func (oneVersion) Follow(broker.CatalogEntry, chan<- struct{}) func() { return func() {} }
 func (v oneVersion) Current(broker.CatalogEntry) string               { return string(v) }
+
+// TestKeysSeen: what was looked at within a minute, up to that version, is not looked at again; an alarm makes it forgotten.
+func TestKeysSeen(t *testing.T) {
+	k := newKeyWorld(t)
+	start := k.now
+	gets := func(at time.Duration, input string) int {
+		t.Helper()
+		k.now = start.Add(at)
+		before := k.keys.gets
+		if err := k.ask(t, input); err != nil {
+			t.Fatal(err)
+		}
+		return k.keys.gets - before
+	}
+	gets(0, "")
+	for _, tt := range []struct {
+		at    time.Duration
+		input string
+		reads int
+	}{
+		{30 * time.Second, "", 0}, {time.Minute - 1, "", 0}, {time.Minute, "", 1}, {2*time.Minute - 1, "", 0},
+		{2*time.Minute - 1, `{"next_of":"1"}`, 2}, // whether it may be made, and to write it down
+		{2*time.Minute - 1, `{"version":"1"}`, 0}, {2*time.Minute - 1, "", 0},
+		{4 * time.Minute, "", 1}, {4 * time.Minute, "", 0},
+	} {
+		if got := gets(tt.at, tt.input); got != tt.reads {
+			t.Errorf("after %s, asked %q: %d reads, want %d", tt.at, tt.input, got, tt.reads)
+		}
+	}
+	if r := k.keys.items["disks/vm-1"]; r.Version != 2 || r.Source != "vault" || !r.Missing.IsZero() || k.keys.puts != 2 {
+		t.Errorf("record %+v, written %d times", r, k.keys.puts)
+	}
+}
+
+// TestMissingIsWrittenOnce, with the time and the version that was there, and a record that cannot be written is in the log.
+func TestMissingIsWrittenOnce(t *testing.T) {
+	k := newKeyWorld(t)
+	if err := k.ask(t, ""); err != nil {
+		t.Fatal(err)
+	}
+	k.src.has = 0
+	k.keys.faults.put = errors.New("no leader")
+	if err := k.ask(t, ""); !errors.Is(err, broker.ErrDenied) || !strings.Contains(k.log.String(), "cannot write down that a key is missing") {
+		t.Fatalf("%v; log %q", err, k.log)
+	}
+	k.keys.faults.put = nil
+	k.now = k.now.Add(time.Second)
+	first := k.now
+	for range 3 {
+		if err := k.ask(t, ""); !errors.Is(err, broker.ErrDenied) || !errors.Is(err, broker.ErrVanished) || errors.Is(err, broker.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		k.now = k.now.Add(time.Minute)
+	}
+	if m, err := k.MissingKeys(t.Context()); err != nil || len(m) != 1 || !m[0].Missing.Equal(first) || m[0].Version != 1 || k.keys.puts != 2 {
+		t.Errorf("missing %+v, written %d times, %v", m, k.keys.puts, err)
+	}
+	k.src.has = 1
+	if err := k.ask(t, ""); err != nil { // it is back, within the minute in which nothing would be looked at
+		t.Fatal(err)
+	}
+	if m, _ := k.MissingKeys(t.Context()); len(m) != 0 {
+		t.Errorf("still missing: %+v", m)
+	}
+}
+
+// TestForgetKeyFails where the copy or the record stays, and there is nothing to forget where nothing is kept.
+func TestForgetKeyFails(t *testing.T) {
+	down := errors.New("no leader")
+	cache := &faultyCache{}
+	k := newKeyWorld(t, func(c *broker.Config) { cache.fakeCache = c.Cache.(*fakeCache); c.Cache = cache })
+	if err := k.ask(t, ""); err != nil {
+		t.Fatal(err)
+	}
+	cache.forget = down
+	if err := k.ForgetKey(t.Context(), "disks/vm-1"); !errors.Is(err, down) || k.keys.items["disks/vm-1"].Version != 1 {
+		t.Errorf("the copy stays: %v", err)
+	}
+	cache.forget = nil
+	k.keys.faults.forget = down
+	if err := k.ForgetKey(t.Context(), "disks/vm-1"); !errors.Is(err, down) || strings.Contains(k.log.String(), "forgotten") {
+		t.Errorf("the record stays: %v; log %q", err, k.log)
+	}
+	k.keys.faults.forget = nil
+	if err := k.ForgetKey(t.Context(), "disks/vm-1"); err != nil || len(k.cache.items) != 0 {
+		t.Errorf("%d copies: %v", len(k.cache.items), err)
+	}
+	// What cannot be read may say that it was there: nothing is made, until an operator says so.
+	k.restart(t)
+	if err := k.ask(t, ""); err != nil {
+		t.Fatal(err)
+	}
+	cache.get = down
+	delete(k.keys.items, "disks/vm-1")
+	k.restart(t)
+	k.src.has = 0
+	if err := k.ask(t, ""); !errors.Is(err, broker.ErrUnavailable) || k.src.has != 0 {
+		t.Errorf("a copy that cannot be read: %v, version %d is made", err, k.src.has)
+	}
+	if err := k.ForgetKey(t.Context(), "disks/vm-1"); err != nil || len(k.cache.items) != 0 {
+		t.Errorf("a copy that cannot be read: %v", err)
+	}
+	if err := k.ask(t, ""); err != nil || k.src.has != 1 {
+		t.Errorf("%v, version %d is made", err, k.src.has)
+	}
+	plain := newKeyWorld(t, func(c *broker.Config) { c.Keys = nil })
+	if err := plain.ask(t, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := plain.ForgetKey(t.Context(), "disks/vm-1"); !errors.Is(err, broker.ErrNoSecret) || !strings.Contains(err.Error(), "create_bytes") {
+		t.Errorf("nothing is kept: %v", err)
+	}
+	if m, err := plain.MissingKeys(t.Context()); m != nil || err != nil {
+		t.Errorf("%v %v", m, err)
+	}
+	plain.src.has = 0 // its copy says that it was there, and there is no record to say so in
+	if err := plain.ask(t, ""); !errors.Is(err, broker.ErrVanished) || !strings.Contains(plain.log.String(), "level=ERROR") {
+		t.Errorf("%v; log %q", err, plain.log)
+	}
+}
+
+// TestKeysThatNobodyMakes have no record: those without create_bytes, and those of the embedded store.
+func TestKeysThatNobodyMakes(t *testing.T) {
+	for _, e := range []broker.CatalogEntry{
+		{Pattern: "disks/{vm}", Source: "vault", Key: "disks/{vm}", Policy: "disks"}, {Pattern: "disks/{vm}", Source: "local", Key: "disks/{vm}", Policy: "disks", CreateBytes: 32},
+	} {
+		k := newKeyWorld(t, func(c *broker.Config) { c.Sources["local"] = c.Sources["vault"] })
+		c, err := broker.NewCatalog([]broker.CatalogEntry{e})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.SetCatalog(c)
+		for range 2 {
+			if err := k.ask(t, ""); err != nil {
+				t.Fatal(err)
+			}
+			k.src.has = 0 // made again
+		}
+		if k.keys.gets+k.keys.puts != 0 || k.src.made != 2 {
+			t.Errorf("%+v: %d reads and %d writes, %d made", e, k.keys.gets, k.keys.puts, k.src.made)
+		}
+		if err := k.ForgetKey(t.Context(), "disks/vm-1"); !errors.Is(err, broker.ErrNoSecret) {
+			t.Error(err)
+		}
+	}
+}

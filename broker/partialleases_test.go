@@ -198,3 +198,85 @@ func TestLoginsAreReplaced(t *testing.T) {
 		}
 	})
 }
+
+// TestOwnerFailsInPart: where the owner itself could not be renewed, and its leases perhaps, all are tried again soon; what ended is dropped.
+func TestOwnerFailsInPart(t *testing.T) {
+	kept(t, func(t *testing.T, l *leaseWorld) {
+		wait(39 * time.Second) // all are due at 42 s
+		tries := l.vault.renewals()
+		l.vault.fail(func() { l.vault.fault.renew = &broker.RenewError{Owner: errors.New("too busy")} })
+		wait(13 * time.Second) // 42 s, 45, 51
+		if n := l.vault.renewals() - tries; n != 3 {
+			t.Errorf("tried %d times", n)
+		}
+		l.vault.fail(func() { l.vault.fault.renew = nil })
+		lease := l.vault.renewalsOf("vault-lease-1")
+		wait(15 * time.Second)
+		if n := l.vault.renewalsOf("vault-lease-1") - lease; n != 1 {
+			t.Errorf("the lease was renewed %d times", n)
+		}
+		tries = l.vault.renewals()
+		wait(30 * time.Second)
+		if n := l.vault.renewals() - tries; n != 0 {
+			t.Errorf("renewed %d times before a third of its time", n)
+		}
+	})
+	t.Run("and its lease has ended", func(t *testing.T) {
+		kept(t, func(t *testing.T, l *leaseWorld) {
+			l.vault.fail(func() {
+				l.vault.fault.renew = &broker.RenewError{Owner: errors.New("too busy"), Leases: map[string]error{"vault-lease-1": broker.ErrNoSecret}}
+			})
+			wait(45 * time.Second)
+			if r := l.book.all(); len(r) != 1 || len(r[0].Owners) != 1 || len(r[0].Owners[0].Leases) != 0 {
+				t.Errorf("leases %+v", r)
+			}
+		})
+	})
+	t.Run("a lease fails by itself", func(t *testing.T) {
+		kept(t, func(t *testing.T, l *leaseWorld) {
+			wait(39 * time.Second)
+			tries := l.vault.renewals()
+			l.vault.fail(func() {
+				l.vault.fault.renew = &broker.RenewError{Leases: map[string]error{"vault-lease-1": errors.New("the database does not answer")}}
+			})
+			wait(13 * time.Second) // the owner was renewed; the lease is tried at 42 s, 45, 51
+			if n := l.vault.renewals() - tries; n != 3 {
+				t.Errorf("tried %d times", n)
+			}
+			if r := l.book.all(); len(r) != 1 || len(r[0].Owners[0].Leases) != 1 {
+				t.Errorf("leases %+v", r)
+			}
+		})
+	})
+}
+
+// TestWhatEndsIsToldAtOnce: a session learns from the keeper that its owner, or a lease, has ended, and gets another.
+func TestWhatEndsIsToldAtOnce(t *testing.T) {
+	for name, fails := range map[string]func(l *leaseWorld){
+		"all owners":        func(l *leaseWorld) { _ = l.vault.RevokeOwner(t.Context(), broker.Owner{ID: "vault-1"}) },
+		"an owner retires":  func(l *leaseWorld) { l.vault.fail(func() { l.vault.fault.renew = broker.ErrEnding }) },
+		"one of its leases": func(l *leaseWorld) { l.vault.fail(func() { l.vault.fault.renew = endsOnce() }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			leasing(t, func(t *testing.T, l *leaseWorld) {
+				st, _, _ := twoDatabases(t, l)
+				fails(l)
+				go func() { _ = l.KeepLeases(t.Context()) }()
+				synctest.Wait()
+				l.vault.fail(func() { l.vault.fault.renew = nil })
+				time.Sleep(3 * time.Second)
+				n := 2
+				if name == "one of its leases" {
+					n = 1
+				}
+				st.secrets(t, n)
+				synctest.Wait()
+				st.quiet(t)
+			})
+		})
+	}
+}
+
+func endsOnce() error {
+	return &broker.RenewError{Leases: map[string]error{"vault-lease-1": broker.ErrNoSecret}}
+}
