@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -112,21 +113,50 @@ func TestRealHardwareOnly(t *testing.T) {
 	}
 }
 
+// withKey is the attempt with a key of that suite.
+func (a *attempt) withKey(t *testing.T, suite seal.Suite) *attempt {
+	t.Helper()
+	key, err := seal.GenerateKey(suite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.key, a.req.KeyAlgorithm, a.req.PublicKey, a.req.OfferedSuites = key, string(suite), key.Public(), []string{string(suite)}
+	a.bind.KeyAlgorithm, a.bind.PublicKey, a.bind.OfferedSuites = a.req.KeyAlgorithm, a.req.PublicKey, a.req.OfferedSuites
+	return a
+}
+
 // TestRequirePQ: where the policy wants the hybrid wrap, a guest with a key for it gets its secret, and another does not.
 func TestRequirePQ(t *testing.T) {
 	for suite, allowed := range map[seal.Suite]bool{seal.Hybrid: true, seal.X25519: false} {
 		w := newWorld(t, func(c *broker.Config) {
 			c.Policy = fixedPolicy{broker.Decision{Allow: true, PolicyDigest: anyPolicy, Obligations: broker.Obligations{RequirePQ: true}}}
 		})
-		a := w.attempt(t)
-		key, err := seal.GenerateKey(suite)
+		if _, err := w.send(t, w.attempt(t).withKey(t, suite)); allowed && err != nil || !allowed && !errors.Is(err, broker.ErrDenied) {
+			t.Errorf("%s: %v", suite, err)
+		}
+	}
+}
+
+// TestWhatPolicyIsTold: the claims, the resource with its entry's labels, the request, the time, and where the chip was seen.
+func TestWhatPolicyIsTold(t *testing.T) {
+	for _, suite := range []seal.Suite{seal.Hybrid, seal.X25519} {
+		in := &broker.PolicyInput{}
+		w := newWorld(t, func(c *broker.Config) { c.Policy = keepInput{in} })
+		c, err := broker.NewCatalog([]broker.CatalogEntry{{Pattern: "disks/{vm}", Source: "local", Key: "disks/{vm}", Policy: "any", Labels: map[string]string{"team": "pay"}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.key, a.req.KeyAlgorithm, a.req.PublicKey, a.req.OfferedSuites = key, string(suite), key.Public(), []string{string(suite)}
-		a.bind.KeyAlgorithm, a.bind.PublicKey, a.bind.OfferedSuites = a.req.KeyAlgorithm, a.req.PublicKey, a.req.OfferedSuites
-		if _, err := w.send(t, a); allowed && err != nil || !allowed && !errors.Is(err, broker.ErrDenied) {
-			t.Errorf("%s: %v", suite, err)
+		w.SetCatalog(c)
+		a := w.attempt(t).withKey(t, suite)
+		a.req.Peer = netip.MustParseAddr("192.0.2.1")
+		if _, err := w.send(t, a); err != nil {
+			t.Fatal(err)
+		}
+		r, q := in.Resource, in.Request
+		if in.Attestation.Type != attest.TypeSNP || !in.Attestation.Bound || r.Path != "disks/vm-1" || r.Policy != "any" || r.Params["vm"] != "vm-1" || r.Labels["team"] != "pay" ||
+			len(q.Resources) != 1 || q.Resources[0] != "disks/vm-1" || q.KeyAlgorithm != string(suite) || q.PostQuantum != (suite == seal.Hybrid) ||
+			!in.Time.Equal(w.now) || in.Time.Location() != time.UTC || in.Chip.Networks != 1 {
+			t.Errorf("%s: told %+v", suite, in)
 		}
 	}
 }
