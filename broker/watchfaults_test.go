@@ -811,3 +811,88 @@ func TestSessionsAreSeenFrom(t *testing.T) {
 		}
 	})
 }
+
+// TestDeniedSessionsAreForgotten, whatever it was that ended them.
+func TestDeniedSessionsAreForgotten(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, w *watched, st *fakeStream){
+		"the policy changed": func(_ *testing.T, w *watched, _ *fakeStream) {
+			w.decisions.set(true, nil)
+			w.Changed()
+		},
+		"the resource is gone": func(_ *testing.T, w *watched, _ *fakeStream) { w.SetCatalog(nil) },
+		"its chip is revoked": func(_ *testing.T, w *watched, _ *fakeStream) {
+			w.revoked.add(broker.Subject{Kind: broker.RevokeChip, Value: theCPU.ChipID})
+			w.Changed()
+		},
+		"it says nothing": func(_ *testing.T, _ *watched, st *fakeStream) { st.in <- broker.WatchMessage{} },
+		"it acknowledges what it does not have": func(_ *testing.T, _ *watched, st *fakeStream) {
+			st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: "disks/vm-2", Version: "1"}}
+		},
+		"fresh evidence is denied": func(t *testing.T, w *watched, st *fakeStream) {
+			a := w.guest(t, "disks/vm-1", "db/orders")
+			a.req.Evidence.Report[0] = 'x'
+			st.in <- broker.WatchMessage{Subscribe: &broker.Subscription{Request: a.req}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			watching(t, func(t *testing.T, w *watched) {
+				st, s, hangUp := w.holds(t, w.guest(t, "disks/vm-1", "db/orders"))
+				end(t, w, st)
+				st.ended(t, broker.EndDenied)
+				hangUp()
+				if _, err := w.sessions.GetSession(context.Background(), s.ID); !errors.Is(err, broker.ErrNoSecret) || len(w.vault.owners()) > 0 || len(w.book.all()) > 0 {
+					t.Errorf("session: %v, owners %v", err, w.vault.owners())
+				}
+			})
+		})
+	}
+	t.Run("revoked as it begins", func(t *testing.T) {
+		watching(t, func(t *testing.T, w *watched) {
+			w.r.follow = func() { w.revoked.add(broker.Subject{Kind: broker.RevokeChip, Value: theCPU.ChipID}) }
+			st, hangUp := w.subscribe(t, broker.Subscription{Request: w.guest(t, "disks/vm-1").req})
+			s := st.start(t)
+			st.secrets(t, 1)
+			st.ended(t, broker.EndDenied)
+			hangUp()
+			if _, err := w.sessions.GetSession(context.Background(), s.ID); !errors.Is(err, broker.ErrNoSecret) {
+				t.Error("the session is still known")
+			}
+		})
+	})
+}
+
+// TestHangUpWhileTheBookIsUnreadable: who cannot tell whether another stream goes on with the session leaves it to be gone on with.
+func TestHangUpWhileTheBookIsUnreadable(t *testing.T) {
+	book := &brokenSessions{}
+	watching(t, func(t *testing.T, w *watched) {
+		st, hangUp := w.subscribe(t, broker.Subscription{Request: w.guest(t, "disks/vm-1").req})
+		s := st.start(t)
+		st.secrets(t, 1)
+		wait(time.Second)
+		book.get.Store(true)
+		hangUp()
+		book.get.Store(false)
+		if got := book.fakeSessions.get(t, s.ID); time.Until(got.ExpiresAt) != time.Minute {
+			t.Errorf("it waits until %s", got.ExpiresAt)
+		}
+	}, func(c *broker.Config) { c.Sessions = book })
+}
+
+// TestAcknowledgementIsNotWritten: a session whose book fails goes on.
+func TestAcknowledgementIsNotWritten(t *testing.T) {
+	book := &brokenSessions{}
+	watching(t, func(t *testing.T, w *watched) {
+		st, hangUp := w.subscribe(t, broker.Subscription{Request: w.guest(t, "disks/vm-1").req})
+		s := st.start(t)
+		st.secrets(t, 1)
+		book.put.Store(true)
+		st.in <- broker.WatchMessage{Acknowledge: &broker.Acknowledgement{Resource: "disks/vm-1", Version: "1"}}
+		wait(time.Minute)
+		st.quiet(t)
+		book.put.Store(false)
+		hangUp()
+		if h := book.fakeSessions.get(t, s.ID).Holdings[0]; h.Version != "1" || h.Pending != "" {
+			t.Errorf("holding %+v", h)
+		}
+	}, func(c *broker.Config) { c.Sessions = book })
+}
