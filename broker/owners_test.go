@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -213,5 +214,46 @@ func TestRenewalTimes(t *testing.T) {
 	s.failed("x", now)
 	if !s.due("x", now.Add(3*time.Second)) {
 		t.Error("a success does not start over")
+	}
+}
+
+// TestRenewError: what is true of a renewal as a whole is true of its owner, or of each lease of all that there were.
+func TestRenewError(t *testing.T) {
+	busy, slow := errors.New("too busy"), errors.New("too slow")
+	for name, tt := range map[string]struct {
+		err    RenewError
+		is     []error
+		isNot  []error
+		prints string
+	}{
+		"the owner":               {RenewError{Owner: busy}, []error{busy}, []error{slow}, "too busy"},
+		"the owner, and a lease":  {RenewError{Owner: busy, Leases: map[string]error{"l": slow}}, []error{busy}, []error{slow}, "too busy; too slow"},
+		"all leases":              {RenewError{Leases: map[string]error{"l1": slow, "l2": slow}, All: true}, []error{slow}, []error{busy}, "too slow; too slow"},
+		"not all leases":          {RenewError{Leases: map[string]error{"l1": slow}}, nil, []error{slow, busy}, "too slow"},
+		"all, for several causes": {RenewError{Leases: map[string]error{"l2": slow, "l1": busy}, All: true}, nil, []error{slow, busy}, "too busy; too slow"},
+	} {
+		for _, target := range tt.is {
+			if !errors.Is(&tt.err, target) {
+				t.Errorf("%s: it is not %v", name, target)
+			}
+		}
+		for _, target := range tt.isNot {
+			if errors.Is(&tt.err, target) {
+				t.Errorf("%s: it is %v", name, target)
+			}
+		}
+		if got := tt.err.Error(); got != tt.prints {
+			t.Errorf("%s: prints %q", name, got)
+		}
+	}
+}
+
+// TestLeaseTTL is the owner's, or what policy and catalog say if that is shorter.
+func TestLeaseTTL(t *testing.T) {
+	o := Owner{Of: map[string]Leased{"short": {Cap: time.Minute}, "long": {Cap: time.Hour}, "any": {}, "tiny": {Cap: 1}}}
+	for id, want := range map[string]time.Duration{"short": time.Minute, "long": 2 * time.Minute, "any": 2 * time.Minute, "unknown": 2 * time.Minute, "tiny": 1} {
+		if got := o.LeaseTTL(id, 2*time.Minute); got != want {
+			t.Errorf("%s: %s, want %s", id, got, want)
+		}
 	}
 }
