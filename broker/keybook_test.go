@@ -243,6 +243,9 @@ func TestVanishedKey(t *testing.T) {
 	t.Run("known by the version feed", func(t *testing.T) {
 		k := newKeyWorld(t, func(c *broker.Config) { c.Versions = oneVersion("4") })
 		denied(t, k, "")
+		if m, _ := k.MissingKeys(t.Context()); m[0].Version != 4 {
+			t.Errorf("missing %+v, want version 4, which is known", m)
+		}
 		if err := k.ForgetKey(t.Context(), "disks/vm-1"); err != nil {
 			t.Fatal(err)
 		}
@@ -416,6 +419,13 @@ func TestForgetKeyFails(t *testing.T) {
 	}
 	if err := k.ask(t, ""); err != nil || k.src.has != 1 {
 		t.Errorf("%v, version %d is made", err, k.src.has)
+	}
+	bare := newKeyWorld(t, func(c *broker.Config) { c.Cache = nil })
+	if err := bare.ask(t, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := bare.ForgetKey(t.Context(), "disks/vm-1"); err != nil || bare.keys.items["disks/vm-1"].Version != 0 {
+		t.Errorf("without a cache: %v", err)
 	}
 	plain := newKeyWorld(t, func(c *broker.Config) { c.Keys = nil })
 	if err := plain.ask(t, ""); err != nil {
