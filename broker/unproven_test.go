@@ -73,7 +73,7 @@ func TestUnprovenRecords(t *testing.T) {
 func TestClip(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "", "0123456789": "0123456789", "0123456789a": "0123456…", "é123456789é": "é12345…", "ééééé": "ééééé", "éééééé": "ééé…",
-		"a\x00b\n": "a\ufffdb\n", "a\xffb": "a\ufffdb",
+		"a\x00b\n": "a\ufffdb\n", "a\xffb": "a\ufffdb", "a\xff\xfe\xfdb": "a\ufffdb",
 	} {
 		if got := broker.Clip(in, 10); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
