@@ -280,3 +280,19 @@ func TestWhatEndsIsToldAtOnce(t *testing.T) {
 func endsOnce() error {
 	return &broker.RenewError{Leases: map[string]error{"vault-lease-1": broker.ErrNoSecret}}
 }
+
+// TestOnlyLoginsAreCapped where neither policy nor catalog says how long: what a broker renews lives as long as its session.
+func TestOnlyLoginsAreCapped(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		w.set(t, broker.CatalogEntry{Pattern: "db/{name}", Source: "vault", Kind: broker.KindDatabase, Key: "{name}", Policy: "any"})
+		w.holds(t, w.guest(t, "db/orders"))
+		if _, err := w.send(t, w.guest(t, "db/orders")); err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range w.vault.granted {
+			if g.Cap != 0 || g.TTL != 5*time.Minute {
+				t.Errorf("granted for %s, at most %s", g.TTL, g.Cap)
+			}
+		}
+	})
+}

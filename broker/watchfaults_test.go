@@ -896,3 +896,85 @@ func TestAcknowledgementIsNotWritten(t *testing.T) {
 		}
 	}, func(c *broker.Config) { c.Sessions = book })
 }
+
+// TestSharedReads: a version is read once for all that get the same, and what differs in anything is read by itself.
+func TestSharedReads(t *testing.T) {
+	watching(t, func(t *testing.T, w *watched) {
+		entries := []broker.CatalogEntry{
+			{Pattern: "same/{x}", Source: "vault", Key: "k"},
+			{Pattern: "kind", Source: "vault", Key: "k", Kind: broker.KindDatabaseStatic},
+			{Pattern: "source", Source: "second", Key: "k"},
+			{Pattern: "mount", Source: "vault", Mount: "m", Key: "k"},
+			{Pattern: "key", Source: "vault", Key: "l"},
+			{Pattern: "field", Source: "vault", Key: "k", Field: "f"},
+			{Pattern: "encoding", Source: "vault", Key: "k", Options: map[string]string{"encoding": "base64"}},
+		}
+		resources := []string{"same/a", "same/b", "same/c"}
+		for i := range entries {
+			entries[i].Policy = "any"
+			if i > 0 {
+				resources = append(resources, entries[i].Pattern)
+			}
+		}
+		w.set(t, entries...)
+		st, _, _ := w.holds(t, w.guest(t, resources...))
+		reads := map[string]int{}
+		w.answers(func(g broker.Granted, v string) (broker.Secret, error) {
+			reads[g.Entry.Pattern]++
+			return broker.Secret{Value: []byte("x"), Version: v}, nil
+		})
+		for _, v := range []string{"2", "3"} { // another version is another secret
+			clear(reads)
+			w.r.rotate(v)
+			synctest.Wait()
+			st.secrets(t, len(resources))
+			for _, e := range entries {
+				if reads[e.Pattern] != 1 {
+					t.Errorf("%s was read %d times", e.Pattern, reads[e.Pattern])
+				}
+			}
+		}
+	}, func(c *broker.Config) {
+		c.Sources["second"] = c.Versions.(*rotated)
+		c.Sources["vault"] = c.Versions.(*rotated)
+	})
+}
+
+// editioned tells two versions of one number apart.
+type editioned struct {
+	*rotated
+	edition *atomic.Value
+}
+
+func (e editioned) Edition(broker.CatalogEntry) string { return e.edition.Load().(string) }
+
+// TestSameNumberAnotherEdition: a secret that was deleted with its history, and written again, reaches who watches it, once.
+func TestSameNumberAnotherEdition(t *testing.T) {
+	edition := &atomic.Value{}
+	edition.Store("first")
+	watching(t, func(t *testing.T, w *watched) {
+		w.answers(func(_ broker.Granted, v string) (broker.Secret, error) {
+			return broker.Secret{Value: []byte("x"), Version: v, Edition: edition.Load().(string)}, nil
+		})
+		st, s, _ := w.holds(t, w.guest(t, "disks/vm-1"))
+		w.r.rotate("1")
+		synctest.Wait()
+		st.quiet(t)
+		edition.Store("second")
+		w.r.rotate("1")
+		synctest.Wait()
+		if got := st.secrets(t, 1); got["disks/vm-1"] != "1" || w.sessions.get(t, s.ID).Holdings[0].Edition != "second" {
+			t.Errorf("sent %v, holding %+v", got, w.sessions.get(t, s.ID).Holdings[0])
+		}
+		w.r.rotate("1")
+		synctest.Wait()
+		st.quiet(t)
+		edition.Store("") // not known any more: that is no news
+		w.r.rotate("1")
+		synctest.Wait()
+		st.quiet(t)
+		if got := w.sessions.get(t, s.ID).Holdings[0].Edition; got != "second" {
+			t.Errorf("edition %q", got)
+		}
+	}, func(c *broker.Config) { c.Versions = editioned{c.Versions.(*rotated), edition} })
+}
