@@ -71,13 +71,17 @@ func TestUnnameableResource(t *testing.T) {
 
 // TestRevokedPolicyReadsNothing: what a revoked policy allows is not read from its source either.
 func TestRevokedPolicyReadsNothing(t *testing.T) {
-	l := newLeaseWorld(t)
+	var last broker.Event
+	l := newLeaseWorld(t, func(c *broker.Config) { c.Observe = func(_ context.Context, e broker.Event) { last = e } })
 	l.revoked.add(broker.Subject{Kind: broker.RevokePolicy, Value: anyPolicy})
 	if _, err := l.send(t, l.guest(t, "db/orders", "disks/vm-1")); !errors.Is(err, broker.ErrDenied) {
 		t.Fatal(err)
 	}
 	if l.vault.fetches+l.vault.made+l.source.touched != 0 {
 		t.Errorf("%d reads, %d owners, %d disks", l.vault.fetches, l.vault.made, l.source.touched)
+	}
+	if last.Stage != broker.StageDecide {
+		t.Errorf("event %+v", last)
 	}
 }
 
