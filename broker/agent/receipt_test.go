@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -27,26 +28,50 @@ import (
 // sealing is a broker with the pinned identity that answers as the test says.
 type sealing struct {
 	pb.UnimplementedKeyBrokerServer
-	t      *testing.T
-	id     *seal.Identity
-	change func(*answer)
-	asked  []*pb.ReleaseRequest
+	t         *testing.T
+	id        *seal.Identity
+	change    func(*answer)
+	asked     []*pb.ReleaseRequest
+	challenge func(context.Context) (*pb.ChallengeResponse, error) // nil: a new nonce each time
+	fail      func(ctx context.Context, asked int) error           // nil, or its error: in place of a release
+	activate  func(*pb.ActivateTPMRequest) (*pb.ActivateTPMResponse, error)
+	prove     func(*pb.ProveInclusionRequest) (*pb.ProveInclusionResponse, error)
+	streams   []func(*session) error // what it does in each Watch
+	sessions  []*session
+	nonces    int
 }
 
 // answer is what it is about to send: of each secret the statement, and the receipt's promise.
 type answer struct {
 	secrets []seal.Statement
 	promise promise
+	payload []byte // in place of the promise, if not nil
 	index   uint64
 	signer  *seal.Identity // of the receipt
 }
 
-func (s *sealing) Challenge(context.Context, *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
-	return &pb.ChallengeResponse{Nonce: []byte("the nonce")}, nil
+func (s *sealing) Challenge(ctx context.Context, _ *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
+	s.nonces++
+	if s.challenge == nil && s.nonces == 1 {
+		return &pb.ChallengeResponse{Nonce: []byte("the nonce")}, nil
+	} else if s.challenge == nil {
+		return &pb.ChallengeResponse{Nonce: fmt.Append(nil, "the nonce ", s.nonces)}, nil
+	}
+	return s.challenge(ctx)
 }
 
-func (s *sealing) Release(_ context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
+func (s *sealing) Release(ctx context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
 	s.asked = append(s.asked, req)
+	if s.fail != nil {
+		if err := s.fail(ctx, len(s.asked)); err != nil {
+			return nil, err
+		}
+	}
+	return s.answer(req)
+}
+
+// answer seals a secret for each resource.
+func (s *sealing) answer(req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
 	leaf := sha256.Sum256(nil)
 	a := answer{promise: promise{ID: "decision", Log: "log", Index: 3, LeafHash: base64.RawURLEncoding.EncodeToString(leaf[:])}, index: 3, signer: s.id}
 	for _, r := range req.GetResources() {
@@ -73,6 +98,9 @@ func (s *sealing) Release(_ context.Context, req *pb.ReleaseRequest) (*pb.Releas
 	payload, err := json.Marshal(a.promise)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
+	}
+	if a.payload != nil {
+		payload = a.payload
 	}
 	jws, err := a.signer.Sign(seal.TypeReceipt, payload)
 	if err != nil {
@@ -123,6 +151,8 @@ func sealed(t *testing.T, devices ...Device) (*Client, *sealing, *[]attest.Trans
 // TestGet: what the guest is told is what the broker signed.
 func TestGet(t *testing.T) {
 	c, s, said := sealed(t)
+	var expires int64
+	s.change = func(a *answer) { expires = a.secrets[0].Expires }
 	secrets, receipt, err := c.GetWith(t.Context(), map[string][]byte{"b": []byte("csr")}, "a", "b")
 	if err != nil {
 		t.Fatal(err)
@@ -130,8 +160,12 @@ func TestGet(t *testing.T) {
 	for i, want := range []string{"a", "b"} {
 		got := secrets[i]
 		if got.Resource != want || string(got.Value) != "secret of "+want || got.Version != "8" || got.Lease != "lease" || got.Policy != "sha256:00" ||
-			got.ContentType != "text/plain" || time.Until(got.Expires) <= 0 {
+			got.ContentType != "text/plain" || got.Expires != time.Unix(expires, 0) || !got.PreviousRetires.IsZero() {
 			t.Errorf("secret %+v", got)
+		}
+		got.Wipe()
+		if !slices.Equal(got.Value, make([]byte, len("secret of a"))) {
+			t.Errorf("wiped, and still %q", got.Value)
 		}
 	}
 	if receipt.LogIndex != 3 || receipt.Log != "log" || len(receipt.LeafHash) != 32 || receipt.Promise == "" || !slices.Equal(receipt.Identity, s.id.PublicKey()) {
@@ -177,6 +211,7 @@ func TestReceiptIsForThisRelease(t *testing.T) {
 		"three secrets":               {func(a *answer) { a.secrets = append(a.secrets, a.secrets[0]) }, "asked for 2 secrets, got 3"},
 		"secrets in another order":    {func(a *answer) { slices.Reverse(a.secrets) }, `secret is for "b"`},
 		"secret of another challenge": {func(a *answer) { a.secrets[1].Nonce = "AAAA" }, "another challenge"},
+		"promise that is no JSON":     {func(a *answer) { a.payload = []byte("{") }, "receipt: decode"},
 		"expired secret":              {func(a *answer) { a.secrets[0].Expires = time.Now().Add(-time.Hour).Unix() }, "expired"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -184,7 +219,7 @@ func TestReceiptIsForThisRelease(t *testing.T) {
 			s.change = tt.change
 			secrets, _, err := c.GetWith(t.Context(), nil, "a", "b")
 			// (Whose clock is wrong, ours or the broker's, a guest cannot tell.)
-			if name != "expired secret" && !errors.Is(err, ErrNotOurBroker) || err == nil || !strings.Contains(err.Error(), tt.want) || len(secrets) > 0 || len(s.asked) != 1 {
+			if errors.Is(err, ErrNotOurBroker) == (name == "expired secret") || err == nil || !strings.Contains(err.Error(), tt.want) || len(secrets) > 0 || len(s.asked) != 1 {
 				t.Errorf("got %d secrets after %d requests, %v; want %q", len(secrets), len(s.asked), err, tt.want)
 			}
 		})
