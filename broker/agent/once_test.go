@@ -59,6 +59,19 @@ func TestNew(t *testing.T) {
 	}
 	pin := func() ([]byte, error) { return nil, nil }
 	good := Config{Address: "broker.invalid:1", TLS: &tls.Config{}, Identity: []byte{1}, Device: noDevice{}}
+	own := good
+	logged, now := 0, time.Unix(1, 0)
+	own.Logf = func(string, ...any) { logged++ }
+	own.Missing = func(error) string { return "all" }
+	own.Now = func() time.Time { return now }
+	c, err := New(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.cfg.Logf("x"); logged != 1 || c.cfg.Missing(nil) != "all" || c.cfg.Now() != now {
+		t.Error("what is given is not kept")
+	}
 	for name, tt := range map[string]struct {
 		change func(*Config)
 		want   string // of the error
@@ -217,6 +230,60 @@ func TestGetRetries(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWaiting: what is missing is looked at while a broker rests.
+func TestWaiting(t *testing.T) {
+	for name, ask := range map[string]func(context.Context, *Client) error{
+		"get":   func(ctx context.Context, c *Client) error { _, _, err := c.Get(ctx, "a"); return err },
+		"watch": func(ctx context.Context, c *Client) error { return c.Watch(ctx, []string{"a"}, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, s, _ := sealed(t)
+				ctx, end := context.WithCancel(t.Context())
+				defer end()
+				cause := errors.New("no route")
+				var asked []error
+				c.cfg.Missing = func(err error) string { asked = append(asked, err); return "" }
+				s.challenge = func(context.Context) (*pb.ChallengeResponse, error) {
+					end()
+					return nil, status.Error(codes.Unavailable, "x")
+				}
+				e := c.brokers.list[0]
+				e.resting = time.Now().Add(10 * firstWait)
+				e.last.set(cause)
+				if err := ask(ctx, c); err == nil {
+					t.Error("got an answer")
+				}
+				if len(asked) < 10 || asked[0] != nil || slices.ContainsFunc(asked[1:], func(err error) bool { return err != cause }) {
+					t.Errorf("asked what is missing for %v", asked)
+				}
+			})
+		})
+	}
+}
+
+// TestAttemptEnds: a device that hangs costs one attempt, and not the deadline.
+func TestAttemptEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := sealed(t)
+		sign := c.devices[0].Device
+		n := 0
+		c.devices[0] = newHasty(deviceFunc(func(ctx context.Context, tr attest.Transcript) (attest.Evidence, error) {
+			if n++; n == 1 {
+				if end, ok := ctx.Deadline(); !ok || time.Until(end) != 30*time.Second {
+					t.Errorf("an attempt ends in %s", time.Until(end))
+				}
+				<-ctx.Done()
+				return attest.Evidence{}, ctx.Err()
+			}
+			return sign.Evidence(ctx, tr)
+		}))
+		if _, _, err := c.Get(t.Context(), "a"); err != nil || s.nonces != 2 {
+			t.Errorf("after %d nonces: %v", s.nonces, err)
+		}
+	})
 }
 
 // TestSkew: a clock may be off by as much as the guest says, and no more.
@@ -387,6 +454,14 @@ func TestActivation(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestOneByte is an input as well.
+func TestOneByte(t *testing.T) {
+	bound, sent := withInputs([]string{"a", "b"}, map[string][]byte{"b": {1}})
+	if len(bound) != 2 || len(bound[0]) != 0 || len(bound[1]) != 1 || len(sent) != 1 || sent[0].GetResource() != "b" {
+		t.Errorf("bound %x, sent %v", bound, sent)
 	}
 }
 
