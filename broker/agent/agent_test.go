@@ -39,7 +39,7 @@ func TestBackoff(t *testing.T) {
 			}
 		}
 	}
-	for _, c := range []codes.Code{codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented, codes.Unauthenticated} {
+	for _, c := range []codes.Code{codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented, codes.Unauthenticated, codes.OutOfRange} {
 		if _, again := backoff(with(c, time.Second), 0); again {
 			t.Errorf("%s: asks again", c)
 		}
@@ -55,7 +55,7 @@ func TestBackoff(t *testing.T) {
 }
 
 func TestFinal(t *testing.T) {
-	for c, want := range map[codes.Code]error{codes.PermissionDenied: ErrDenied, codes.InvalidArgument: ErrRefused, codes.Unimplemented: ErrRefused} {
+	for c, want := range map[codes.Code]error{codes.PermissionDenied: ErrDenied, codes.InvalidArgument: ErrRefused, codes.Unimplemented: ErrRefused, codes.OutOfRange: ErrRefused} {
 		if err := final(fmt.Errorf("release: %w", status.Error(c, "x"))); !errors.Is(err, want) {
 			t.Errorf("%s: %v", c, err)
 		}

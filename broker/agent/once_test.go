@@ -376,6 +376,7 @@ func TestEvidenceIsSentWhole(t *testing.T) {
 		}, "under id the-id"},
 		"by another broker":      {func(r string) []string { return []string{sign(id, `{"jti":"the-id","request":"`+r+`"}`)} }, ""},
 		"of no readable request": {func(r string) []string { return []string{sign(s.id, `{"jti":"the-id","request":"`+r+`!"}`)} }, ""},
+		"of another form":        {func(r string) []string { return []string{sign(s.id, `{"jti":"the-id","request":"`+r+`","iat":"now"}`)} }, ""},
 		"nobody's":               {func(string) []string { return nil }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -475,7 +476,7 @@ func TestProve(t *testing.T) {
 		asked int
 	}{
 		"at once":       {func(int) error { return nil }, "", nil, 1},
-		"after a while": {func(n int) error { return map[bool]error{true: pending}[n < 4] }, "", nil, 4},
+		"after a while": {func(n int) error { return map[bool]error{true: pending}[n < 7] }, "", nil, 7},
 		"refused":       {func(int) error { return status.Error(codes.OutOfRange, "no such entry") }, "no such entry", nil, 1},
 		"not in time":   {func(int) error { return pending }, "prove inclusion", ErrUnreachable, 1},
 	} {
@@ -487,8 +488,9 @@ func TestProve(t *testing.T) {
 				asked := 0
 				var last time.Time
 				s.prove = func(r *pb.ProveInclusionRequest) (*pb.ProveInclusionResponse, error) {
-					if asked++; asked > 1 && time.Since(last) < firstWait/2 {
-						t.Errorf("asked again after %s", time.Since(last))
+					asked++
+					if wait, d := firstWait<<max(asked-2, 0), time.Since(last); asked > 1 && (d < wait/2 || d > wait*3/2) {
+						t.Errorf("asked for the %dth time after %s", asked, d)
 					}
 					last = time.Now()
 					if r.GetLogIndex() != 7 {

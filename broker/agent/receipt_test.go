@@ -201,7 +201,7 @@ func TestReceiptIsForThisRelease(t *testing.T) {
 	}{
 		"of another decision":         {func(a *answer) { a.promise.ID = "earlier" }, "another decision"},
 		"of no decision":              {func(a *answer) { a.promise.ID = "" }, "another decision"},
-		"by another broker":           {func(a *answer) { a.signer = other }, "receipt"},
+		"by another broker":           {func(a *answer) { a.signer = other }, "receipt: verify broker signature"},
 		"index beside it":             {func(a *answer) { a.index = 4 }, "signed index"},
 		"without a leaf":              {func(a *answer) { a.promise.LeafHash = "" }, "leaf hash"},
 		"leaf of another size":        {func(a *answer) { a.promise.LeafHash = "AAAA" }, "leaf hash"},
@@ -212,7 +212,10 @@ func TestReceiptIsForThisRelease(t *testing.T) {
 		"secrets in another order":    {func(a *answer) { slices.Reverse(a.secrets) }, `secret is for "b"`},
 		"secret of another challenge": {func(a *answer) { a.secrets[1].Nonce = "AAAA" }, "another challenge"},
 		"promise that is no JSON":     {func(a *answer) { a.payload = []byte("{") }, "receipt: decode"},
-		"expired secret":              {func(a *answer) { a.secrets[0].Expires = time.Now().Add(-time.Hour).Unix() }, "expired"},
+		"promise of another form": {func(a *answer) {
+			a.payload = fmt.Appendf(nil, `{"jti":"decision","log":1,"index":3,"leaf_hash":%q}`, a.promise.LeafHash)
+		}, "receipt: decode"},
+		"expired secret": {func(a *answer) { a.secrets[0].Expires = time.Now().Add(-time.Hour).Unix() }, "expired"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, s, _ := sealed(t)

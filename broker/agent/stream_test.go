@@ -379,7 +379,7 @@ func TestStreamTrouble(t *testing.T) {
 				return &pb.ChallengeResponse{Nonce: []byte("the nonce")}, nil
 			}
 		}, 1), nil, none, "ask for a challenge: "},
-		"no inputs":                {inputs(nil, errors.New("no CSR"), 1, 2), nil, none, "no CSR"},
+		"no inputs":                {inputs(map[string][]byte{"c": nil}, errors.New("no CSR"), 1, 2), nil, none, "no CSR"},
 		"inputs of something else": {inputs(map[string][]byte{"c": nil}, nil, 2), nil, none, `input for "c"`},
 		"no device":                {device(1), nil, none, "make evidence: no quote"},
 		"no inputs for new":        {inputs(nil, errors.New("no CSR"), 3), asking, 0, "no CSR"},

@@ -457,6 +457,11 @@ func TestLeafKinds(t *testing.T) {
 		return len(e.Id) <= len(oidKDS) || !e.Id[:len(oidKDS)].Equal(oidKDS)
 	})
 	hwid := pkix.Extension{Id: append(slices.Clone(oidKDS), 4), Value: make([]byte, hwidSize)}
+	cl, err := l.verify(t, l.evidence(t, teesim.DeviceOptions{VLEK: true, Extensions: append(slices.Clone(amd), pkix.Extension{Id: append(slices.Clone(oidKDS), 6), Value: []byte{5, 0}})}, teesim.ReportOptions{}))
+	wantFailure(t, cl, err, checkKDSExtensions, attest.ReasonMalformed)
+	if !strings.Contains(err.Error(), "unknown extension") {
+		t.Error(err)
+	}
 	noCSP := slices.DeleteFunc(slices.Clone(amd), func(e pkix.Extension) bool { return e.Id[len(oidKDS)] == 5 })
 	for name, ext := range map[string][]pkix.Extension{"with a chip": append(slices.Clone(amd), hwid), "without a provider": noCSP, "a chip's": append(slices.Clone(noCSP), hwid)} {
 		cl, err := l.verify(t, l.evidence(t, teesim.DeviceOptions{VLEK: true, Extensions: ext}, teesim.ReportOptions{}))
