@@ -22,13 +22,16 @@ func TestBackoff(t *testing.T) {
 		}
 		return fmt.Errorf("release: %w", s.Err())
 	}
+	var most time.Duration
 	for range 200 {
 		for _, asked := range []time.Duration{time.Millisecond, time.Second, 5 * time.Second, time.Minute} {
 			if d, again := backoff(with(codes.ResourceExhausted, asked), 0); !again || d < asked || d > max(2*asked, 2*firstWait) {
 				t.Fatalf("asked for %s: %s %v", asked, d, again)
 			}
 		}
-		for _, odd := range []time.Duration{-time.Hour, 0, 1000 * time.Hour} {
+		d, _ := backoff(with(codes.ResourceExhausted, time.Minute), 0)
+		most = max(most, d)
+		for _, odd := range []time.Duration{-time.Hour, 0, time.Nanosecond, 1000 * time.Hour} {
 			if d, again := backoff(with(codes.Unavailable, odd), 0); !again || d <= 0 || d > 2*time.Minute {
 				t.Fatalf("asked for %s: %s %v", odd, d, again)
 			}
@@ -38,6 +41,9 @@ func TestBackoff(t *testing.T) {
 				t.Fatalf("attempt %d: %s %v", attempt, d, again)
 			}
 		}
+	}
+	if most < 80*time.Second || most > 90*time.Second+1 {
+		t.Errorf("asked for a minute, a fleet comes back within %s", most)
 	}
 	for _, c := range []codes.Code{codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented, codes.Unauthenticated, codes.OutOfRange} {
 		if _, again := backoff(with(c, time.Second), 0); again {

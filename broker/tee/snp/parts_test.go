@@ -335,6 +335,33 @@ func TestCRLBounds(t *testing.T) {
 	}
 }
 
+// TestCRLEdition: a list is older than another by its number or by its date; each alone keeps it from coming back.
+func TestCRLEdition(t *testing.T) {
+	root, key := ca(t, pkix.Name{CommonName: "r"}, nil, nil)
+	root.SubjectKeyId = []byte{1}
+	at := func(number int64, age time.Duration) attest.Collateral {
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: simNow.Add(-age), NextUpdate: simNow.Add(time.Hour)}, root, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return teetest.MapCollateral{{Kind: attest.SNPCRL, Key: "milan/vcek"}: {Data: der}}
+	}
+	ch := &chain{leaf: &leaf{kind: keyVCEK}, root: anchor{cert: root, simulated: true}, line: milan}
+	for name, c := range map[string]struct {
+		number int64
+		age    time.Duration
+		ok     bool
+	}{"newer": {6, time.Minute, true}, "the same": {5, time.Hour, true}, "a lower number": {4, time.Minute, false}, "an earlier date": {5, 2 * time.Hour, false}} {
+		v := &Verifier{}
+		if _, err := v.crl(t.Context(), ch, at(5, time.Hour), simNow, &appraisal{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.crl(t.Context(), ch, at(c.number, c.age), simNow, &appraisal{}); (err == nil) != c.ok || err != nil && attest.ReasonOf(err) != attest.ReasonCollateralExpired {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestLinkAlgorithms: below a root of AMD, RSA-PSS signs issuers and leaves, and nothing else does.
 func TestLinkAlgorithms(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
