@@ -291,10 +291,14 @@ func TestStreamTrouble(t *testing.T) {
 			return then(w, x)
 		}
 	}
+	var given context.Context // of the stream that fails
 	stubbornly := func(f func(context.Context) (grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse], error)) func(*watched) {
 		return func(w *watched) {
 			e := w.c.brokers.list[0]
-			e.rpc = &stubborn{KeyBrokerClient: e.rpc, watch: f}
+			e.rpc = &stubborn{KeyBrokerClient: e.rpc, watch: func(ctx context.Context) (grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse], error) {
+				given = ctx
+				return f(ctx)
+			}}
 		}
 	}
 	times := func(set func(w *watched, fails func() bool), n ...int) func(*watched) {
@@ -396,9 +400,13 @@ func TestStreamTrouble(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var lasted time.Duration
+			given = nil
 			streams := []func(*watched, *session) error{func(w *watched, x *session) error {
 				if tt.lasts == none {
 					lasted = none
+				}
+				if given != nil && given.Err() == nil {
+					t.Error("the stream before goes on")
 				}
 				x.start("s")
 				x.version("a", 4, "9")

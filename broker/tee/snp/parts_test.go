@@ -91,6 +91,34 @@ func TestProductOf(t *testing.T) {
 	}
 }
 
+// TestReserved: every reserved range is looked at from its first byte to its last, and no other byte.
+func TestReserved(t *testing.T) {
+	l := newLab(t)
+	for version, ranges := range map[uint32][][2]int{
+		2: {{0x4c, 0x50}, {0x188, 0x1a0}, {0x1eb, 0x1ec}, {0x1ef, 0x1f0}, {0x1f8, 0x2a0}, {0x330, 0x4a0}},
+		3: {{0x4c, 0x50}, {0x18b, 0x1a0}, {0x1eb, 0x1ec}, {0x1ef, 0x1f0}, {0x1f8, 0x2a0}, {0x330, 0x4a0}},
+		4: {{0x4c, 0x50}, {0x18b, 0x1a0}, {0x1eb, 0x1ec}, {0x1ef, 0x1f0}, {0x1f8, 0x2a0}, {0x330, 0x4a0}},
+		5: {{0x4c, 0x50}, {0x18b, 0x1a0}, {0x1eb, 0x1ec}, {0x1ef, 0x1f0}, {0x208, 0x2a0}, {0x330, 0x4a0}},
+	} {
+		good := l.evidence(t, teesim.DeviceOptions{}, teesim.ReportOptions{Version: version}).Report
+		for _, z := range ranges {
+			for off, refused := range map[int]bool{z[0] - 1: false, z[0]: true, z[1] - 1: true, z[1]: false} {
+				if off == reportSize {
+					continue
+				}
+				b := bytes.Clone(good)
+				b[off] ^= 1
+				if off == 0x4b {
+					continue // the key flags, whose own bits are reserved
+				}
+				if _, err := parseReport(b, &appraisal{}); (err != nil) != refused {
+					t.Errorf("version %d, byte %#x: %v", version, off, err)
+				}
+			}
+		}
+	}
+}
+
 // checksOf is "name outcome" of each check, in order.
 func checksOf(cl attest.Claims) string {
 	var out []string
@@ -174,6 +202,7 @@ func TestKDSExtensionForms(t *testing.T) {
 		want   string            // of the error
 	}{
 		"complete":              {nil, ""},
+		"Turin":                 {map[string][]byte{"2": []byte("\x16\x08Turin-B0"), "3.4": nil, "3.9": {2, 1, 99}}, ""},
 		"no level of microcode": {map[string][]byte{"3.8": nil}, "no security patch level 8"},
 		"another in its place":  {map[string][]byte{"3.8": nil, "3.9": {2, 1, 0}}, "no security patch level 8"},
 		"one too many":          {map[string][]byte{"3.9": {2, 1, 0}}, "9 security patch levels, want 8"},
@@ -212,7 +241,11 @@ func TestKDSExtensionForms(t *testing.T) {
 			}
 			continue
 		}
-		if want := (kdsExtensions{milan, "Milan-B0", [8]byte{10, 11, 13, 14, 15, 16, 12, 17}, hwid, ""}); err != nil || !cmp.Equal(k, want, cmp.AllowUnexported(kdsExtensions{})) {
+		want := kdsExtensions{milan, "Milan-B0", [8]byte{10, 11, 13, 14, 15, 16, 12, 17}, hwid, ""}
+		if name == "Turin" {
+			want = kdsExtensions{turin, "Turin-B0", [8]byte{99, 10, 11, 12, 14, 15, 16, 17}, hwid, ""}
+		}
+		if err != nil || !cmp.Equal(k, want, cmp.AllowUnexported(kdsExtensions{})) {
 			t.Errorf("%s: %+v, %v", name, k, err)
 		}
 	}
