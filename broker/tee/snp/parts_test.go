@@ -183,6 +183,24 @@ func TestVersions(t *testing.T) {
 	if err != nil || cl.Bound || outcome(cl, checkReportData) != attest.Skipped {
 		t.Errorf("without a binding: %v, checks %s", err, checksOf(cl))
 	}
+	for name, c := range map[string]attest.Evidence{
+		"a byte of event log":  {Type: attest.TypeSNP, EventLog: []byte{1}},
+		"another type":         {Type: attest.TypeTDX},
+		"a table that is huge": {Type: attest.TypeSNP, Endorsements: make([]byte, attest.MaxEndorsementsSize+1)},
+	} {
+		c.Report = evidence(t, d, teesim.ReportOptions{}).Report
+		cl, err := l.verify(t, c)
+		reason := attest.ReasonMalformed
+		if c.Type != attest.TypeSNP {
+			reason = attest.ReasonUnsupported
+		}
+		t.Run(name, func(t *testing.T) { wantFailure(t, cl, err, checkReport, reason) })
+	}
+	// The longest table is read, and this one has no end.
+	long := evidence(t, d, teesim.ReportOptions{})
+	long.Endorsements = bytes.Repeat([]byte{1}, attest.MaxEndorsementsSize)
+	cl, err = l.verify(t, long)
+	wantFailure(t, cl, err, checkCertTable, attest.ReasonMalformed)
 	// An error is the last check's detail.
 	ev := evidence(t, d, teesim.ReportOptions{})
 	ev.Endorsements = []byte("no table")
