@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -475,6 +476,13 @@ func TestDeniedWatch(t *testing.T) {
 			x.end(pb.EndReason_END_REASON_DENIED)
 			return nil
 		}, "the-id"},
+		"after more": {func(_ *watched, x *session) error {
+			x.start("s")
+			x.end(pb.EndReason_END_REASON_DENIED)
+			x.version("a", 1, "8")
+			prove(x)
+			return nil
+		}, "the-id"},
 		"of new evidence": {func(_ *watched, x *session) error { x.start("s"); x.ask("new"); prove(x); return denied }, "the-id"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -626,6 +634,36 @@ func TestTaking(t *testing.T) {
 		if !bytes.Equal(v, make([]byte, len(v))) {
 			t.Errorf("version %s is not wiped", given[i])
 		}
+	}
+}
+
+// TestOneAtATime: a version that is being taken is waited for before the next stream begins.
+func TestOneAtATime(t *testing.T) {
+	var taking atomic.Bool
+	_, err := watch(t, func(w *watched) {
+		w.on = func(context.Context, Secret) error {
+			taking.Store(true)
+			time.Sleep(time.Minute)
+			taking.Store(false)
+			return nil
+		}
+	}, func(_ *watched, x *session) error {
+		x.start("s")
+		x.version("a", 1, "8")
+		synctest.Wait()
+		if !taking.Load() {
+			t.Error("the version is not being taken")
+		}
+		return nil
+	}, func(w *watched, x *session) error {
+		if taking.Load() {
+			t.Error("a version of the stream before is still being taken")
+		}
+		x.says("s", 1, map[string]string{"a": "8"})
+		return done(w, x)
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 

@@ -663,6 +663,9 @@ func TestBlame(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if got := (&appraisal{}).failed(errors.New("x")); len(got) != 1 || got[0] != (attest.Check{Name: checkInternal, Outcome: attest.Failed, Detail: "x"}) {
+		t.Errorf("an error of no check: %+v", got)
+	}
 	inner := errors.New("x")
 	bare := &attest.Error{Check: "c"}
 	if cause(inner) != inner || cause(bare) != error(bare) || cause(fmt.Errorf("y: %w", &attest.Error{Check: "c", Err: inner})) != inner {
