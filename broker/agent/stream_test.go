@@ -213,6 +213,7 @@ func TestSessionGoesOn(t *testing.T) {
 		}
 		time.Sleep(w.c.brokers.patience - time.Second) // a broker may think
 		x.start("s")
+		x.send(&pb.WatchResponse{}) // of a kind that this guest does not know yet
 		x.version("a", 1, "8")
 		x.acknowledged("a 8")
 		time.Sleep(2 * w.c.brokers.patience) // and say nothing while there is nothing to say
@@ -562,6 +563,18 @@ func TestNonsenseIsForgotten(t *testing.T) {
 		if err := w.begin(); err != nil || (len(w.bad) == 0) != forgotten {
 			t.Errorf("of %d, %d are left; %v", n, len(w.bad), err)
 		}
+	}
+}
+
+// TestWell: what was not accepted is waited for briefly again, once nothing is wrong any more.
+func TestWell(t *testing.T) {
+	w := &watcher{retries: 3, bad: map[string]bool{"a": true}}
+	if w.well(); w.retries != 3 {
+		t.Errorf("without a: %d retries", w.retries)
+	}
+	delete(w.bad, "a")
+	if w.well(); w.retries != 0 {
+		t.Errorf("well after %d retries", w.retries)
 	}
 }
 
