@@ -411,6 +411,12 @@ func TestStreamTrouble(t *testing.T) {
 					t.Error("the stream before goes on")
 				}
 				x.start("s")
+				synctest.Wait()
+				w.mu.Lock()
+				if n := len(w.told); n == 0 || w.told[n-1] != "" {
+					t.Errorf("started, and told %q", w.told)
+				}
+				w.mu.Unlock()
 				x.version("a", 4, "9")
 				x.acknowledged("a 9")
 				return done(w, x)
