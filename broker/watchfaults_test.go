@@ -121,23 +121,23 @@ func TestPushThatFails(t *testing.T) {
 func TestRetriesBecomeRarer(t *testing.T) {
 	watching(t, func(t *testing.T, w *watched) {
 		st, _, _ := w.holds(t, w.guest(t, "disks/vm-1"))
-		tries := 0
+		var tries atomic.Int32
 		down := func(broker.Granted, string) (broker.Secret, error) {
-			tries++
+			tries.Add(1)
 			return broker.Secret{}, errors.New("vault is sealed")
 		}
 		for range 2 {
 			w.answers(down)
-			tries = 0
+			tries.Store(0)
 			w.r.rotate(fmt.Sprint(time.Now().Unix()))
 			wait(9 * time.Second)
-			if tries < 2 || tries > 5 { // after 0 s, 1 to 3, 3 to 9
-				t.Errorf("%d tries in 9 s", tries)
+			if n := tries.Load(); n < 2 || n > 5 { // after 0 s, 1 to 3, 3 to 9
+				t.Errorf("%d tries in 9 s", n)
 			}
 			wait(2 * time.Minute)
-			before := tries
+			before := tries.Load()
 			wait(4 * time.Minute)
-			if n := tries - before; n < 5 || n > 17 { // every 15 to 45 s
+			if n := tries.Load() - before; n < 5 || n > 17 { // every 15 to 45 s
 				t.Errorf("%d tries in 4 minutes", n)
 			}
 			w.answers(nil)
