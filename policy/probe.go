@@ -199,11 +199,9 @@ func (v *vetter) guess(store storage.Store, p probed, claims map[string]any, wor
 	}
 	now := time.Now()
 	same := func(w string) func(int) string { return func(int) string { return w } }
-	for _, at := range []time.Time{now, now.AddDate(-50, 0, 0), now.AddDate(50, 0, 0)} {
-		for _, networks := range []int{0, 1, 1000} {
-			if way, ok := ask(same(""), networks > 0, at, networks); ok {
-				return way, true
-			}
+	for networks, at := range map[int]time.Time{0: now, 1: now.AddDate(-50, 0, 0), 1000: now.AddDate(50, 0, 0)} {
+		if way, ok := ask(same(""), networks > 0, at, networks); ok {
+			return way, true
 		}
 	}
 	if len(words) == 2 {
