@@ -160,6 +160,9 @@ func TestKinds(t *testing.T) {
 // each wrong shape: as a constant the policy does not load; from data, it denies
 // and says which argument is wrong.
 func TestHelpersFailClosed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long, and nothing of it runs at once")
+	}
 	shapes := libShapes(t)
 	for name, kinds := range takes {
 		t.Run(name, func(t *testing.T) {

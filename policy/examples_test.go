@@ -18,6 +18,9 @@ import (
 // TestExamples: the examples' tests pass and cover all of them, `policy check`
 // has nothing to say, and each row of a README names a test of its own.
 func TestExamples(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long, and nothing of it runs at once")
+	}
 	root := filepath.Join("..", "examples", "policies")
 	entries, err := os.ReadDir(root)
 	if err != nil || len(entries) < 15 {
@@ -202,6 +205,9 @@ func exampleInput(t *testing.T, name string) (map[string]any, broker.ReferenceSe
 // what README.md leaves to others, what says the same as another claim, and what
 // the example's own reference set or requirements make needless.
 func TestClaimsMissing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long, and nothing of it runs at once")
+	}
 	golden := filepath.Join("testdata", "indifferent.txt")
 	var all []string
 	defer func() {
