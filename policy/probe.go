@@ -198,9 +198,12 @@ func (v *vetter) guess(store storage.Store, p probed, claims map[string]any, wor
 		return fmt.Sprintf("it asks for %q", path), true
 	}
 	now := time.Now()
-	same := func(w string) func(int) string { return func(int) string { return w } }
-	for networks, at := range map[int]time.Time{0: now, 1: now.AddDate(-50, 0, 0), 1000: now.AddDate(50, 0, 0)} {
-		if way, ok := ask(same(""), networks > 0, at, networks); ok {
+	nothing := func(int) string { return "" }
+	for _, other := range []struct { // than what partial evaluation was told, each by itself
+		networks int
+		at       time.Time
+	}{{0, now}, {1000, now}, {1, now.AddDate(-50, 0, 0)}, {1, now.AddDate(50, 0, 0)}} {
+		if way, ok := ask(nothing, other.networks > 0, other.at, other.networks); ok {
 			return way, true
 		}
 	}
