@@ -281,9 +281,28 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 	if err := compile(c, mods); err != nil {
 		return nil, fmt.Errorf("compiling policies: %w", err)
 	}
-	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, reads: map[string]selection{}, others: map[string][]string{}, wants: map[string][]string{}, loadedAt: now}
 	rules := newRuleIndex(c)
-	for _, m := range s.modules {
+	out, err := askable(s, c, rules)
+	if err != nil {
+		return nil, err
+	}
+	out.loadedAt = now
+	if vetted {
+		if problems := vet(s, out, rules, config); len(problems) > 0 {
+			return nil, problems
+		}
+	}
+	if out.digest, err = digest(s, config); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// askable is what the policies of modules that c has compiled are asked by.
+func askable(s *sources, c *ast.Compiler, rules *ruleIndex) (*compiled, error) {
+	out := &compiled{compiler: c, data: s.data, revision: s.revision, queries: map[string]ast.Body{}, reads: map[string]selection{}, others: map[string][]string{}, wants: map[string][]string{}}
+	for _, key := range sortedKeys(s.modules) {
+		m := s.modules[key]
 		name, ok := policyName(m.Package.Path)
 		if !ok {
 			continue
@@ -304,17 +323,7 @@ func compileSources(s *sources, lib map[string]*ast.Module, caps *ast.Capabiliti
 		out.queries[name], out.reads[name] = q, readsOf(rules, m.Package.Path)
 		out.names = append(out.names, name)
 	}
-	if vetted {
-		if problems := vet(s, c, config); len(problems) > 0 {
-			return nil, problems
-		}
-	}
 	slices.Sort(out.names)
-	d, err := digest(s, config)
-	if err != nil {
-		return nil, err
-	}
-	out.digest = d
 	return out, nil
 }
 
@@ -331,7 +340,7 @@ func referencesOf(m *ast.Module) (names []string, err error) {
 			name, constant = r.Head.Key.Value.(ast.String)
 		}
 		if !constant || name != broker.AllPolicies && !identifier.MatchString(string(name)) {
-			return nil, fmt.Errorf("%s: write %s contains \"name\", with the name of a policy or \"*\", and no condition", r.Location, referencesRule)
+			return nil, Problem{r.Location.File, r.Location.Row, fmt.Sprintf("write %s contains \"name\", with the name of a policy or \"*\", and no condition", referencesRule)}
 		}
 		names = append(names, string(name))
 	}

@@ -83,6 +83,10 @@ func TestReferenceOwners(t *testing.T) {
 			}
 		})
 	}
+	elsewhere := map[string]string{"disks.rego": "package claviger.release.disks" + head + library, "team.rego": "package team\nreferences_of contains \"disks\" if input.attestation.bound\n"}
+	if _, err := New(Config{Dir: write(t, elsewhere)}); err == nil || !strings.Contains(err.Error(), "only a policy") {
+		t.Errorf("in another package: %v", err)
+	}
 	for body, want := range map[string]string{
 		`references_of contains "teem"`:                             "no policy teem",
 		`references_of contains "disks" if input.attestation.bound`: "no condition",
@@ -90,7 +94,11 @@ func TestReferenceOwners(t *testing.T) {
 		`references_of := {"disks"}`:                                "no condition",
 		`references_of contains x if some x in {"disks"}`:           "no condition",
 	} {
-		_, err := New(Config{Dir: write(t, map[string]string{"disks.rego": "package claviger.release.disks" + head + library + body})})
+		dir := write(t, map[string]string{"disks.rego": "package claviger.release.disks" + head + library + body})
+		if found, err := Check([]string{dir}); err != nil || len(found) == 0 || !strings.Contains(found[0].String(), "disks.rego:") || !strings.Contains(found[0].Message, want) {
+			t.Errorf("%s: check finds %v, %v, want %q", body, found, err, want)
+		}
+		_, err := New(Config{Dir: dir})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", body, err, want)
 		}

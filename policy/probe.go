@@ -66,10 +66,7 @@ func (v *vetter) probe(store, others storage.Store) {
 			continue
 		}
 		asked[name] = true
-		p, err := v.probed(name, m.Package.Path)
-		if err != nil {
-			continue // does not compile
-		}
+		p := v.probed(name, m.Package.Path)
 		for _, s := range strangers() {
 			way, ok := v.allows(store, p, s)
 			if !ok { // where there are reference sets, none of which is the guest's
@@ -101,12 +98,8 @@ type probed struct {
 	members []string // of input.resource: "path", and the params and labels that it reads, as "params.vm"
 }
 
-func (v *vetter) probed(name string, pkg ast.Ref) (probed, error) {
-	query, err := compileQuery(v.compiler, pkg)
-	if err != nil {
-		return probed{}, err
-	}
-	resource, _ := readsOf(v.rules, pkg).member("resource")
+func (v *vetter) probed(name string, pkg ast.Ref) probed {
+	resource, _ := v.asked.reads[name].member("resource")
 	var members []string
 	for _, path := range resource.paths() {
 		if kind, name, ok := strings.Cut(path, "."); ok && (kind == "params" || kind == "labels") {
@@ -114,7 +107,7 @@ func (v *vetter) probed(name string, pkg ast.Ref) (probed, error) {
 		}
 	}
 	slices.Sort(members)
-	return probed{name, pkg, query, append([]string{"path"}, slices.Compact(members)...)}, nil
+	return probed{name, pkg, v.asked.queries[name], append([]string{"path"}, slices.Compact(members)...)}
 }
 
 // allows is what it takes for the policy to release to a stranger, if it can be done: what is left of its conditions on all else, or "".

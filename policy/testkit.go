@@ -381,6 +381,9 @@ type Problem struct {
 	Message string `json:"message"`
 }
 
+// Error is String: what one mistake says where nothing can be compiled for it.
+func (p Problem) Error() string { return p.String() }
+
 func (p Problem) String() string {
 	if p.File == "" {
 		return p.Message
@@ -416,10 +419,18 @@ func Check(paths []string) ([]Problem, error) {
 			return nil, fmt.Errorf("compiling policies: %w", err)
 		}
 	}
-	if !c.Failed() {
-		out = vet(s, c, nil)
+	if c.Failed() {
+		return out, nil
 	}
-	return out, nil
+	rules := newRuleIndex(c)
+	asked, err := askable(s, c, rules)
+	if p, ok := errors.AsType[Problem](err); ok {
+		return []Problem{p}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return vet(s, asked, rules, nil), nil
 }
 
 func problems(err error) []Problem {

@@ -34,12 +34,12 @@ func (p Problems) Error() string {
 
 // vet finds mistakes that compile, and with which a policy would release more
 // than its author meant, or nothing at all. `policy check` lists them, and the
-// engine puts no bundle in force that has one. c has compiled the modules.
-func vet(s *sources, c *ast.Compiler, config map[string]any) Problems {
-	v := vetter{src: s, rules: newRuleIndex(c), compiler: c, vendor: vendorClaims()}
+// engine puts no bundle in force that has one. c is what the modules are asked by.
+func vet(s *sources, c *compiled, rules *ruleIndex, config map[string]any) Problems {
+	v := vetter{src: s, rules: rules, asked: c, compiler: c.compiler, vendor: vendorClaims()}
 	v.names()
 	for _, key := range sortedKeys(s.modules) {
-		m := c.Modules[key]
+		m := c.compiler.Modules[key]
 		_, release := policyName(m.Package.Path)
 		for _, r := range m.Rules {
 			v.rule(r, release)
@@ -87,6 +87,7 @@ func (v *vetter) probes(config map[string]any) error {
 type vetter struct {
 	src      *sources
 	rules    *ruleIndex
+	asked    *compiled
 	compiler *ast.Compiler
 	vendor   map[string]reflect.Type // what stands under a member of the claims, in the vendor's words
 	found    Problems
@@ -402,15 +403,13 @@ func (v *vetter) owners() {
 	for _, key := range sortedKeys(v.src.modules) {
 		m := v.src.modules[key]
 		_, release := policyName(m.Package.Path)
-		asked, err := referencesOf(m)
-		if err != nil {
-			continue // does not compile
+		asked, err := referencesOf(m) // of a policy's module, askable has refused the error
+		if !release && (err != nil || len(asked) > 0) {
+			v.say(m.Package.Location, "%s: only a policy (claviger.release.…) sees reference sets", referencesRule)
+			continue
 		}
 		for _, name := range asked {
-			switch {
-			case !release:
-				v.say(m.Package.Location, "%s: only a policy (claviger.release.…) sees reference sets", referencesRule)
-			case !names[name]:
+			if !names[name] {
 				v.say(m.Package.Location, "%s: there is no policy %s in the bundle", referencesRule, name)
 			}
 		}
