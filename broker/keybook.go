@@ -23,8 +23,8 @@ type KeyRecord struct {
 	Missing time.Time `json:"missing,omitzero"`
 }
 
-// id names the secret in its source, whatever catalog entry leads to it.
-func (r KeyRecord) id() string {
+// ID names the secret in its source, whatever catalog entry leads to it. It is no text.
+func (r KeyRecord) ID() string {
 	return strings.Join([]string{r.Source, r.Mount, r.Key, r.Field}, "\x00")
 }
 
@@ -43,7 +43,7 @@ type KeyBook interface {
 // keysSeen remembers which records were looked at lately, so that a release costs no write and seldom a read.
 type keysSeen struct {
 	mu   sync.Mutex
-	seen map[string]keySeen // by KeyRecord.id; guarded by mu
+	seen map[string]keySeen // by KeyRecord.ID; guarded by mu
 }
 
 type keySeen struct {
@@ -169,7 +169,7 @@ func (b *Broker) remember(ctx context.Context, g allowed, s Secret, now time.Tim
 func (k *keysSeen) has(r KeyRecord, version int, now time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s, ok := k.seen[r.id()]
+	s, ok := k.seen[r.ID()]
 	return ok && s.version >= version && now.Sub(s.at) < keySeenFor
 }
 
@@ -179,13 +179,13 @@ func (k *keysSeen) add(r KeyRecord, version int, now time.Time) {
 	if k.seen == nil || len(k.seen) >= maxKeysSeen {
 		k.seen = map[string]keySeen{}
 	}
-	k.seen[r.id()] = keySeen{version, now}
+	k.seen[r.ID()] = keySeen{version, now}
 }
 
 func (k *keysSeen) forget(r KeyRecord) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	delete(k.seen, r.id())
+	delete(k.seen, r.ID())
 }
 
 // ForgetKey has the next request for a resource make a new key, although there was one: on an operator's word. What was

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/claviger/claviger/broker"
@@ -18,7 +17,7 @@ const (
 )
 
 func keyName(r broker.KeyRecord) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(strings.Join([]string{r.Source, r.Mount, r.Key, r.Field}, "\x00")))
+	return base64.RawURLEncoding.EncodeToString([]byte(r.ID()))
 }
 
 // GetKey implements broker.KeyBook.
@@ -47,18 +46,15 @@ func (s *State) PutKey(ctx context.Context, r broker.KeyRecord) error {
 // ForgetKey implements broker.KeyBook. The record stays: without one, what else brokers know would count.
 func (s *State) ForgetKey(ctx context.Context, name broker.KeyRecord) error {
 	name.Version, name.Missing = 0, time.Time{}
-	key := keyRecords + keyName(name)
-	for range 10 {
-		_, rev, err := s.kv.Get(ctx, key)
-		if err != nil {
-			return err
-		}
-		won, err := s.putKeyIf(ctx, name, rev)
-		if won || err != nil {
-			return err
-		}
+	b, err := json.Marshal(name)
+	if err != nil {
+		return fmt.Errorf("encode record of a key: %w", err)
 	}
-	return fmt.Errorf("record of key %s: %w", name.Key, ErrConflict)
+	if err := s.kv.Put(ctx, keyRecords+keyName(name), b); err != nil {
+		return err
+	}
+	_, err = s.kv.Delete(ctx, missingKeys+keyName(name))
+	return err
 }
 
 func (s *State) putKeyIf(ctx context.Context, r broker.KeyRecord, rev int64) (bool, error) {

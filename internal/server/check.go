@@ -53,11 +53,7 @@ func Check(ctx context.Context, cfg Config, opt Options) error {
 		entries, err := cfg.catalog()
 		errs = append(errs, err)
 		for i, e := range entries {
-			err := inForce(engine.Status(), e.Policy)
-			if err == nil {
-				err = engine.Fits(e)
-			}
-			bad(fmt.Sprintf("catalog[%d].policy", i), err)
+			bad(fmt.Sprintf("catalog[%d].policy", i), releasable(engine, e))
 		}
 	}
 	_, err = s.verifiers(ctx, func(context.Context) ([]byte, error) { return state.GenerateKey32() })

@@ -626,13 +626,18 @@ func (s *Server) checkEntry(e broker.CatalogEntry) error {
 			return err
 		}
 	}
-	if err := inForce(s.engine.Status(), e.Policy); err != nil {
-		return fmt.Errorf("policy: %w", err)
-	}
-	if err := s.engine.Fits(e); err != nil {
+	if err := releasable(s.engine, e); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
 	return nil
+}
+
+// releasable says why the policy in force could never release by the entry.
+func releasable(engine *policy.Engine, e broker.CatalogEntry) error {
+	if err := inForce(engine.Status(), e.Policy); err != nil {
+		return err
+	}
+	return engine.Fits(e)
 }
 
 // inForce says why a policy could not be asked.
